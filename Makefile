@@ -1,0 +1,50 @@
+# Two commands do all their own set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test test-all lint types docs bench clean
+
+demo: $(VENV)/.run  ## train a small CNN on handwritten digits, assess it, write report/index.html
+	$(BIN)/python examples/digits/train.py
+	$(BIN)/hauberk assess examples/digits/plan.toml --output report --fail-on never
+
+test: $(VENV)/.dev lint types docs  ## lint, strict types, documentation, the default tests
+	$(BIN)/python -m pytest -m "not slow" --durations 10
+
+test-all: $(VENV)/.dev lint types docs  ## the same with the slow tests
+	$(BIN)/python -m pytest --durations 20
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.bench  ## every benchmark beside its peers; results go to benchmarks/results
+	$(BIN)/python benchmarks/pgd.py
+
+clean:
+	rm -rf $(VENV) .bench-venv report site .mypy_cache .ruff_cache .pytest_cache
+
+# Installing the developer's set also satisfies the user's, so neither command ever installs twice.
+$(VENV)/.run: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python %d.%d was found; hauberk needs 3.11 or newer: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python %d.%d was found; hauberk needs 3.11 or newer: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/.run
+
+$(VENV)/.bench: $(VENV)/.dev benchmarks/peers.txt
+	$(PIP) --requirement benchmarks/peers.txt
+	touch $@

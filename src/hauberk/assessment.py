@@ -1,0 +1,125 @@
+"""assess: from a model and data to a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import hauberk
+from hauberk.checks.context import Settings
+from hauberk.checks.engine import run_checks, select_checks
+from hauberk.checks.journal import Journal
+from hauberk.checks.scope import fingerprint, scope
+from hauberk.core.access import Budget
+from hauberk.core.data import Data
+from hauberk.core.finding import Finding
+from hauberk.core.target import Target, as_target
+from hauberk.core.threat import Linf, Threat
+from hauberk.core.validate import validate
+from hauberk.report.report import Report
+
+Material = tuple[Target, Data, Settings]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How an assessment is carried out.
+
+    Arguments:
+        select, ignore: checks by name, pillar or glob.
+        output: the run folder: every finding is written there as it is made; None keeps all in memory.
+        resume: go on where an interrupted run in `output` stopped.
+        seconds: the time budget; checks whose turn comes later are reported as not run.
+        workers: processes; more than 1 needs `material`.
+        material: makes target, data and settings again in a worker.
+        plan: what to write to `plan.lock.toml`.
+    """
+
+    select: Sequence[str] = ()
+    ignore: Sequence[str] = ()
+    output: Path | None = None
+    resume: bool = False
+    seconds: float | None = None
+    workers: int = 1
+    material: Callable[[], Material] | None = None
+    plan: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def assess(
+    model: Target | nn.Module, data: Data, threat: Threat | Sequence[Threat] | None = None, *, preset: str = "quick",
+    seed: int = 0, select: Sequence[str] = (), ignore: Sequence[str] = (), output: str | Path | None = None,
+) -> Report:
+    """Assess a model and return the report.
+
+    Arguments:
+        model: a module, or a target made by `load_model`.
+        data: test data, and whatever other roles are at hand.
+        threat: what the adversary may change; several may be named, the first is the main one. None takes Linf at a tenth of
+            the input range.
+        preset: quick, standard or thorough.
+        seed: all randomness is derived from it.
+        select, ignore: checks by name, pillar or glob.
+        output: a folder to keep findings in as they are made.
+
+    Returns:
+        The report: `report.to_html("report")` writes it, a notebook shows it.
+
+    Raises:
+        DataError, ModelError, UsageError: for bad input, before any check has started.
+    """
+    target = as_target(model)
+    threats = default_threats(data) if threat is None else (threat,) if isinstance(threat, Threat) else tuple(threat)
+    settings = Settings(preset=preset, seed=seed, threats=threats)
+    run = Run(select, ignore, Path(output) if output is not None else None)
+    return carry_out(target, data, settings, run)
+
+
+def carry_out(
+    target: Target, data: Data, settings: Settings, run: Run, *, watch: Callable[[Finding], None] | None = None
+) -> Report:
+    """Run the checks of a prepared assessment and return the report; `watch` is told of each finding as it is made."""
+    began, seen = time.monotonic(), watch or _ignore
+    cards = select_checks(settings.preset, run.select, run.ignore)
+    notices = validate(target, data)
+    journal = None
+    done: dict[str, Finding] = {}
+    if run.output is not None:
+        journal = Journal(run.output, fingerprint(target, data, settings, cards), resume=run.resume)
+        done = {finding.id: finding for finding in journal.findings}
+    for finding in done.values():
+        seen(finding)
+    left = [card for card in cards if card.name not in done]
+    budget = Budget(seconds=run.seconds)
+    try:
+        for finding in run_checks(
+            left, target, data, settings, budget=budget, workers=run.workers, material=run.material
+        ):
+            done[finding.id] = finding
+            if journal is not None:
+                journal.add(finding)
+            seen(finding)
+    finally:
+        if journal is not None:
+            journal.close()
+    ordered = [done[card.name] for card in cards if card.name in done]
+    about = scope(target, data, settings, notices=[*notices, *target.notices])
+    about["seconds"] = round(time.monotonic() - began, 1)
+    return Report(ordered, about, {"hauberk": hauberk.__version__, **run.plan})
+
+
+def default_threats(data: Data) -> tuple[Threat, ...]:
+    """Return the threat that is assumed when none is named: Linf at a tenth of the input range."""
+    low, high = (torch.as_tensor(end).double() for end in data.bounds)
+    return (Linf(round(0.1 * float((high - low).mean()), 6)),)
+
+
+@functools.cache
+def _ignore(_: Finding) -> None:
+    return None

@@ -1,0 +1,4 @@
+"""Checks: each asks one question of a model and answers with a finding. One file per section of the report."""
+
+from hauberk.checks import accuracy as accuracy
+from hauberk.checks import evasion as evasion

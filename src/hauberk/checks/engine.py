@@ -1,0 +1,128 @@
+"""The engine: runs checks one after another, or in worker processes, and yields each finding as it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from hauberk.checks.context import Context, Memo, NotRun, Settings
+from hauberk.core import progress, rng
+from hauberk.core.access import Budget
+from hauberk.core.card import Card, load_methods
+from hauberk.core.data import Data
+from hauberk.core.errors import BudgetExceeded, HauberkError, UsageError, nearest
+from hauberk.core.finding import Finding, Status
+from hauberk.core.parallel import run_tasks
+from hauberk.core.target import Target
+
+
+def select_checks(preset: str, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[Card]:
+    """Return the checks of a preset in report order, narrowed by names, pillars or globs.
+
+    Arguments:
+        preset: quick, standard or thorough.
+        select: run these alone, whatever the preset; empty runs the preset.
+        ignore: leave these out.
+
+    Raises:
+        UsageError: for a pattern that names nothing.
+    """
+    cards = list(load_methods().cards("check"))
+    names = [card.name for card in cards]
+    for pattern in (*select, *ignore):
+        if not any(_named(name, pattern) for name in names):
+            pillars = sorted({name.split("/")[0] for name in names})
+            raise UsageError(f"no check is named by '{pattern}'", fix=nearest(pattern, names + pillars))
+    if select:
+        cards = [card for card in cards if any(_named(card.name, pattern) for pattern in select)]
+    else:
+        cards = [card for card in cards if card.runs_at(preset)]
+    return [card for card in cards if not any(_named(card.name, pattern) for pattern in ignore)]
+
+
+@dataclasses.dataclass
+class Job:
+    """All that a worker process needs to run one check: the material is made anew there."""
+
+    check: str
+    material: Callable[[], tuple[Target, Data, Settings]]
+
+
+def run_checks(
+    cards: Sequence[Card], target: Target, data: Data, settings: Settings, *, budget: Budget | None = None,
+    workers: int = 1, material: Callable[[], tuple[Target, Data, Settings]] | None = None,
+) -> Iterator[Finding]:
+    """Run the checks and yield each finding as it is made.
+
+    Arguments:
+        cards: from `select_checks`.
+        target, data, settings: what is assessed, and how.
+        budget: when its seconds are spent, the checks left are yielded as not run.
+        workers: processes; more than 1 needs `material`.
+        material: makes target, data and settings in a worker; picklable.
+    """
+    if workers > 1 and material is not None:
+        jobs = [Job(card.name, material) for card in cards]
+        for outcome in run_tasks(_work, jobs, workers=workers):
+            yield outcome.value if outcome.value is not None else _broken(cards[outcome.index], outcome.error, settings)
+        return
+    memos: dict[Any, Memo] = {}
+    for card in progress.track(cards, "checks"):
+        if budget is not None and budget.left() <= 0:
+            yield _not_run(card, f"the time budget of {budget.seconds:g} s was spent before its turn", settings)
+            continue
+        yield run_check(card, target, data, settings, memos)
+
+
+def run_check(
+    card: Card, target: Target, data: Data, settings: Settings, memos: dict[Any, Memo] | None = None
+) -> Finding:
+    """Run one check; whatever goes wrong in it is in the finding, never raised."""
+    if card.access is not None and target.access < card.access:
+        return _not_run(card, f"it needs {card.access.name} access, {target.access.name} is granted", settings)
+    context = Context(target, data, settings, card, memos)
+    try:
+        with rng.isolated(rng.derive_seed(settings.seed, card.name)):
+            finding: Finding = card.function(context)
+        return finding
+    except NotRun as reason:
+        return _not_run(card, str(reason), settings)
+    except BudgetExceeded as reason:
+        return _not_run(card, str(reason), settings)
+    except Exception as error:
+        return _broken(card, error, settings)
+
+
+def _work(job: Job) -> Finding:
+    target, data, settings = job.material()
+    return run_check(load_methods().get(job.check, "check"), target, data, settings)
+
+
+def _blank(card: Card, status: Status, reason: str) -> Finding:
+    return Finding(
+        id=card.name, pillar=card.facts["pillar"], question=card.question, status=status, unit=card.facts["unit"],
+        better=card.facts["better"], access=card.access.name if card.access is not None else "", tags=card.tags, reason=reason,
+    )
+
+
+def _not_run(card: Card, reason: str, settings: Settings) -> Finding:
+    finding = _blank(card, Status.NOT_RUN, reason)
+    if settings.gates.get(card.name, {}).get("run"):
+        finding.status, finding.reason = Status.FAIL, f"the gate wants it run, but {reason}"
+    return finding
+
+
+def _broken(card: Card, error: BaseException | None, settings: Settings) -> Finding:
+    text = str(error) if isinstance(error, HauberkError) else f"{type(error).__name__}: {error}"
+    finding = _blank(card, Status.ERROR, text)
+    if error is not None and not isinstance(error, HauberkError):
+        frames = traceback.extract_tb(error.__traceback__)
+        finding.notes = [f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno} in {frame.name}" for frame in frames[-3:]]
+    return finding
+
+
+def _named(name: str, pattern: str) -> bool:
+    return name == pattern or name.startswith(pattern.rstrip("/") + "/") or fnmatch.fnmatchcase(name, pattern)

@@ -1,0 +1,83 @@
+"""The journal: each finding is on disk as soon as it is made, so that a killed assessment loses none."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from hauberk.core.errors import UsageError
+from hauberk.core.files import cannot_write, write_whole
+from hauberk.core.finding import Finding, Status
+
+
+class Journal:
+    """`findings.jsonl` in a run folder, a line per finding, beside `run.json`, which says what is assessed.
+
+    Arguments:
+        folder: the run folder.
+        fingerprint: what must be the same for a run to be resumed: plan, model, data, version; plain JSON values.
+        resume: keep the findings of an interrupted run with the same fingerprint; else start anew. Checks that ended in an
+            error run again.
+
+    Raises:
+        UsageError: when the folder belongs to another assessment, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], *, resume: bool) -> None:
+        self.path, mark = folder / "findings.jsonl", folder / "run.json"
+        plain = json.loads(json.dumps(fingerprint))
+        self.findings: list[Finding] = []
+        if resume:
+            _refuse_another(mark, plain)
+            self.findings = [one for one in _read(self.path) if one.status is not Status.ERROR]
+        write_whole(mark, json.dumps(plain, indent=1))
+        # Written anew in full: a line that a kill cut short is dropped.
+        write_whole(self.path, "".join(map(_line, self.findings)))
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def add(self, finding: Finding) -> None:
+        """Append a finding and see it to the disk."""
+        try:
+            self._file.write(_line(finding))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        self.findings.append(finding)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _refuse_another(mark: Path, fingerprint: dict[str, Any]) -> None:
+    try:
+        old = json.loads(mark.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        old = {}
+    changed = sorted(key for key in {*old, *fingerprint} if old.get(key) != fingerprint.get(key))
+    if changed:
+        raise UsageError(
+            f"{mark.parent} holds another assessment: {', '.join(changed)} changed",
+            want="the same plan, model and data as the interrupted run", fix="Leave out --resume, or choose another --output",
+        )
+
+
+def _read(path: Path) -> list[Finding]:
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(Finding.from_dict(json.loads(line)))
+        except (ValueError, UsageError):
+            continue  # the line a kill cut short; its check runs again
+    return found
+
+
+def _line(finding: Finding) -> str:
+    return json.dumps(finding.to_dict(), ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,116 @@
+"""The contract of attacks: what every attack promises is enforced here once, so that an attack is only its idea."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.core import progress, rng
+from hauberk.core.access import Access
+from hauberk.core.card import Card, registry
+from hauberk.core.errors import DataError, UsageError
+from hauberk.core.target import Target, as_target
+from hauberk.core.threat import NORMS, Goal, Threat
+
+ANY_GOAL = (Goal.UNTARGETED, Goal.TARGETED, Goal.CONFIDENCE)
+
+
+class Attack(Protocol):
+    """What `@attack` returns."""
+
+    __name__: str
+
+    def __call__(self, target: Target | nn.Module, x: Tensor, y: Tensor, threat: Threat, **options: Any) -> Tensor:
+        """Return adversarial examples for x, shape (n, ...)."""
+        ...
+
+
+def attack(
+    *, question: str, access: Access, name: str = "", paper: str = "", tags: Sequence[str] = (),
+    preset: str = "standard", norms: Sequence[str] = NORMS, goals: Sequence[Goal] = ANY_GOAL, minimum_norm: bool = False,
+) -> Callable[[Callable[..., Tensor]], Attack]:
+    """Return a decorator that records an attack and keeps its contract.
+
+    The function written is `(target, x, y, threat, *, seed, ...) -> x_adv` for one batch. What it becomes also takes a bare
+    module, refuses bad input at the door, grants the declared access and no more, splits large inputs, fills in the target's
+    bounds, leaves the global random state alone, and returns points strictly inside the ball, in x's dtype and on its device.
+
+    Arguments:
+        question: what running it answers.
+        access: the least access it needs, and all that it gets.
+        norms, goals: those it supports.
+        minimum_norm: it seeks the nearest adversarial example, and takes `eps` as the farthest that counts.
+    """
+
+    def record(function: Callable[..., Tensor]) -> Attack:
+        called = name or function.__name__.replace("_", "-")
+        has_seed = "seed" in inspect.signature(function).parameters
+
+        @functools.wraps(function)
+        def run(target: Target | nn.Module, x: Tensor, y: Tensor, threat: Threat, **options: Any) -> Tensor:
+            whole = as_target(target)
+            whole.need(access, called)
+            _refuse_bad_input(called, x, y, threat, norms, goals)
+            threat = threat.within(whole.bounds if whole.bounds is not None else (0.0, 1.0))
+            _refuse_outside(called, x, threat)
+            view, found = whole.seen_at(access), []
+            seed = int(options.get("seed", 0))
+            parts = range(0, len(x), whole.batch_size)
+            for number, start in enumerate(progress.track(parts, called)):
+                index = torch.arange(start, min(start + whole.batch_size, len(x)), device=x.device)
+                if has_seed and number:
+                    options["seed"] = rng.derive_seed(seed, "part", number)
+                part, part_threat = x[index].detach(), threat.subset(index, x)
+                with rng.isolated(rng.derive_seed(seed, called, number), x.device):
+                    z = function(view, part, y[index], part_threat, **options).detach()
+                z = torch.where(z.isfinite(), z, part)
+                found.append(part_threat.around(part).seal(z.to(x.dtype)))
+            return torch.cat(found) if found else x.detach().clone()
+
+        facts = {"norms": tuple(norms), "goals": tuple(goals), "minimum_norm": minimum_norm}
+        registry.add(Card(called, "attack", run, question, access, paper, tuple(tags), preset, facts))
+        return run
+
+    return record
+
+
+def _refuse_bad_input(
+    name: str, x: Tensor, y: Tensor, threat: Threat, norms: Sequence[str], goals: Sequence[Goal]
+) -> None:
+    if not isinstance(threat, Threat):
+        raise UsageError(f"{name} was given a {type(threat).__name__}", want="a Threat such as Linf(8/255)")
+    if threat.norm not in norms:
+        raise UsageError(f"{name} was given the norm '{threat.norm}'", want=" | ".join(norms))
+    if threat.goal not in goals:
+        known = " | ".join(goal.value for goal in goals)
+        raise UsageError(f"{name} was given the goal '{threat.goal.value}'", want=known)
+    if not x.is_floating_point():
+        raise DataError(f"x has dtype {x.dtype}", want="floating point inputs", fix="Scale bytes first: x.float() / 255")
+    if y.shape != x.shape[:1]:
+        raise DataError(f"y has shape {tuple(y.shape)} for {len(x)} samples", want=f"({len(x)},): one label each")
+    if y.is_floating_point():
+        raise DataError(f"y has dtype {y.dtype}", want="integer labels")
+    if not bool(x.isfinite().all()):
+        raise DataError(f"x holds {int((~x.isfinite()).sum())} values that are NaN or infinite", want="finite inputs")
+
+
+def _refuse_outside(name: str, x: Tensor, threat: Threat) -> None:
+    assert threat.bounds is not None
+    low, high = (torch.as_tensor(end, device=x.device) for end in threat.bounds)
+    slack = 1e-5 * float((high - low).max().clamp(max=1e6)) if len(x) else 0.0
+    outside = (x < low - slack) | (x > high + slack)
+    if bool(outside.any()):
+        raise DataError(
+            f"{int(outside.sum())} inputs lie outside the bounds: x spans [{float(x.min()):.4g}, {float(x.max()):.4g}]",
+            want=f"all inputs in [{float(low.min()):.4g}, {float(high.max()):.4g}]",
+            fix="Give unnormalised inputs, or state the bounds: Threat(..., bounds=(low, high))",
+        )
+    if isinstance(threat.eps, Tensor) and threat.eps.ndim and threat.eps.shape != x.shape[:1]:
+        raise UsageError(f"eps has shape {tuple(threat.eps.shape)}", want=f"a number, or ({len(x)},): one per sample")
+    if threat.mask is not None and threat.mask.shape not in (x.shape, x.shape[1:]):
+        raise UsageError(f"mask has shape {tuple(threat.mask.shape)}", want=f"{tuple(x.shape[1:])} or {tuple(x.shape)}")

@@ -1,0 +1,88 @@
+"""ROC: true against false positives, with ties handled, and the rates at low false positives that privacy asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats as _stats
+
+from hauberk.core.finding import Curve, Interval, Series
+from hauberk.core.stats import Floats, clopper_pearson
+
+
+@dataclasses.dataclass(frozen=True)
+class Roc:
+    """A receiver operating characteristic: one point per distinct score, from (0, 0) to (1, 1)."""
+
+    fpr: Floats
+    tpr: Floats
+    thresholds: Floats
+    positives: int
+    negatives: int
+
+    @property
+    def auc(self) -> float:
+        """Area under the curve; ties count one half, so that equal scores give .5."""
+        return float(np.trapezoid(self.tpr, self.fpr))
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The best (tpr + 1 - fpr) / 2 over all thresholds."""
+        return float(((self.tpr + 1 - self.fpr) / 2).max())
+
+    def tpr_at(self, fpr: float) -> float:
+        """Return the largest true-positive rate at a false-positive rate of at most `fpr`; nothing is interpolated."""
+        return float(self.tpr[self.fpr <= fpr + 1e-12].max())
+
+    def tpr_interval(self, fpr: float, confidence: float = 0.95) -> Interval:
+        """Return the exact interval of `tpr_at(fpr)` at its threshold."""
+        return clopper_pearson(round(self.tpr_at(fpr) * self.positives), self.positives, confidence)
+
+    def curve(self, title: str, name: str, floor: float = 1e-3) -> Curve:
+        """Return the curve on log axes; points below `floor` lie on its edge."""
+        keep = np.unique(np.concatenate([np.flatnonzero(np.diff(self.tpr, prepend=-1, append=2))[:-1], [len(self.tpr) - 1]]))
+        if len(keep) > 200:
+            keep = keep[np.unique(np.linspace(0, len(keep) - 1, 200).astype(int))]
+        x, y = np.maximum(self.fpr[keep], floor), np.maximum(self.tpr[keep], floor)
+        series = [Series(name, x.tolist(), y.tolist())]
+        return Curve(title, "false-positive rate", "true-positive rate", series, log_x=True, log_y=True, diagonal=True)
+
+
+def roc(positive_scores: ArrayLike, negative_scores: ArrayLike) -> Roc:
+    """Return the ROC of scores that should be higher for positives.
+
+    Arguments:
+        positive_scores, negative_scores: shapes (p,) and (q,), both at least one long, no NaN.
+
+    Raises:
+        ValueError: for an empty side or a NaN.
+    """
+    positive, negative = np.asarray(positive_scores, dtype=float), np.asarray(negative_scores, dtype=float)
+    if not len(positive) or not len(negative):
+        raise ValueError(f"a ROC needs both sides, got {len(positive)} positive and {len(negative)} negative scores")
+    if np.isnan(positive).any() or np.isnan(negative).any():
+        raise ValueError("a ROC cannot order NaN scores")
+    thresholds = np.unique(np.concatenate([positive, negative]))[::-1]
+    hits = len(positive) - np.searchsorted(np.sort(positive), thresholds, side="left")
+    alarms = len(negative) - np.searchsorted(np.sort(negative), thresholds, side="left")
+    return Roc(
+        np.concatenate([[0.0], alarms / len(negative)]), np.concatenate([[0.0], hits / len(positive)]),
+        np.concatenate([[np.inf], thresholds]), len(positive), len(negative),
+    )
+
+
+def auc_interval(positive_scores: ArrayLike, negative_scores: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Return the interval of the area under the ROC (DeLong et al. 1988), clipped to [0, 1]."""
+    positive, negative = np.asarray(positive_scores, dtype=float), np.asarray(negative_scores, dtype=float)
+    if len(positive) < 2 or len(negative) < 2:
+        return Interval(0.0, 1.0, "delong", confidence)
+    # The share of the other side that each score beats, ties one half, from mid-ranks.
+    joint = _stats.rankdata(np.concatenate([positive, negative]))
+    wins = (joint[: len(positive)] - _stats.rankdata(positive)) / len(negative)
+    losses = 1 - (joint[len(positive) :] - _stats.rankdata(negative)) / len(positive)
+    spread = np.sqrt(wins.var(ddof=1) / len(positive) + losses.var(ddof=1) / len(negative))
+    half = float(_stats.norm.ppf(0.5 + confidence / 2)) * float(spread)
+    centre = float(wins.mean())
+    return Interval(max(0.0, centre - half), min(1.0, centre + half), "delong", confidence)

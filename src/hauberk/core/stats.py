@@ -1,0 +1,106 @@
+"""Statistics: intervals, tests and corrections. Every figure of a report gets its interval here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats as _stats
+
+from hauberk.core.finding import Interval
+
+Floats = NDArray[np.float64]
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Return the Wilson score interval of a rate (Wilson 1927); (0, 1) when n is 0."""
+    if n == 0:
+        return Interval(0.0, 1.0, "wilson", confidence)
+    z = float(_stats.norm.ppf(0.5 + confidence / 2))
+    rate = successes / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return Interval(float(low), float(high), "wilson", confidence)
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Return the exact interval of a rate (Clopper and Pearson 1934); (0, 1) when n is 0."""
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else float(_stats.beta.ppf(tail, successes, n - successes + 1))
+    high = 1.0 if successes == n else float(_stats.beta.ppf(1 - tail, successes + 1, n - successes))
+    return Interval(low, high, "clopper-pearson", confidence)
+
+
+def bootstrap(
+    values: ArrayLike, statistic: Callable[[Floats], float], *, rng: np.random.Generator, draws: int = 1000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Return the percentile bootstrap interval of a statistic of the rows of `values` (Efron 1979)."""
+    rows = np.asarray(values, dtype=float)
+    if len(rows) == 0:
+        return Interval(float("nan"), float("nan"), "bootstrap", confidence)
+    drawn = [statistic(rows[rng.integers(0, len(rows), len(rows))]) for _ in range(draws)]
+    low, high = np.nanquantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high), "bootstrap", confidence)
+
+
+def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Return Student's interval of a mean."""
+    rows = np.asarray(values, dtype=float)
+    if len(rows) < 2:
+        return Interval(float("-inf"), float("inf"), "student", confidence)
+    half = float(_stats.t.ppf(0.5 + confidence / 2, len(rows) - 1)) * rows.std(ddof=1) / np.sqrt(len(rows))
+    return Interval(float(rows.mean() - half), float(rows.mean() + half), "student", confidence)
+
+
+def permutation_test(
+    a: ArrayLike, b: ArrayLike, statistic: Callable[[Floats, Floats], float], *, rng: np.random.Generator,
+    draws: int = 999,
+) -> float:
+    """Return the one-sided p-value of statistic(a, b) being so large by chance, by exchanging members of the two samples.
+
+    The observed order counts as one of the draws, so that the p-value is never zero (Phipson and Smyth 2010).
+    """
+    left, right = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    seen = statistic(left, right)
+    pool = np.concatenate([left, right])
+    beyond = 0
+    for _ in range(draws):
+        mixed = pool[rng.permutation(len(pool))]
+        beyond += statistic(mixed[: len(left)], mixed[len(left) :]) >= seen - 1e-12
+    return (1 + beyond) / (1 + draws)
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> Floats:
+    """Return p-values adjusted for the false discovery rate (Benjamini and Hochberg 1995), in the order given."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)
+    stepped = p[order] * len(p) / np.arange(1, len(p) + 1)
+    adjusted = np.minimum.accumulate(stepped[::-1])[::-1].clip(max=1)
+    answer = np.empty_like(adjusted)
+    answer[order] = adjusted
+    return answer
+
+
+def holm(p_values: Sequence[float]) -> Floats:
+    """Return p-values adjusted for the family-wise error (Holm 1979), in the order given."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p)
+    stepped = p[order] * (len(p) - np.arange(len(p)))
+    answer = np.empty_like(p)
+    answer[order] = np.maximum.accumulate(stepped).clip(max=1)
+    return answer
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p-value that two paired rates are equal, from the counts of disagreement."""
+    total = only_first + only_second
+    return 1.0 if total == 0 else float(_stats.binomtest(only_first, total, 0.5).pvalue)
+
+
+def separate(a: Interval, b: Interval) -> bool:
+    """Whether two intervals have no point in common."""
+    return a.high < b.low or b.high < a.low

@@ -1,0 +1,89 @@
+"""tap: activations of an unmodified model, by hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from hauberk.core.errors import ModelError, nearest
+
+
+class Tap:
+    """Activations of chosen layers during the forward passes of a `with` block.
+
+    `tap.activations[name]` holds the output of the last forward pass, attached to the graph when there is one. The hooks are gone
+    when the block ends, also by an error.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+        self.model, self.layers = model, tuple(layers)
+        self.activations: dict[str, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Tap:
+        modules = dict(self.model.named_modules())
+        for name in self.layers:
+            self._handles.append(modules[name].register_forward_hook(self._keep(name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def units(self) -> Tensor:
+        """Return the activations as neurons, shape (n, neurons): spatial maps are averaged per channel, layers joined."""
+        rows = [self.activations[name] for name in self.layers]
+        return torch.cat([one.flatten(2).mean(2) if one.ndim > 2 else one for one in rows], 1)
+
+    def _keep(self, name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
+            if not isinstance(output, Tensor):
+                raise ModelError(f"layer '{name}' returned {type(output).__name__}", want="a tensor", fix="Tap another layer")
+            self.activations[name] = output
+
+        return hook
+
+
+def tap(model: nn.Module, layers: Sequence[str] | None = None) -> Tap:
+    """Return a context manager that keeps the activations of `layers` (None: every layer without children).
+
+    Raises:
+        ModelError: for a layer the model does not have.
+    """
+    known = [name for name, module in model.named_modules() if name and not list(module.children())]
+    everything = dict(model.named_modules())
+    for name in layers or ():
+        if name not in everything:
+            raise ModelError(f"there is no layer '{name}'", want="a name of model.named_modules()", fix=nearest(name, known))
+    return Tap(model, known if layers is None else layers)
+
+
+def penultimate(model: nn.Module) -> str:
+    """Return the name of the layer whose input is the last feature vector: the last linear layer.
+
+    Raises:
+        ModelError: when the model has no linear layer.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ModelError("the model has no nn.Linear layer", want="a linear head", fix="Name the layer to tap")
+    return linear[-1]
+
+
+def features(model: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
+    """Return the input of `layer` (default: the last linear layer) for x, shape (n, width), without gradients."""
+    from hauberk.core.target import evaluating
+
+    module = dict(model.named_modules())[layer or penultimate(model)]
+    kept: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].detach().flatten(1)))
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(x)
+    finally:
+        handle.remove()
+    return kept[-1]

@@ -1,0 +1,199 @@
+"""fit: the one training loop. Hardening is a loss, differential privacy a gradient transform, suppression a callback."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hauberk.core import progress, rng
+from hauberk.core.data import Split
+from hauberk.core.errors import DataError, UsageError
+from hauberk.core.target import evaluating
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+class Callback:
+    """Hooks into `fit`; each gets the state of the run and may change it."""
+
+    def before_step(self, state: State) -> None:
+        """After the gradients of a batch are computed, before the optimizer uses them."""
+
+    def after_step(self, state: State) -> None:
+        """After the optimizer has changed the weights."""
+
+    def after_epoch(self, state: State) -> None:
+        """After the last batch of an epoch; setting `state.stop` ends the run."""
+
+
+@dataclasses.dataclass
+class State:
+    """Where a run of `fit` stands."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    step: int = 0
+    loss: float = float("nan")
+    stop: bool = False
+
+
+@dataclasses.dataclass
+class Schedule:
+    """How long and in what portions to train.
+
+    Arguments:
+        epochs: passes over the data.
+        batch_size: samples per step.
+        seed: order of the samples, and whatever the model draws at random.
+        patience: stop after so many epochs without a better validation loss, and keep the best weights; None never stops early.
+        validation: the split for that loss.
+        checkpoint: a file that holds the run after every epoch; a run that finds it goes on from there.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    seed: int = 0
+    patience: int | None = None
+    validation: Split | None = None
+    checkpoint: str | Path | None = None
+
+
+@dataclasses.dataclass
+class History:
+    """What a run recorded: mean training loss and validation loss per epoch."""
+
+    loss: list[float] = dataclasses.field(default_factory=list)
+    validation: list[float] = dataclasses.field(default_factory=list)
+
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return the mean cross-entropy of a batch: ordinary training."""
+    return functional.cross_entropy(model(x), y)
+
+
+def fit(
+    model: nn.Module, data: Split, *, loss: Loss = cross_entropy, optimizer: torch.optim.Optimizer | None = None,
+    schedule: Schedule | None = None, epochs: int | None = None, callbacks: Sequence[Callback] = (),
+) -> History:
+    """Train `model` in place on `data`.
+
+    Arguments:
+        model: trained where it is; left in evaluation mode.
+        data: the training split.
+        loss: `(model, x, y) -> scalar`; a recipe such as `adversarial(threat)` for robust training.
+        optimizer: over the model's parameters; None takes AdamW at a rate of 1e-3.
+        schedule: epochs, batch size, seed, early stopping, checkpoint.
+        epochs: short for `Schedule(epochs=...)`.
+        callbacks: called around steps and epochs.
+
+    Returns:
+        The losses by epoch.
+
+    Raises:
+        DataError: for an empty split, or a loss that is not finite (the weights of the last good epoch are in the checkpoint).
+        UsageError: for a schedule that cannot be followed.
+    """
+    plan = schedule or Schedule()
+    plan = plan if epochs is None else dataclasses.replace(plan, epochs=epochs)
+    if not len(data):
+        raise DataError("the training split is empty", want="at least one sample")
+    if plan.patience is not None and plan.validation is None:
+        raise UsageError("patience is set without a validation split", want="Schedule(validation=...)")
+    made = optimizer if optimizer is not None else torch.optim.AdamW(model.parameters(), lr=1e-3)
+    state, history = State(model, made), History()
+    best: dict[str, Tensor] | None = None
+    if plan.checkpoint is not None and Path(plan.checkpoint).exists():
+        best = _resume(Path(plan.checkpoint), state, history)
+    place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    with rng.isolated(None, place):
+        while state.epoch < plan.epochs and not state.stop:
+            # One seed per epoch: a resumed run draws what the uninterrupted one would have drawn.
+            rng.seed_global(rng.derive_seed(plan.seed, "fit", state.epoch), place)
+            history.loss.append(_epoch(state, data, loss, plan, callbacks))
+            state.epoch += 1
+            if plan.validation is not None:
+                history.validation.append(_validation_loss(model, plan.validation, plan.batch_size))
+                if history.validation[-1] <= min(history.validation):
+                    best = {name: value.clone() for name, value in model.state_dict().items()}
+                rounds = len(history.validation) - 1 - history.validation.index(min(history.validation))
+                state.stop = state.stop or (plan.patience is not None and rounds >= plan.patience)
+            for callback in callbacks:
+                callback.after_epoch(state)
+            if plan.checkpoint is not None:
+                _save(Path(plan.checkpoint), state, history, best)
+    if plan.patience is not None and best is not None:
+        model.load_state_dict(best)
+    model.eval()
+    return history
+
+
+def _epoch(state: State, data: Split, loss: Loss, plan: Schedule, callbacks: Sequence[Callback]) -> float:
+    place = next((parameter.device for parameter in state.model.parameters()), torch.device("cpu"))
+    order = torch.randperm(len(data), generator=rng.generator(plan.seed, "order", state.epoch))
+    state.model.train()
+    total = 0.0
+    for batch in progress.track(order.split(plan.batch_size), f"epoch {state.epoch + 1}/{plan.epochs}"):
+        x, y = (part.to(place) for part in data.take(batch))
+        value = loss(state.model, x, y)
+        state.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        state.loss = float(value.detach())
+        if not torch.isfinite(value):
+            raise DataError(
+                f"the training loss is {state.loss} at epoch {state.epoch + 1}", want="a finite loss",
+                fix="Lower the learning rate, or check the data for extreme values",
+            )
+        for callback in callbacks:
+            callback.before_step(state)
+        state.optimizer.step()
+        state.step += 1
+        for callback in callbacks:
+            callback.after_step(state)
+        total += state.loss * len(batch)
+    return total / len(data)
+
+
+def _validation_loss(model: nn.Module, split: Split, size: int) -> float:
+    place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    total = 0.0
+    with torch.no_grad(), evaluating(model):
+        for x, y in split.batches(size):
+            total += float(functional.cross_entropy(model(x.to(place)), y.to(place), reduction="sum"))
+    return total / max(len(split), 1)
+
+
+def _save(path: Path, state: State, history: History, best: dict[str, Tensor] | None) -> None:
+    content: dict[str, Any] = {
+        "model": state.model.state_dict(), "optimizer": state.optimizer.state_dict(), "epoch": state.epoch,
+        "step": state.step, "stop": state.stop, "best": best, "loss": history.loss, "validation": history.validation,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def _resume(path: Path, state: State, history: History) -> dict[str, Tensor] | None:
+    content = torch.load(path, weights_only=True, map_location="cpu")
+    state.model.load_state_dict(content["model"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.epoch, state.step, state.stop = content["epoch"], content["step"], content["stop"]
+    history.loss[:], history.validation[:] = content["loss"], content["validation"]
+    best: dict[str, Tensor] | None = content["best"]
+    return best

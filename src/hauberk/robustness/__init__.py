@@ -1,0 +1,1 @@
+"""Robustness: natural perturbations, adversarial examples, detection, hardening, verification."""

@@ -1,0 +1,97 @@
+"""Projected gradient descent."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hauberk.core import geometry
+from hauberk.core.access import Access
+from hauberk.core.attacks import attack
+from hauberk.core.rng import generator
+from hauberk.core.target import Target
+from hauberk.core.threat import Ball, Goal, Threat
+
+
+@attack(
+    question="Does a small change, found by following the gradient, change the answer?",
+    access=Access.GRADIENT,
+    paper="Madry et al. 2018, arXiv:1706.06083",
+    tags=("aisec:digital-adversarial-attacks", "atlas:AML.T0043.000", "owasp:ML01", "nist:NISTAML.022"),
+    preset="quick",
+)
+def pgd(
+    target: Target, x: Tensor, y: Tensor, threat: Threat, *, steps: int = 40, step_size: float | None = None,
+    loss: str = "ce", random_start: bool = True, early_stop: bool = True, seed: int = 0,
+) -> Tensor:
+    """Climb the loss by steps of fixed length, projected onto the ball; return the best point seen, not the last.
+
+    Arguments:
+        target: with GRADIENT access.
+        x: clean inputs, shape (n, ...).
+        y: true labels, or for a targeted threat the labels to reach, shape (n,).
+        threat: any norm and goal.
+        steps: gradient steps.
+        step_size: length of a step in the threat's norm; None takes 2.5 eps / steps.
+        loss: `ce` (cross-entropy) or `margin` (difference of logits; not blinded by their scale).
+        random_start: begin at a random point of the ball, else at x.
+        early_stop: samples that are broken leave the batch at once; False spends all steps on all, for the highest loss.
+        seed: of the random start.
+
+    Returns:
+        Points in the ball, shape (n, ...): adversarial where one was seen, else of the highest loss seen.
+    """
+    ball = threat.around(x)
+    z = ball.random_start(generator(seed, "pgd", device=x.device)) if random_start else x.clone()
+    length = (2.5 * ball.size / max(steps, 1) if step_size is None else torch.full_like(ball.radius, step_size)).to(x.dtype)
+    best, best_loss = z.clone(), torch.full_like(length, -torch.inf)
+    won = torch.zeros_like(y, dtype=torch.bool)
+    alive = torch.arange(len(x), device=x.device)
+    for step in range(steps + 1):
+        last = step == steps
+        z = z.detach().requires_grad_(not last)
+        logits = target.logits(z)  # (alive, classes)
+        climbed = _loss(logits, y, threat, loss)  # (alive,)
+        broken, before = threat.success(logits, y), won[alive]
+        # A broken point outranks every unbroken one; among equals the higher loss wins.
+        better = (broken & ~before) | ((broken == before) & (climbed > best_loss[alive]))
+        kept = alive[better]
+        best[kept], best_loss[kept], won[kept] = z.detach()[better], climbed.detach()[better], broken[better]
+        if last:
+            break
+        (gradient,) = torch.autograd.grad(climbed.sum(), z)
+        z = z.detach()
+        if early_stop and bool(broken.any()):
+            going = ~broken
+            if not bool(going.any()):
+                break
+            alive, y, ball, length = alive[going], y[going], ball.subset(going), length[going]
+            z, gradient = z[going], gradient[going]
+        z = ball.project(z + ascent(ball, z, gradient, length))
+    return best
+
+
+def ascent(ball: Ball, z: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
+    """Return the step of that length (n,) from z, shape (n, ...), along which the loss rises fastest in the ball's norm.
+
+    For L0, whose steps have no length, the steepest feature moves by the whole width of its range and the others in proportion.
+    """
+    column = (-1,) + (1,) * (gradient.ndim - 1)
+    flat = gradient.flatten(1)
+    if ball.norm == "linf":
+        return gradient.sign() * length.reshape(column)
+    if ball.norm == "l2":
+        return gradient * (length / flat.norm(dim=1).clamp(min=1e-30)).reshape(column)
+    if ball.norm == "l0":
+        steepest = flat.abs().amax(1).clamp(min=1e-30).reshape(column)
+        return gradient / steepest * (ball.high - ball.low)
+    low, high = (ball.low - z).clamp(max=0).flatten(1), (ball.high - z).clamp(min=0).flatten(1)
+    return geometry.maximise_l1(flat, length, low, high).view_as(gradient)
+
+
+def _loss(logits: Tensor, y: Tensor, threat: Threat, loss: str) -> Tensor:
+    if loss == "margin":
+        return -threat.margin(logits, y)
+    sign = -1 if threat.goal is Goal.TARGETED else 1
+    return sign * functional.cross_entropy(logits, y, reduction="none")
