@@ -26,11 +26,11 @@ docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.bench  ## every benchmark beside its peers; results go to benchmarks/results
+bench: .bench-peers/.installed  ## every benchmark beside its peers; results go to benchmarks/results
 	$(BIN)/python benchmarks/pgd.py
 
 clean:
-	rm -rf $(VENV) .bench-venv report site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .bench-peers report site .mypy_cache .ruff_cache .pytest_cache
 
 # Installing the developer's set also satisfies the user's, so neither command ever installs twice.
 $(VENV)/.run: pyproject.toml constraints.txt
@@ -45,6 +45,6 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/.run
 
-$(VENV)/.bench: $(VENV)/.dev benchmarks/peers.txt
-	$(PIP) --requirement benchmarks/peers.txt
+.bench-peers/.installed: $(VENV)/.dev benchmarks/peers.txt
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target .bench-peers --requirement benchmarks/peers.txt
 	touch $@

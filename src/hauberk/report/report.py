@@ -37,7 +37,8 @@ class Report:
             seen = worst.get(finding.pillar)
             if seen is None or finding.status.severity > seen.severity:
                 worst[finding.pillar] = finding.status
-        return {pillar: worst[pillar] for pillar in PILLARS if pillar in worst}
+        names = [*PILLARS, *(pillar for pillar in worst if pillar not in PILLARS)]
+        return {pillar: worst[pillar] for pillar in names if pillar in worst}
 
     def counts(self) -> dict[str, int]:
         """Return how many findings have each status."""

@@ -1,0 +1,58 @@
+"""Gradient masking: whether the figures of the evasion section can be believed."""
+
+from __future__ import annotations
+
+from hauberk.checks.context import Context, NotRun
+from hauberk.core.access import Access
+from hauberk.core.finding import Advice, Finding, Status, Table
+from hauberk.core.kinds import check
+from hauberk.robustness.diagnose import Alarm, diagnose
+
+
+@check(
+    "robustness/gradient-masking", pillar="robustness", unit="alarms raised", better="lower", access=Access.GRADIENT,
+    question="Can the robust accuracy be believed, or are the gradients masked?",
+    paper="Athalye et al. 2018, arXiv:1802.00420; Carlini et al. 2019, arXiv:1902.06705",
+    tags=("aisec:digital-adversarial-attacks", "atlas:AML.T0043.000", "owasp:ML01", "nist:NISTAML.022"),
+    advice=(
+        Advice("Trust the worst case over black-box and transfer attacks until the alarm is explained",
+               "hauberk assess --preset thorough --select robustness"),
+        Advice("Take the masking part out, or attack through a smooth stand-in for it, and measure again"),
+    ),
+)
+def gradient_masking(context: Context) -> Finding:
+    """Alarms that tell when an attack failed for reasons other than the robustness of the model."""
+    context.need_classes()
+    threat = context.threat
+    x, y = context.sample(quick=128, standard=256, thorough=512)
+    alarms = context.shared(
+        "diagnosis", lambda target: diagnose(target, x, y, threat, seed=context.seed)
+    )
+    if not alarms:
+        raise NotRun("no sample is classified correctly, so there is nothing to attack")
+    raised = [alarm for alarm in alarms if alarm.level == "raised"]
+    warned = [alarm for alarm in alarms if alarm.level == "warn"]
+    status = Status.FAIL if raised else Status.WARN if warned else Status.PASS
+    if raised:
+        names = "; ".join(alarm.name for alarm in raised)
+        summary = f"{len(raised)} of {len(alarms)} alarms are raised: {names}. Do not quote the white-box figures"
+    elif warned:
+        summary = f"{len(warned)} of {len(alarms)} alarms warn: {'; '.join(alarm.name for alarm in warned)}"
+    else:
+        summary = f"all {len(alarms)} alarms are quiet on {alarms[0].n} samples"
+    for alarm in (*raised, *warned):
+        context.note(f"{alarm.name}: {alarm.meaning}. {alarm.remedy}")
+    return context.finding(
+        summary, value=float(len(raised)), n=alarms[0].n, threat=threat, status=status, evidence=(_table(alarms),),
+    )
+
+
+def _table(alarms: list[Alarm]) -> Table:
+    rows = [
+        (
+            alarm.name, alarm.value, "" if alarm.interval is None else f"[{alarm.interval.low:.3f}, {alarm.interval.high:.3f}]",
+            alarm.limit, alarm.level,
+        )
+        for alarm in alarms
+    ]
+    return Table(f"Alarms (n = {alarms[0].n})", ("sign", "value", "95 % interval", "limit", "alarm"), rows)

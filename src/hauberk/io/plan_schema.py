@@ -1,0 +1,185 @@
+"""The tables of a plan, as pydantic sees them. Knows nothing of torch, so that a wrong plan is refused at once."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema, model_validator
+
+NAMES = {"linf": "linf", "l2": "l2", "l1": "l1", "l0": "l0"}
+
+
+def number(value: object) -> float:
+    """Return a number, or the value of a fraction in text such as `8/255`. Raises ValueError in plain words."""
+    try:
+        if isinstance(value, str):
+            return math.inf if value.strip() == "inf" else float(Fraction(value.replace(" ", "")))
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value):
+            return float(value)
+    except (ValueError, ZeroDivisionError):
+        pass
+    raise ValueError("a number, or a fraction such as '8/255'")
+
+
+def _radii(value: object) -> list[float]:
+    found = [number(one) for one in value] if isinstance(value, list) else [number(value)]
+    if not found or any(one < 0 for one in found) or found != sorted(found):
+        raise ValueError("a radius of 0 or more, or a rising list of them")
+    return found
+
+
+def _ends(value: object) -> list[Any]:
+    wrong = ValueError("[lowest, highest], each a number or one number per feature")
+    if not isinstance(value, list) or len(value) != 2:
+        raise wrong
+    try:
+        low, high = ([number(one) for one in end] if isinstance(end, list) else number(end) for end in value)
+    except ValueError:
+        raise wrong from None
+    lows, highs = (end if isinstance(end, list) else [end] for end in (low, high))
+    if any(a > b for a in (lows if len(lows) > 1 else lows) for b in highs) and len(lows) == len(highs) == 1:
+        raise ValueError("[lowest, highest], the lowest first")
+    return [low, high]
+
+
+def _statistic(value: object) -> list[float]:
+    found = [number(one) for one in value] if isinstance(value, list) else [number(value)]
+    if not found:
+        raise ValueError("a number, or one number per channel")
+    return found
+
+
+def _listed(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+_NUMBER = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(/\s*\d+\s*)?$|^inf$"}]}
+_NUMBERS = {"anyOf": [*_NUMBER["anyOf"], {"type": "array", "items": _NUMBER, "minItems": 1}]}
+Radii = Annotated[list[float], BeforeValidator(_radii), WithJsonSchema(_NUMBERS)]
+Statistic = Annotated[list[float], BeforeValidator(_statistic), WithJsonSchema(_NUMBERS)]
+Ends = Annotated[
+    list[Any], BeforeValidator(_ends), WithJsonSchema({"type": "array", "items": _NUMBERS, "minItems": 2, "maxItems": 2})
+]
+
+
+class Table(BaseModel):
+    """A table of a plan: unknown keys are refused, and a number in quotes is not a number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class NormalizeTable(Table):
+    """The normalisation that belongs to the model; attacks then live in input space."""
+
+    mean: Statistic = Field(description="subtracted; a number, or one per channel")
+    std: Statistic = Field(description="divided by; a number, or one per channel")
+
+
+class ModelTable(Table):
+    """What is assessed: a file, an attribute of a module, or an endpoint."""
+
+    path: str = Field("", description="package.module:attr, file.py:attr, or a .pt2, .pt, .onnx or .skops file")
+    weights: str = Field("", description="safetensors or state dict for the module that `path` builds")
+    access: Literal["label", "score", "gradient"] | None = Field(None, description="what the adversary is granted")
+    outputs: Literal["auto", "logits", "probabilities", "labels"] = Field("auto", description="what the model returns")
+    normalize: NormalizeTable | None = None
+    batch_size: int = Field(256, ge=1, description="samples sent to the model at once: what bounds memory")
+    url: str = Field("", pattern=r"^(https?://.+)?$", description="address of an endpoint, in place of `path`")
+    template: str = Field("", description="body of a request; $INPUT stands for the samples")
+    response: str = Field("", description="where the scores or labels are in the answer, such as $.outputs")
+    headers: dict[str, str] = Field(default_factory=dict, description="by header, the environment variable that holds it")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelTable:
+        if bool(self.path) == bool(self.url):
+            raise ValueError("either path or url")
+        return self
+
+
+class DataTable(Table):
+    """What it is assessed on."""
+
+    test: str = Field(min_length=1, description="held-out samples: .npz, .csv, .parquet, IDX, an image folder, sklearn:digits …")
+    train: str = Field("", description="the samples the model was trained on: what privacy checks need")
+    trusted: str = Field("", description="a small clean split for filters and repairs")
+    bounds: Ends | None = Field(None, description="lowest and highest input; left out, they are read from the data")
+    label: str = Field("", description="the column of the labels, for tables")
+    groups: list[str] = Field(default_factory=list, description="columns that name groups of people: what fairness checks need")
+    modality: Literal["", "image", "tabular", "other"] = ""
+    name: str = ""
+
+
+class ThreatTable(Table):
+    """What the adversary may change."""
+
+    norm: Literal["linf", "l2", "l1", "l0"] = "linf"
+    eps: Radii = Field(description="radius in input units; of several the last is the main one, and all make the curve")
+    queries: int | None = Field(None, ge=1, description="queries per sample that a black-box adversary may spend")
+
+
+class RunTable(Table):
+    """How it is assessed."""
+
+    preset: Literal["quick", "standard", "thorough"] = "quick"
+    seed: int = Field(0, ge=0)
+    minutes: float | None = Field(None, gt=0, description="checks whose turn comes later are reported as not run")
+    select: list[str] = Field(default_factory=list, description="checks by name, pillar or glob; empty: those of the preset")
+    ignore: list[str] = Field(default_factory=list, description="checks to leave out, by name, pillar or glob")
+    workers: int = Field(1, ge=1, description="processes")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|mps|xpu)$", description="cpu, cuda, cuda:1, mps")
+
+
+class GateTable(Table):
+    """The limits of one check, in place of its own."""
+
+    min: float | None = Field(None, description="fails below")
+    max: float | None = Field(None, description="fails above")
+    run: bool | None = Field(None, description="fails where it does not run")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> GateTable:
+        if self.min is None and self.max is None and self.run is None:
+            raise ValueError("at least one of min, max and run")
+        return self
+
+
+Threats = Annotated[
+    list[ThreatTable], BeforeValidator(_listed),
+    WithJsonSchema({"anyOf": [
+        {"$ref": "#/$defs/ThreatTable"}, {"type": "array", "items": {"$ref": "#/$defs/ThreatTable"}, "minItems": 1},
+    ]}),
+]
+
+
+class Plan(Table):
+    """An assessment, written down: what, on what, against whom, how, and what fails it."""
+
+    model: ModelTable
+    data: DataTable
+    threat: Threats = Field(default_factory=list)
+    run: RunTable = Field(default_factory=RunTable)
+    gate: dict[str, GateTable] = Field(default_factory=dict)
+    folder: str = Field("", description="where relative paths start, from the plan's own folder; written to plan.lock.toml")
+    hauberk: str = Field("", description="the version that wrote this plan; information only")
+    versions: dict[str, str] = Field(default_factory=dict, description="of the libraries of the run; information only")
+
+    _source: Path = PrivateAttr(default=Path("plan.toml"))
+
+    @property
+    def source(self) -> Path:
+        """The file the plan was read from; `plan.toml` of the current folder for one made of options."""
+        return self._source
+
+    @property
+    def base(self) -> Path:
+        """The folder that relative paths start from."""
+        return (self._source.parent / self.folder).absolute()
+
+    def placed(self, source: Path) -> Plan:
+        """Return the plan as one that is kept in the file `source`."""
+        made = self.model_copy()
+        made._source = source
+        return made

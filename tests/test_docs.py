@@ -1,0 +1,57 @@
+"""Every example of the README and the documentation is executed, page by page, in a fresh process and folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "concepts").glob("*.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NOT_HERE = ("make ", "pip ", "git ")  # set-up, tried by hand in a fresh clone
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Return (language, text) of every fenced block."""
+    return FENCE.findall(page.read_text(encoding="utf-8"))
+
+
+def commands(text: str) -> list[tuple[list[str], int]]:
+    """Return the commands of a console block and the exit code each is said to have (`# exit N`; 0 when it says nothing)."""
+    found = []
+    for line in text.splitlines():
+        if line.startswith("$ ") and not line[2:].startswith(NOT_HERE):
+            command, _, said = line[2:].partition("  # exit ")
+            found.append((shlex.split(command, comments=True), int(said.split()[0]) if said else 0))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    code = "\n".join(text for language, text in blocks(page) if language == "python")
+    consoles = [text for language, text in blocks(page) if language == "console"]
+    if not code and not any(map(commands, consoles)):
+        return  # words alone
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONWARNINGS": "error"}
+    if code:
+        (tmp_path / "page.py").write_text(code, encoding="utf-8")
+        run = subprocess.run(
+            [sys.executable, "page.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=280
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+    for text in consoles:
+        for command, expected in commands(text):
+            run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=280)
+            assert run.returncode == expected, f"{shlex.join(command)}: {run.stdout[-1500:]}{run.stderr[-1500:]}"
+
+
+def test_the_readme_has_ten_examples_and_both_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.index("make demo") < text.index("make test") < text.index("## Ten")
+    assert sum(language in ("python", "console") for language, _ in blocks(ROOT / "README.md")) >= 11
