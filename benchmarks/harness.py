@@ -24,8 +24,8 @@ if PEERS.is_dir():
 def alternate(contenders: dict[str, Callable[[], Any]], *, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
     """Run every contender once a round, in turn, and return its CPU seconds by round.
 
-    The order turns by one each round, so that none always follows the same neighbour. CPU time of this process is taken: on a shared
-    machine it is what the code costs, where wall time is what the neighbours do.
+    The order turns by one each round, so that none always follows the same neighbour. CPU time of this process is taken: on a
+    shared machine it is what the code costs, where wall time is what the neighbours do.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
@@ -44,7 +44,8 @@ def ratios(seconds: dict[str, list[float]], floor: str) -> dict[str, dict[str, f
     for name, times in seconds.items():
         shares = [one / base for one, base in zip(times, seconds[floor], strict=True)]
         table[name] = {
-            "seconds": statistics.median(times), "ratio": statistics.median(shares), "least": min(shares), "greatest": max(shares),
+            "seconds": statistics.median(times), "ratio": statistics.median(shares), "least": min(shares),
+            "greatest": max(shares),
         }
     return table
 

@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from harness import alternate, ratios, save
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harness import alternate, ratios, save
 from hauberk import Linf, Schedule, Split, fit
 from hauberk.robustness.attack import pgd
 from hauberk.robustness.defend import adversarial
@@ -118,8 +118,9 @@ def main() -> None:
         "pgd", f"PGD-{STEPS}, Linf, ε = {EPS}, batch {BATCH}, small CNN on 28x28 digits", content,
         ["net", "implementation", "CPU s, median", "ratio to the bare loop, median [least, greatest]", "accuracy left"], rows,
         [
-            f"{ROUNDS} rounds, contenders in turn, process CPU time, one thread, n = {BATCH}. The bare loop checks, counts and keeps",
-            "nothing. `hauberk, as called` lets samples leave the batch once they are broken; the peers spend every step on every sample.",
+            f"{ROUNDS} rounds, contenders in turn, process CPU time, one thread, n = {BATCH}. The bare loop checks, counts and",
+            "keeps nothing. `hauberk, as called` lets samples leave the batch once they are broken; the peers spend every step on",
+            "every sample.",
             "Made by `make bench`.",
         ],
     )

@@ -2,5 +2,7 @@
 
 import hauberk.checks
 import hauberk.robustness.attack
+import hauberk.privacy.inversion
+import hauberk.privacy.membership
 
 __all__ = ["hauberk"]

@@ -39,9 +39,12 @@ FLAWS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], s
          "black box beats white box"},
     ),
     "input noise": (lambda x: x + 0.2 * torch.randn_like(x), same, {"answers differ on repetition"}),
-    "softmax outputs, saturated": (same, lambda out: (out * 100).softmax(1), {"outputs are probabilities", "gradients are exactly zero"}),
+    "softmax outputs, saturated": (
+        same, lambda out: (out * 100).softmax(1), {"outputs are probabilities", "gradients are exactly zero"}
+    ),
     "graph cut": (
-        lambda x: x.detach(), same, {"gradients are exactly zero", "success with an unbounded radius", "black box beats white box"},
+        lambda x: x.detach(), same,
+        {"gradients are exactly zero", "success with an unbounded radius", "black box beats white box"},
     ),
     "shattered by a sine": (
         lambda x: x + 0.03 * torch.sin(400 * x), same, {"a step gains what the gradient promises"},
@@ -82,7 +85,7 @@ def test_a_robust_model_stays_quiet_also_under_transfer(
 
 
 def test_only_samples_classified_correctly_count_and_none_gives_no_alarm(digits: Data, digits_model: nn.Module) -> None:
-    x, y = digits.test.first(32)
+    x, _ = digits.test.first(32)
     wrong = (digits_model(x).argmax(1) + 1) % 10
     assert diagnose(digits_model, x, wrong, Linf(EPS)) == []
     mixed = torch.where(torch.arange(32) < 16, digits_model(x).argmax(1), wrong)

@@ -2,3 +2,5 @@
 
 from hauberk.checks import accuracy as accuracy
 from hauberk.checks import evasion as evasion
+from hauberk.checks import gradients as gradients
+from hauberk.checks import privacy as privacy

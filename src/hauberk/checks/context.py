@@ -57,9 +57,10 @@ class Settings:
 class Memo:
     """A shared result and what it cost, so that every finding that rests on it states the whole price."""
 
-    value: Any
-    cost: Ledger
-    seconds: float
+    value: Any = None
+    cost: Ledger = dataclasses.field(default_factory=Ledger)
+    seconds: float = 0.0
+    needs: set[Any] = dataclasses.field(default_factory=set)
 
 
 class Context:
@@ -80,8 +81,9 @@ class Context:
         self.memos: dict[Any, Memo] = {} if memos is None else memos
         self.notes: list[str] = []
         self._started = time.monotonic()
-        self._used: dict[Any, Memo] = {}
-        self._depth = 0
+        self._used: set[Any] = set()
+        self._made: set[Any] = set()
+        self._making: list[Memo] = []
 
     @property
     def seed(self) -> int:
@@ -141,9 +143,12 @@ class Context:
 
     def sample(self, quick: int = 256, standard: int = 1000, thorough: int = 10_000) -> tuple[Tensor, Tensor]:
         """Return the test samples of this preset, drawn once by seed: smaller draws are the beginning of larger ones."""
+        return self.data.test.take(self.positions(quick, standard, thorough))
+
+    def positions(self, quick: int = 256, standard: int = 1000, thorough: int = 10_000) -> Tensor:
+        """Return where in the test split the samples of `sample` stand, shape (n,); their groups are found by it."""
         n = self.settings.scaled(quick, standard, thorough)
-        order = torch.randperm(len(self.data.test), generator=_order(self.seed))
-        return self.data.test.take(order[: min(n, len(order))])
+        return torch.randperm(len(self.data.test), generator=_order(self.seed))[:n]
 
     def shared(self, key: object, make: Callable[[Target], Made]) -> Made:
         """Return what `make(target)` returned when first asked under `key`; its cost is charged to every check that uses it.
@@ -151,13 +156,20 @@ class Context:
         `key` must name all that the result depends on. `make` must spend through the target it is given. Its randomness must be
         derived from the seed alone, so that an assessment that is resumed finds the same.
         """
+        (self._making[-1].needs if self._making else self._used).add(key)
         if key not in self.memos:
-            view, began = self.target.fresh(), time.monotonic()
-            value = make(view)
-            self.memos[key] = Memo(value, view.ledger.copy(), time.monotonic() - began)
-            # The view has charged this check's own ledger already; it is charged once, below.
-            self._paid(view.ledger)
-        self._used[key] = self.memos[key]
+            view, memo, began, before = self.target.fresh(), Memo(), time.monotonic(), self._seconds_made()
+            self._making.append(memo)
+            try:
+                memo.value = make(view)
+            finally:
+                self._making.pop()
+            memo.cost = view.ledger.copy()
+            memo.seconds = time.monotonic() - began - (self._seconds_made() - before)
+            self.memos[key] = memo
+            self._made.add(key)
+            # The view has charged this check's own ledger already; the memo's cost is added to it at the end.
+            self._refund(view.ledger)
         made: Made = self.memos[key].value
         return made
 
@@ -196,19 +208,34 @@ class Context:
         )
 
     def seconds(self) -> float:
-        """Return the time spent, shared results counted in full."""
-        return time.monotonic() - self._started + sum(memo.seconds for memo in self._used.values() if memo.seconds)
+        """Return the time spent, with results that an earlier check paid for counted in full."""
+        reused = self._rests_on() - self._made
+        return time.monotonic() - self._started + sum(self.memos[key].seconds for key in reused)
+
+    def _seconds_made(self) -> float:
+        return sum(self.memos[key].seconds for key in self._made)
+
+    def _rests_on(self) -> set[Any]:
+        """Return the keys of all shared results this check rests on, directly or through another."""
+        found: set[Any] = set()
+        left = list(self._used)
+        while left:
+            key = left.pop()
+            if key not in found:
+                found.add(key)
+                left += self.memos[key].needs
+        return found
 
     def _cost(self) -> Ledger:
-        own = self.target.ledger
-        memos = self._used.values()
-        return Ledger(
-            own.queries + sum(memo.cost.queries for memo in memos),
-            own.gradients + sum(memo.cost.gradients for memo in memos),
-            own.calls + sum(memo.cost.calls for memo in memos),
-        )
+        total = self.target.ledger.copy()
+        for key in self._rests_on():
+            cost = self.memos[key].cost
+            total.queries += cost.queries
+            total.gradients += cost.gradients
+            total.calls += cost.calls
+        return total
 
-    def _paid(self, spent: Ledger) -> None:
+    def _refund(self, spent: Ledger) -> None:
         own = self.target.ledger
         own.queries -= spent.queries
         own.gradients -= spent.gradients

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from hauberk.core import progress, rng
 from hauberk.core.access import Access
 from hauberk.core.card import Card, registry
-from hauberk.core.errors import DataError, UsageError
+from hauberk.core.errors import DataError, UsageError, nearest
 from hauberk.core.target import Target, as_target
 from hauberk.core.threat import NORMS, Goal, Threat
 
 ANY_GOAL = (Goal.UNTARGETED, Goal.TARGETED, Goal.CONFIDENCE)
+LABEL_GOALS = (Goal.UNTARGETED, Goal.TARGETED)
+_FACTS = ("minimum_norm", "undivided", "baseline")
 
 
 class Attack(Protocol):
@@ -31,10 +33,10 @@ class Attack(Protocol):
 
 
 def attack(
-    *, question: str, access: Access, name: str = "", paper: str = "", tags: Sequence[str] = (),
-    preset: str = "standard", norms: Sequence[str] = NORMS, goals: Sequence[Goal] = ANY_GOAL, minimum_norm: bool = False,
+    *, question: str, access: Access, paper: str = "", tags: Sequence[str] = (), preset: str = "standard",
+    norms: Sequence[str] = NORMS, goals: Sequence[Goal] = ANY_GOAL, **facts: bool,
 ) -> Callable[[Callable[..., Tensor]], Attack]:
-    """Return a decorator that records an attack and keeps its contract.
+    """Return a decorator that records an attack, under its own name with dashes, and keeps its contract.
 
     The function written is `(target, x, y, threat, *, seed, ...) -> x_adv` for one batch. What it becomes also takes a bare
     module, refuses bad input at the door, grants the declared access and no more, splits large inputs, fills in the target's
@@ -44,26 +46,37 @@ def attack(
         question: what running it answers.
         access: the least access it needs, and all that it gets.
         norms, goals: those it supports.
-        minimum_norm: it seeks the nearest adversarial example, and takes `eps` as the farthest that counts.
+        facts: `minimum_norm=True`: it seeks the nearest adversarial example, and takes `eps` as the farthest that counts.
+            `undivided=True`: it learns from all samples together, so large inputs are not split. `baseline=True`: it does not
+            look at the model's answers to steer.
     """
+    unknown = set(facts) - set(_FACTS)
+    if unknown:
+        raise ValueError(f"an attack has no facts {sorted(unknown)}")
 
     def record(function: Callable[..., Tensor]) -> Attack:
-        called = name or function.__name__.replace("_", "-")
-        has_seed = "seed" in inspect.signature(function).parameters
+        called = function.__name__.replace("_", "-")
+        known = [
+            one.name for one in inspect.signature(function).parameters.values() if one.kind is inspect.Parameter.KEYWORD_ONLY
+        ]
 
         @functools.wraps(function)
         def run(target: Target | nn.Module, x: Tensor, y: Tensor, threat: Threat, **options: Any) -> Tensor:
             whole = as_target(target)
             whole.need(access, called)
+            for option in options:
+                if option not in known:
+                    raise UsageError(f"{called} has no option '{option}'", fix=nearest(option, known))
             _refuse_bad_input(called, x, y, threat, norms, goals)
             threat = threat.within(whole.bounds if whole.bounds is not None else (0.0, 1.0))
-            _refuse_outside(called, x, threat)
-            view, found = whole.seen_at(access), []
+            _refuse_outside(x, threat)
+            view, found, y = whole.seen_at(access), [], y.to(x.device).long()
             seed = int(options.get("seed", 0))
-            parts = range(0, len(x), whole.batch_size)
+            portion = len(x) if facts.get("undivided") else whole.batch_size
+            parts = range(0, len(x), max(portion, 1))
             for number, start in enumerate(progress.track(parts, called)):
-                index = torch.arange(start, min(start + whole.batch_size, len(x)), device=x.device)
-                if has_seed and number:
+                index = torch.arange(start, min(start + portion, len(x)), device=x.device)
+                if "seed" in known and number:
                     options["seed"] = rng.derive_seed(seed, "part", number)
                 part, part_threat = x[index].detach(), threat.subset(index, x)
                 with rng.isolated(rng.derive_seed(seed, called, number), x.device):
@@ -72,8 +85,8 @@ def attack(
                 found.append(part_threat.around(part).seal(z.to(x.dtype)))
             return torch.cat(found) if found else x.detach().clone()
 
-        facts = {"norms": tuple(norms), "goals": tuple(goals), "minimum_norm": minimum_norm}
-        registry.add(Card(called, "attack", run, question, access, paper, tuple(tags), preset, facts))
+        known_facts = {"norms": tuple(norms), "goals": tuple(goals), **{name: bool(facts.get(name)) for name in _FACTS}}
+        registry.add(Card(called, "attack", run, question, access, paper, tuple(tags), preset, known_facts))
         return run
 
     return record
@@ -89,20 +102,31 @@ def _refuse_bad_input(
     if threat.goal not in goals:
         known = " | ".join(goal.value for goal in goals)
         raise UsageError(f"{name} was given the goal '{threat.goal.value}'", want=known)
+    if x.ndim < 2:
+        raise DataError(f"x has shape {tuple(x.shape)}", want="(n, ...): a batch of samples", fix="Add an axis: x[None]")
     if not x.is_floating_point():
         raise DataError(f"x has dtype {x.dtype}", want="floating point inputs", fix="Scale bytes first: x.float() / 255")
     if y.shape != x.shape[:1]:
         raise DataError(f"y has shape {tuple(y.shape)} for {len(x)} samples", want=f"({len(x)},): one label each")
-    if y.is_floating_point():
-        raise DataError(f"y has dtype {y.dtype}", want="integer labels")
+    if y.is_floating_point() or y.dtype is torch.bool:
+        raise DataError(f"y has dtype {y.dtype}", want="integer labels", fix="Convert them: y.long()")
+    if len(y) and int(y.min()) < 0:
+        raise DataError(f"y holds the label {int(y.min())}", want="labels from 0 to classes - 1")
     if not bool(x.isfinite().all()):
         raise DataError(f"x holds {int((~x.isfinite()).sum())} values that are NaN or infinite", want="finite inputs")
 
 
-def _refuse_outside(name: str, x: Tensor, threat: Threat) -> None:
+def _refuse_outside(x: Tensor, threat: Threat) -> None:
     assert threat.bounds is not None
-    low, high = (torch.as_tensor(end, device=x.device) for end in threat.bounds)
-    slack = 1e-5 * float((high - low).max().clamp(max=1e6)) if len(x) else 0.0
+    low, high = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in threat.bounds)
+    free = threat.norm == "l0" or bool(torch.as_tensor(threat.eps).isinf().any())
+    if free and not bool((low.isfinite() & high.isfinite()).all()):
+        raise UsageError(
+            f"the bounds are infinite under {threat.describe()}", want="finite bounds where nothing else holds the change",
+            fix="State them: Threat(..., bounds=(low, high))",
+        )
+    # Data scaled by its owner may overshoot by rounding.
+    slack = max(1e-5, float(torch.finfo(x.dtype).eps)) * float((high - low).max().clamp(max=1e6)) if len(x) else 0.0
     outside = (x < low - slack) | (x > high + slack)
     if bool(outside.any()):
         raise DataError(

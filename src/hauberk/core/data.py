@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -130,6 +130,7 @@ class Data:
         modality: `image` (n, channels, height, width), `tabular` (n, features) or `other`.
         class_names, feature_names: for people; may be empty.
         name: how reports call the data.
+        group_names: by group, what each of its codes means; may be empty.
     """
 
     test: Split
@@ -141,6 +142,7 @@ class Data:
     class_names: Sequence[str] = ()
     feature_names: Sequence[str] = ()
     name: str = "data"
+    group_names: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for role in ("test", "train", "trusted"):

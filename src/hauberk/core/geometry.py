@@ -73,10 +73,10 @@ def maximise_l1(slope: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor
     room = torch.where(slope > 0, high, -low)
     steep, order = slope.abs().sort(1, descending=True)
     sorted_room = torch.where(steep > 0, room.gather(1, order), torch.zeros_like(room))
-    used = sorted_room.cumsum(1) - sorted_room
-    # An unbounded feature uses the whole budget; inf - inf would give nan.
-    used = torch.nan_to_num(used, nan=torch.inf)
-    spent = torch.minimum(sorted_room, (eps[:, None] - used).clamp(min=0))
+    # Sums of what comes before, not a difference of sums: rooms and radius may be infinite.
+    used = torch.cat([torch.zeros_like(sorted_room[:, :1]), sorted_room[:, :-1].cumsum(1)], 1)
+    left = torch.where(used < eps[:, None], eps[:, None] - used, torch.zeros_like(used))
+    spent = torch.minimum(sorted_room, left)
     return torch.zeros_like(slope).scatter(1, order, spent) * slope.sign()
 
 
@@ -104,22 +104,26 @@ MAXIMISE = {"linf": maximise_linf, "l2": maximise_l2, "l1": maximise_l1, "l0": m
 
 
 def _scaled_to_l2(direction: Tensor, eps: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return clamp(s * direction) with norm eps: s grows as features meet the box, and settles in a few rounds."""
+    """Return clamp(s * direction) with norm eps: s only grows as features meet the box, so a few rounds find it exactly."""
+    tiny = torch.finfo(direction.dtype).tiny
+    # To a largest entry of 1 first: the square of a vanishing gradient is zero.
+    direction = direction / direction.abs().amax(1, keepdim=True).clamp(min=tiny)
     goal = eps.square()  # (n,)
-    scale = eps / direction.norm(dim=1).clamp(min=torch.finfo(direction.dtype).tiny)
+    scale = eps / direction.norm(dim=1).clamp(min=tiny)
     point = (scale[:, None] * direction).clamp(low, high)
-    for _ in range(16):
-        free = (point > low) & (point < high)
+    free = (point > low) & (point < high)
+    for _ in range(100):
         fixed = torch.where(free, torch.zeros_like(point), point).square().sum(1)
         loose = torch.where(free, direction, torch.zeros_like(direction)).square().sum(1)
-        wanted = ((goal - fixed).clamp(min=0) / loose.clamp(min=torch.finfo(direction.dtype).tiny)).sqrt()
-        wanted = torch.where(loose > 0, wanted, scale)
-        if torch.allclose(wanted, scale, rtol=1e-6):
-            break
-        scale = torch.maximum(wanted, scale)
+        wanted = ((goal - fixed).clamp(min=0) / loose.clamp(min=tiny)).sqrt()
+        scale = torch.maximum(torch.where(loose > 0, wanted, scale), scale)
         point = (scale[:, None] * direction).clamp(low, high)
+        before, free = free, (point > low) & (point < high)
+        # A row whose free features stay the same stays where it is: other rows of the batch do not disturb it.
+        if bool((free == before).all()):
+            break
     # Rounding may leave the point a hair outside: draw it in.
-    return point * (eps / point.norm(dim=1).clamp(min=torch.finfo(point.dtype).tiny)).clamp(max=1)[:, None]
+    return point * (eps / point.norm(dim=1).clamp(min=tiny)).clamp(max=1)[:, None]
 
 
 def _largest(value: Tensor, count: Tensor) -> Tensor:

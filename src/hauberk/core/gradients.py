@@ -9,12 +9,12 @@ from torch import Tensor
 def input_gradient(value: Tensor, z: Tensor) -> Tensor:
     """Return the gradient of the summed `value` towards z, in the shape of z.
 
-    Where the graph is cut (a detached layer, rounding written without a derivative) the gradient is zero, as it is for an adversary.
-    Entries that are not finite become zero. Neither z nor the weights collect a `.grad`.
+    Where the graph is cut (a detached layer, rounding written without a derivative) the gradient is zero, as it is for an
+    adversary. Entries that are not finite become zero. Neither z nor the weights collect a `.grad`.
     """
     if not value.requires_grad:
         return torch.zeros_like(z)
     (gradient,) = torch.autograd.grad(value.sum(), z, allow_unused=True)
     if gradient is None:
         return torch.zeros_like(z)
-    return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+    return gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)

@@ -54,6 +54,19 @@ class Reconstruction:
     loss: Tensor | None = None
 
 
+@dataclasses.dataclass
+class MembershipScores:
+    """How much each record looks like one the model was trained on: higher for members.
+
+    Arguments:
+        members: scores of the records that were trained on, shape (m,), float64.
+        non_members: scores of the records that were not, shape (k,), float64.
+    """
+
+    members: Tensor
+    non_members: Tensor
+
+
 def method(
     kind: str, *, question: str, name: str = "", access: Access | None = None, paper: str = "",
     tags: Sequence[str] = (), preset: str = "standard", **facts: Any,
@@ -101,7 +114,10 @@ def bound(*, question: str, paper: str = "", tags: Sequence[str] = (), **facts: 
 def inference(
     *, question: str, access: Access, paper: str = "", tags: Sequence[str] = (), **facts: Any
 ) -> Callable[[Function], Function]:
-    """Record an inference attack `(target, members, non_members, *, ...) -> scores`, higher for members."""
+    """Record an inference attack `(target, members, non_members, *, ...) -> MembershipScores`; both sides are pairs (x, y).
+
+    The scores are of one rule that knows neither side: which record is a member never enters the score of a record.
+    """
     return method("inference", question=question, access=access, paper=paper, tags=tags, **facts)
 
 

@@ -34,6 +34,17 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interva
     return Interval(low, high, "clopper-pearson", confidence)
 
 
+def newcombe(successes_a: int, n_a: int, successes_b: int, n_b: int, confidence: float = 0.95) -> Interval:
+    """Return the interval of rate a minus rate b, from the Wilson interval of each (Newcombe 1998, method 10)."""
+    if n_a == 0 or n_b == 0:
+        return Interval(-1.0, 1.0, "newcombe", confidence)
+    a, b = wilson(successes_a, n_a, confidence), wilson(successes_b, n_b, confidence)
+    rate_a, rate_b = successes_a / n_a, successes_b / n_b
+    low = rate_a - rate_b - np.hypot(rate_a - a.low, b.high - rate_b)
+    high = rate_a - rate_b + np.hypot(a.high - rate_a, rate_b - b.low)
+    return Interval(float(low), float(high), "newcombe", confidence)
+
+
 def bootstrap(
     values: ArrayLike, statistic: Callable[[Floats], float], *, rng: np.random.Generator, draws: int = 1000,
     confidence: float = 0.95,

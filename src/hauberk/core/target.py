@@ -2,74 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from hauberk.core.access import Access, Budget, Ledger
-from hauberk.core.errors import AccessDenied, ModelError
+from hauberk.core.errors import AccessDenied, ModelError, UsageError
+from hauberk.core.predictors import CallablePredictor as CallablePredictor
+from hauberk.core.predictors import ModulePredictor as ModulePredictor
+from hauberk.core.predictors import Normalize as Normalize
+from hauberk.core.predictors import Predictor as Predictor
+from hauberk.core.predictors import evaluating as evaluating
 from hauberk.core.threat import Bounds
 
 OUTPUTS = ("auto", "logits", "probabilities", "labels")
 
 
-@runtime_checkable
-class Predictor(Protocol):
-    """Anything that answers: raw outputs for a batch, and the most that it can grant."""
-
-    access: Access
-    outputs: str
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the raw outputs, shape (n, classes), or labels, shape (n,)."""
-        ...
-
-
-@dataclasses.dataclass
-class ModulePredictor:
-    """A `torch.nn.Module` in evaluation mode, whatever mode its owner left it in."""
-
-    module: nn.Module
-    outputs: str = "auto"
-    access: Access = Access.GRADIENT
-
-    def __call__(self, x: Tensor) -> Tensor:
-        place = next((p for p in self.module.parameters() if p.is_floating_point()), None)
-        moved = x if place is None else x.to(place.device, place.dtype)
-        with evaluating(self.module):
-            answer = self.module(moved)
-        if not isinstance(answer, Tensor):
-            raise ModelError(
-                f"the model returned {type(answer).__name__}", want="one tensor of shape (n, classes)",
-                fix="Wrap the model in a module that returns the class scores alone",
-            )
-        return answer.to(x.device)
-
-
-@dataclasses.dataclass
-class CallablePredictor:
-    """A function of a batch that returns scores or labels, as a tensor or an array."""
-
-    function: Callable[[Tensor], object]
-    outputs: str = "auto"
-    access: Access = Access.SCORE
-
-    def __call__(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            answer = torch.as_tensor(self.function(x.detach()))
-        return answer.to(x.device)
-
-
 class _Shared:
-    """What all views of one model share: how its outputs read, and what was noticed on the way."""
+    """What all views of one model share: how its outputs read, what it can grant, and what was noticed on the way."""
 
-    def __init__(self, outputs: str) -> None:
-        self.outputs = outputs
+    def __init__(self, outputs: str, most: Access) -> None:
+        self.outputs, self.most = outputs, most
+        self.guessed = False
         self.notices: list[str] = []
 
     def notice(self, text: str) -> None:
@@ -92,6 +48,7 @@ class Target:
 
     Raises:
         ModelError: when `model` cannot be called, or cannot grant `access`.
+        UsageError: for a batch size below 1, or a name that is not an access.
     """
 
     def __init__(
@@ -107,20 +64,29 @@ class Target:
         files: Sequence[Path] = (),
     ) -> None:
         self._predictor = _predictor(model, outputs)
-        self.access = self._predictor.access if access is None else Access.parse(access)
-        if self.access > self._predictor.access:
+        read_as = self._predictor.outputs if outputs == "auto" else outputs
+        most = Access.LABEL if read_as == "labels" else self._predictor.access
+        self._granted = most if access is None else Access.parse(access)
+        if self._granted > most:
             raise ModelError(
-                f"{self.access.name} access was asked of a model that grants {self._predictor.access.name}",
-                want=f"at most {self._predictor.access.name}",
+                f"{self._granted.name} access was asked of a model that grants {most.name}", want=f"at most {most.name}",
+                fix="Leave the access out, or give the model in a form that grants more",
             )
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}", want="1 or more", fix="Give the largest batch that fits in memory")
         self.bounds, self.batch_size = bounds, batch_size
         self.name = name or _name(model)
         self.files = tuple(files)
         self.ledger = Ledger()
         self._accounts: tuple[tuple[Ledger, Budget], ...] = ((self.ledger, budget or Budget()),)
-        self._shared = _Shared(self._predictor.outputs)
-        if isinstance(self._predictor, ModulePredictor) and self._predictor.module.training:
-            self._shared.notice("the model was given in training mode; it is questioned in evaluation mode")
+        self._shared = _Shared(read_as, most)
+        if isinstance(self._predictor, ModulePredictor):
+            self._notice_modes(self._predictor.module)
+
+    @property
+    def access(self) -> Access:
+        """What this view grants: what was asked for, and never more than the model turned out to give."""
+        return min(self._granted, self._shared.most)
 
     @property
     def module(self) -> nn.Module:
@@ -162,7 +128,7 @@ class Target:
         self.need(access, "the view")
         view = object.__new__(Target)
         view.__dict__.update(self.__dict__)
-        view.access, view.ledger = access, Ledger()
+        view._granted, view.ledger = access, Ledger()
         view._accounts = (*self._accounts, (view.ledger, budget or Budget()))
         return view
 
@@ -173,9 +139,8 @@ class Target:
     def labels(self, x: Tensor) -> Tensor:
         """Return the predicted labels, shape (n,), int64. Needs LABEL access; never differentiable."""
         with torch.no_grad():
-            if self._shared.outputs == "labels":
-                return torch.cat([self._ask(part).reshape(-1).long() for part in self._parts(x)])
-            return self._logits(x).argmax(1) if len(x) else x.new_zeros(0, dtype=torch.long)
+            answers = [self._read(part) for part in self._parts(x)]
+            return torch.cat([one if one.ndim == 1 else one.argmax(1) for one in answers])
 
     def scores(self, x: Tensor) -> Tensor:
         """Return class probabilities, shape (n, classes). Needs SCORE access."""
@@ -196,16 +161,39 @@ class Target:
         with torch.no_grad():
             return self._logits(x.detach())
 
-    def probe(self, x: Tensor) -> int:
-        """Return the number of classes after one query with x; learns what the outputs mean."""
+    def probe(self, x: Tensor) -> int | None:
+        """Return the number of classes after one query per sample of x, None where labels alone come back.
+
+        Learns what the outputs mean, and what the model can grant.
+        """
         with torch.no_grad():
-            return self._logits(x).shape[1]
+            answer = self._read(x)
+            return None if answer.ndim == 1 else answer.shape[1]
+
+    def notice(self, text: str) -> None:
+        """Add a sentence to what was noticed about the model, once."""
+        self._shared.notice(text)
 
     def _logits(self, x: Tensor) -> Tensor:
         return torch.cat([self._as_logits(self._ask(part)) for part in self._parts(x)])
 
+    def _read(self, x: Tensor) -> Tensor:
+        """Return logits, shape (n, classes), or labels, shape (n,): whichever the model gives."""
+        raw = self._ask(x)
+        self._learn(raw)
+        if self._shared.outputs != "labels":
+            return self._as_logits(raw)
+        if raw.ndim > 2 or (raw.ndim == 2 and raw.shape[1] != 1):
+            raise ModelError(f"the model answered labels of shape {tuple(raw.shape)}", want=f"one label per sample: ({len(x)},)")
+        return raw.reshape(len(raw)).long()
+
     def _parts(self, x: Tensor) -> Sequence[Tensor]:
-        return x.split(self.batch_size) if len(x) else (x,)
+        if len(x) <= self.batch_size:
+            return (x,)
+        # All or nothing: what cannot be paid for in full is refused before the first part is sent.
+        for ledger, budget in self._accounts:
+            budget.check(ledger, queries=len(x))
+        return x.split(self.batch_size)
 
     def _ask(self, x: Tensor) -> Tensor:
         for ledger, budget in self._accounts:
@@ -228,15 +216,37 @@ class Target:
         for ledger, _ in self._accounts:
             ledger.gradients += gradients
 
+    def _learn(self, raw: Tensor) -> None:
+        if self._shared.outputs != "auto":
+            return
+        self._shared.outputs = self._recognise(raw)
+        self._shared.guessed = self._shared.outputs == "probabilities"
+        if self._shared.outputs == "labels" and self._shared.most > Access.LABEL:
+            self._shared.most = Access.LABEL
+            self._shared.notice("the model answers labels alone: it is assessed at LABEL access")
+
     def _as_logits(self, raw: Tensor) -> Tensor:
-        if self._shared.outputs == "auto":
-            self._shared.outputs = self._recognise(raw)
+        self._learn(raw)
         if self._shared.outputs == "labels":
-            raise AccessDenied("this model answers labels alone", want="a model that returns scores")
-        rows = raw.reshape(len(raw), -1) if raw.ndim <= 2 else raw
-        if rows.ndim != 2:
-            raise ModelError(f"the model returned shape {tuple(raw.shape)}", want="(n, classes)")
-        if self._shared.outputs == "probabilities":
+            raise AccessDenied(
+                "this model answers labels alone", want="a model that returns scores",
+                fix="Choose a method for LABEL (hauberk list --access label)",
+            )
+        rows = raw[:, None] if raw.ndim == 1 else raw
+        if rows.ndim != 2 or not rows.shape[1]:
+            raise ModelError(
+                f"the model returned shape {tuple(raw.shape)}", want=f"({len(raw)}, classes)",
+                fix="Flatten or pool the output to one score per class",
+            )
+        kind = self._shared.outputs
+        if kind == "auto":  # too few answers to settle it: read as what they look like
+            kind = "probabilities" if bool(((rows >= 0) & (rows <= 1)).all()) else "logits"
+        if kind == "probabilities":
+            if self._shared.guessed and bool(((rows.detach() < -1e-3) | (rows.detach() > 1.001)).any()):
+                raise ModelError(
+                    "the model's first answers looked like probabilities, and now one lies outside [0, 1]",
+                    want="the same kind of output for every sample", fix="State it: outputs='logits'",
+                )
             tiny = torch.finfo(rows.dtype).tiny
             both = torch.cat([1 - rows, rows], 1) if rows.shape[1] == 1 else rows
             return both.clamp(min=tiny).log()
@@ -245,12 +255,15 @@ class Target:
     def _recognise(self, raw: Tensor) -> str:
         if not raw.is_floating_point():
             return "labels"
+        if not len(raw):  # an empty answer tells nothing
+            return "auto"
         rows = raw.detach().reshape(len(raw), -1).double()
-        if not len(rows):
-            return "auto" if raw.shape[-1:] == (0,) else "logits"
+        short = raw.dtype in (torch.float16, torch.bfloat16)
         inside = bool(((rows >= -1e-6) & (rows <= 1 + 1e-5)).all())
-        whole = rows.shape[1] == 1 or bool(((rows.sum(1) - 1).abs() < 1e-4).all())
-        if inside and whole and (rows.shape[1] > 1 or len(rows) > 1):
+        if inside and rows.shape[1] == 1 and len(rows) < 4:
+            # A few logits may lie in [0, 1] by chance, and one column is cut at 0 or at 0.5: more answers have to settle it.
+            return "auto"
+        if inside and (rows.shape[1] == 1 or bool(((rows.sum(1) - 1).abs() < (2e-2 if short else 1e-4)).all())):
             self._shared.notice(
                 "the model returns probabilities where logits are expected; they are read as log-probabilities, "
                 "and gradients through a saturated softmax can vanish: return logits if you can"
@@ -258,51 +271,29 @@ class Target:
             return "probabilities"
         return "logits"
 
+    def _notice_modes(self, module: nn.Module) -> None:
+        if module.training:
+            self._shared.notice("the model was given in training mode; it is questioned in evaluation mode")
+            return
+        kept = [name for name, part in module.named_modules() if part.training and _acts_by_mode(part)]
+        if kept:
+            self._shared.notice(
+                f"parts of the model were left in training mode and stay so: {', '.join(kept[:3])}"
+                f"{', …' if len(kept) > 3 else ''}; call model.eval() if that is not meant"
+            )
+
 
 def as_target(model: Target | nn.Module | Predictor | Callable[[Tensor], object]) -> Target:
     """Return `model` itself when it is a Target, else a target that grants all that the model can give."""
     return model if isinstance(model, Target) else Target(model)
 
 
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode for the block and give every part back the mode it had."""
-    if not module.training:
-        yield
-        return
-    # Flags are set one by one: exported programs refuse `.eval()`, and each part must get its own flag back.
-    flipped = [part for part in module.modules() if part.training]
-    for part in flipped:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in flipped:
-            part.training = True
-
-
-class Normalize(nn.Module):
-    """(x - mean) / std per channel, so that a model with its own normalisation can be attacked in input space.
-
-    Arguments:
-        mean, std: one number, or one per channel (the first axis of a sample).
-    """
-
-    def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.as_tensor(mean).float(), persistent=False)
-        self.register_buffer("std", torch.as_tensor(std).float(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x, shape (n, channels, ...), normalised."""
-        shape = (-1,) + (1,) * (x.ndim - 2)
-        mean, std = self.get_buffer("mean").to(x), self.get_buffer("std").to(x)
-        return (x - mean.reshape(shape if mean.ndim else ())) / std.reshape(shape if std.ndim else ())
-
-
 def _predictor(model: object, outputs: str) -> Predictor:
     if outputs not in OUTPUTS:
         raise ModelError(f"outputs is '{outputs}'", want=" | ".join(OUTPUTS))
+    if isinstance(model, type):
+        called = model.__name__
+        raise ModelError(f"the class {called} was given as the model", want="an instance", fix=f"Make one: {called}(...)")
     if isinstance(model, nn.Module):
         return ModulePredictor(model, outputs)
     if isinstance(model, Predictor):
@@ -310,6 +301,10 @@ def _predictor(model: object, outputs: str) -> Predictor:
     if callable(model):
         return CallablePredictor(model, outputs, Access.LABEL if outputs == "labels" else Access.SCORE)
     raise ModelError(f"a {type(model).__name__} was given as the model", want="a torch module or a function of a batch")
+
+
+def _acts_by_mode(part: nn.Module) -> bool:
+    return isinstance(part, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd))
 
 
 def _name(model: object) -> str:

@@ -16,6 +16,7 @@ from hauberk.core.rng import normal, uniform
 
 Bounds = tuple[float | Tensor, float | Tensor]
 NORMS = ("linf", "l2", "l1", "l0")
+_HAIR = 1e-12
 
 
 class Goal(enum.Enum):
@@ -100,7 +101,7 @@ class Threat:
 
     def project(self, z: Tensor, x: Tensor) -> Tensor:
         """Return the points nearest to z, shape (n, ...), that this threat allows around x."""
-        return self.around(x).seal(self.around(x).project(z))
+        return self.around(x).project(z)
 
     def random_start(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return one random allowed point per sample, uniform in the ball and then clamped to the bounds."""
@@ -174,8 +175,13 @@ class Ball:
             free = threat.mask.to(x.device).bool()
             box_low, box_high = torch.where(free, box_low, exact), torch.where(free, box_high, exact)
         # A clean value a rounding error outside the bounds stays allowed: the ball always holds its centre.
-        self.low = _round_up(torch.minimum(box_low.expand_as(exact), exact), x.dtype)
-        self.high = _round_down(torch.maximum(box_high.expand_as(exact), exact), x.dtype)
+        self.low = torch.minimum(_round_up(torch.minimum(box_low.expand_as(exact), exact), x.dtype), x.detach())
+        self.high = torch.maximum(_round_down(torch.maximum(box_high.expand_as(exact), exact), x.dtype), x.detach())
+        if self.norm == "linf":  # the subtraction above has rounded as well
+            beyond = exact - self.low.double() > reach
+            self.low = torch.where(beyond, torch.minimum(_next(self.low, torch.inf), x.detach()), self.low)
+            beyond = self.high.double() - exact > reach
+            self.high = torch.where(beyond, torch.maximum(_next(self.high, -torch.inf), x.detach()), self.high)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -187,40 +193,43 @@ class Ball:
         return torch.where(self.radius.isinf(), extent, self.radius)
 
     def project(self, z: Tensor) -> Tensor:
-        """Return the nearest allowed points to z, shape (n, ...), up to rounding; `seal` makes them exact."""
+        """Return the nearest allowed points to z, shape (n, ...), strictly inside."""
         if self.norm == "linf":
             return z.clamp(self.low, self.high)
-        delta = geometry.PROJECT[self.norm](*self._flat(z - self.x))
-        return (self.x + delta.view_as(self.x)).clamp(self.low, self.high)
+        return self.seal(self._moved(geometry.PROJECT[self.norm](*self._flat(z - self.x))))
 
     def maximise(self, slope: Tensor) -> Tensor:
         """Return the allowed points where <slope, z> is largest: the exact answer for a linear model."""
         if self.norm == "linf":
             return torch.where(slope > 0, self.high, torch.where(slope < 0, self.low, self.x))
-        delta = geometry.MAXIMISE[self.norm](*self._flat(slope))
-        return (self.x + delta.view_as(self.x)).clamp(self.low, self.high)
+        return self.seal(self._moved(geometry.MAXIMISE[self.norm](*self._flat(slope))))
 
     def random_start(self, generator: torch.Generator) -> Tensor:
-        """Return one random point per sample: uniform in the ball (in the box where the radius is infinite), then clamped."""
-        x, flat = self.x, self.x.flatten(1)
-        box = self.low + (self.high - self.low) * uniform(x, generator)
+        """Return one random point per sample: uniform in the ball (in the box where the radius is infinite), then clamped.
+
+        Features that may not change take no part in the draw, so that a small mask gets starts of the full radius.
+        """
+        x = self.x if self.x.dtype in (torch.float32, torch.float64) else self.x.float()
+        flat, free = x.flatten(1), (self.low < self.high).flatten(1)
+        box = self.low + (self.high - self.low) * uniform(x, generator).to(self.x)
         radius = torch.where(self.radius.isinf(), torch.zeros_like(self.radius), self.radius).to(x.dtype)[:, None]
         if self.norm == "linf":
-            start = box
-        elif self.norm == "l0":
-            keep = uniform(flat, generator).argsort(1).argsort(1) < radius
-            start = torch.where(keep.view_as(x), box, x)
+            return box.clamp(self.low, self.high)
+        if self.norm == "l0":
+            order = torch.where(free, uniform(flat, generator), torch.full_like(flat, 2))
+            keep = order.argsort(1).argsort(1) < radius.floor()
+            start = torch.where(keep.view_as(x), box, self.x)
         elif self.norm == "l2":
-            noise = normal(flat, generator)
-            length = uniform(flat[:, :1], generator).pow(1 / max(flat.shape[1], 1)) * radius
-            start = x + (noise * (length / noise.norm(dim=1, keepdim=True).clamp(min=1e-12))).view_as(x)
+            noise = normal(flat, generator) * free
+            power = 1 / free.sum(1, keepdim=True).clamp(min=1)
+            length = uniform(flat[:, :1], generator).pow(power) * radius
+            start = self._moved(noise * (length / noise.norm(dim=1, keepdim=True).clamp(min=1e-12)))
         else:
             share = -torch.log1p(-uniform(torch.cat([flat, flat[:, :1]], 1), generator))  # exponential spacings
-            share = share[:, :-1] / share.sum(1, keepdim=True)
+            rest, share = share[:, -1:], share[:, :-1] * free
             sign = uniform(flat, generator).sub_(0.5).sign()
-            start = x + (share * sign * radius).view_as(x)
-        start = torch.where(self.radius.isinf().reshape((-1,) + (1,) * (x.ndim - 1)), box, start)
-        return self.seal(start.clamp(self.low, self.high))
+            start = self._moved(share / (share.sum(1, keepdim=True) + rest).clamp(min=1e-12) * sign * radius)
+        return self.seal(torch.where(self._column(self.radius.isinf()), box, start))
 
     def distance(self, z: Tensor) -> Tensor:
         """Return the distance of each z from its sample, shape (n,), float64."""
@@ -234,18 +243,27 @@ class Ball:
     def seal(self, z: Tensor) -> Tensor:
         """Return z moved inside the ball *strictly*, as float64 arithmetic sees it after the cast to z's dtype."""
         z = z.clamp(self.low, self.high)
-        if self.norm in ("linf", "l0"):
-            return z if self.norm == "linf" else torch.where(self._fits(z), z, self.project(z))
-        shrink = torch.finfo(z.dtype).eps
-        for _ in range(24):
-            fits = self._fits(z)
-            if bool(fits.all()):
-                return z
-            ratio = (self.radius / self.distance(z).clamp(min=1e-300)).clamp(max=1) * (1 - shrink)
-            inner = self.x.double() + (z.double() - self.x.double()) * self._column(ratio)
-            z = torch.where(self._column(fits), z, inner.to(z.dtype).clamp(self.low, self.high))
-            shrink *= 2
-        return torch.where(self._column(self._fits(z)), z, self.x)
+        if self.norm == "linf":
+            return z
+        distance = self.distance(z)
+        # The hair's breadth keeps the promise whatever order somebody else sums the features in.
+        fits = distance * (1 + _HAIR) <= self.radius
+        if bool(fits.all()):
+            return z
+        if self.norm == "l0":
+            inner = z.clone()
+            inner[~fits] = self.subset(~fits)._moved(geometry.project_l0(*self.subset(~fits)._flat((z - self.x)[~fits])))
+            return inner
+        ratio = self._column(self.radius / distance.clamp(min=1e-300)).clamp(max=1) * (1 - 4 * _HAIR)
+        centre = self.x.double()
+        exact = centre + (z.double() - centre) * ratio
+        # Rounded towards the clean value: no feature grows in the cast, so no norm does.
+        inner = torch.where(
+            exact > centre, torch.maximum(_round_down(exact, z.dtype), self.x),
+            torch.minimum(_round_up(exact, z.dtype), self.x),
+        )
+        inner = torch.where(self._column(fits), z, inner)
+        return torch.where(self._column(self.distance(inner) <= self.radius), inner, self.x)
 
     def subset(self, index: Tensor) -> Ball:
         """Return the ball of the samples at `index` (a bool mask or positions), without computing it anew."""
@@ -255,15 +273,22 @@ class Ball:
         part.low, part.high = self.low[index], self.high[index]
         return part
 
-    def _fits(self, z: Tensor) -> Tensor:
-        return self.distance(z) <= self.radius
+    def _moved(self, delta: Tensor) -> Tensor:
+        delta = delta.view(self.x.shape)
+        return (self.x.to(delta.dtype) + delta).to(self.x.dtype).clamp(self.low, self.high)
 
     def _column(self, values: Tensor) -> Tensor:
         return values.reshape((-1,) + (1,) * (self.x.ndim - 1))
 
     def _flat(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        low, high = (self.low - self.x).clamp(max=0), (self.high - self.x).clamp(min=0)
-        return delta.flatten(1), self.radius.to(delta.dtype), low.flatten(1), high.flatten(1)
+        # Half types overflow in a square: geometry is done in float32 at least.
+        dtype = delta.dtype if delta.dtype in (torch.float32, torch.float64) else torch.float32
+        low, high = (self.low.to(dtype) - self.x.to(dtype)), (self.high.to(dtype) - self.x.to(dtype))
+        radius = self.radius
+        if self.norm != "l0":
+            # A few units in the last place short, so that most points need no second look after rounding.
+            radius = radius * (1 - max(4 * torch.finfo(dtype).eps, 2 * _HAIR))
+        return delta.to(dtype).flatten(1), radius.to(dtype), low.clamp(max=0).flatten(1), high.clamp(min=0).flatten(1)
 
 
 def Linf(

@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, WithJsonSchema, model_validator
 
-NAMES = {"linf": "linf", "l2": "l2", "l1": "l1", "l0": "l0"}
-
 
 def number(value: object) -> float:
     """Return a number, or the value of a fraction in text such as `8/255`. Raises ValueError in plain words."""
@@ -40,7 +38,10 @@ def _ends(value: object) -> list[Any]:
     except ValueError:
         raise wrong from None
     lows, highs = (end if isinstance(end, list) else [end] for end in (low, high))
-    if any(a > b for a in (lows if len(lows) > 1 else lows) for b in highs) and len(lows) == len(highs) == 1:
+    width = max(len(lows), len(highs))
+    if {len(lows), len(highs)} - {1, width} or any(
+        a >= b for a, b in zip(lows * (width // len(lows)), highs * (width // len(highs)), strict=True)
+    ):
         raise ValueError("[lowest, highest], the lowest first")
     return [low, high]
 
@@ -146,12 +147,7 @@ class GateTable(Table):
         return self
 
 
-Threats = Annotated[
-    list[ThreatTable], BeforeValidator(_listed),
-    WithJsonSchema({"anyOf": [
-        {"$ref": "#/$defs/ThreatTable"}, {"type": "array", "items": {"$ref": "#/$defs/ThreatTable"}, "minItems": 1},
-    ]}),
-]
+Threats = Annotated[list[ThreatTable], BeforeValidator(_listed)]
 
 
 class Plan(Table):
@@ -176,7 +172,7 @@ class Plan(Table):
     @property
     def base(self) -> Path:
         """The folder that relative paths start from."""
-        return (self._source.parent / self.folder).absolute()
+        return self._source.parent / self.folder
 
     def placed(self, source: Path) -> Plan:
         """Return the plan as one that is kept in the file `source`."""

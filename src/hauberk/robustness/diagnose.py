@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import torch
@@ -87,7 +88,7 @@ def diagnose(
         _repeats(view, x), _outputs(view, x), _silent(view, x, y), _linearity(view, x, y, threat),
         _share(
             "one step beats many", fast & ~plain, 0.0, "FGSM breaks samples that PGD does not: the loss surface misleads it",
-            "Use a margin loss, more restarts, or a black-box attack", paired=plain & ~fast,
+            "Use a margin loss, more restarts, or a black-box attack", against=plain & ~fast,
         ),
         _unbounded(view, x, y, threat, plain, steps, seed),
         _share(
@@ -123,20 +124,20 @@ def diagnose(
 
 
 def _share(
-    name: str, hits: Tensor, limit: float, meaning: str, remedy: str, paired: Tensor | None = None
+    name: str, hits: Tensor, limit: float, meaning: str, remedy: str, against: Tensor | None = None
 ) -> Alarm:
     """Return the alarm of a share: raised when its interval lies above the limit, a warning when the share alone does.
 
-    `paired` counts what speaks against it: the alarm is then about the difference, by McNemar's count.
+    `against` marks the samples that speak the other way: the alarm is then about the difference, by McNemar's count.
     """
     count, n = int(hits.sum()), len(hits)
-    against = int(paired.sum()) if paired is not None else 0
+    other = int(against.sum()) if against is not None else 0
     interval = wilson(count, n)
     value = count / n
-    # One sample proves nothing: two at least must speak, and more than speak against it.
-    loud = count >= 2 and interval.low > limit and count > against + 2 * math.sqrt(count + against)
-    soft = count >= 2 and value > limit and count > against
-    level = "raised" if loud and count >= 3 else "warn" if soft else "quiet"
+    # One sample proves nothing: three at least must speak, and significantly more than speak against it.
+    loud = count >= 3 and interval.low > limit and count > other + 2 * math.sqrt(count + other)
+    soft = count >= 2 and value > limit and count > other
+    level = "raised" if loud else "warn" if soft else "quiet"
     return Alarm(name, value, limit, level, meaning, remedy, n, interval)
 
 
@@ -202,14 +203,14 @@ def _linearity(view: Target, x: Tensor, y: Tensor, threat: Threat) -> Alarm:
 def _unbounded(
     view: Target, x: Tensor, y: Tensor, threat: Threat, plain: Tensor, steps: int, seed: int
 ) -> Alarm:
-    """With the radius doubled, and doubled again, success must not fall; with the whole range it must be all but complete."""
+    """With the radius doubled, and doubled again, success must not fall; over the whole range it must be all but complete."""
     shares = [float(plain.double().mean())]
     for factor in (2.0, 4.0, math.inf):
         eps = torch.as_tensor(threat.eps, dtype=torch.float64)
         wider = threat.with_eps(math.inf if math.isinf(factor) else eps * factor)
         z = pgd(view, x, y, wider, steps=steps, loss="margin", seed=seed)
         shares.append(float((view.labels(z) != y).double().mean()))
-    falls = max((before - after for before, after in zip(shares, shares[1:], strict=False)), default=0.0)
+    falls = max((before - after for before, after in itertools.pairwise(shares)), default=0.0)
     count = round(shares[-1] * len(x))
     level = "raised" if falls > 0.05 or shares[-1] < 0.90 else "warn" if shares[-1] < 0.98 else "quiet"
     return Alarm(

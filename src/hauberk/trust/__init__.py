@@ -1,1 +1,1 @@
-"""TODO."""
+"""Trust: can the answers be relied upon? Calibration, selective prediction, drift and fairness."""

@@ -1,1 +1,4 @@
-"""TODO."""
+"""Reconstruction of inputs and labels, one file each. A new method is one file and one line here."""
+
+from hauberk.privacy.inversion.first_linear import first_linear_layer as first_linear_layer
+from hauberk.privacy.inversion.idlg import idlg as idlg

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hauberk.core import geometry
 from hauberk.core.access import Access
 from hauberk.core.attacks import attack
+from hauberk.core.gradients import input_gradient
 from hauberk.core.rng import generator
 from hauberk.core.target import Target
-from hauberk.core.threat import Ball, Goal, Threat
+from hauberk.core.threat import Ball, Threat
+from hauberk.robustness.attack.losses import climbed, known_loss
 
 
 @attack(
@@ -42,25 +43,26 @@ def pgd(
     Returns:
         Points in the ball, shape (n, ...): adversarial where one was seen, else of the highest loss seen.
     """
+    known_loss(loss)
     ball = threat.around(x)
     z = ball.random_start(generator(seed, "pgd", device=x.device)) if random_start else x.clone()
     length = (2.5 * ball.size / max(steps, 1) if step_size is None else torch.full_like(ball.radius, step_size)).to(x.dtype)
-    best, best_loss = z.clone(), torch.full_like(length, -torch.inf)
+    best, best_loss = z.clone(), x.new_full((len(x),), -torch.inf)
     won = torch.zeros_like(y, dtype=torch.bool)
     alive = torch.arange(len(x), device=x.device)
     for step in range(steps + 1):
-        last = step == steps
+        last = step == steps  # the point the last step led to is looked at as well
         z = z.detach().requires_grad_(not last)
         logits = target.logits(z)  # (alive, classes)
-        climbed = _loss(logits, y, threat, loss)  # (alive,)
+        height = climbed(logits, y, threat, loss)  # (alive,)
         broken, before = threat.success(logits, y), won[alive]
         # A broken point outranks every unbroken one; among equals the higher loss wins.
-        better = (broken & ~before) | ((broken == before) & (climbed > best_loss[alive]))
+        better = (broken & ~before) | ((broken == before) & (height > best_loss[alive]))
         kept = alive[better]
-        best[kept], best_loss[kept], won[kept] = z.detach()[better], climbed.detach()[better], broken[better]
+        best[kept], best_loss[kept], won[kept] = z.detach()[better], height.detach()[better].to(x.dtype), broken[better]
         if last:
             break
-        (gradient,) = torch.autograd.grad(climbed.sum(), z)
+        gradient = input_gradient(height, z)
         z = z.detach()
         if early_stop and bool(broken.any()):
             going = ~broken
@@ -78,20 +80,17 @@ def ascent(ball: Ball, z: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
     For L0, whose steps have no length, the steepest feature moves by the whole width of its range and the others in proportion.
     """
     column = (-1,) + (1,) * (gradient.ndim - 1)
-    flat = gradient.flatten(1)
     if ball.norm == "linf":
         return gradient.sign() * length.reshape(column)
-    if ball.norm == "l2":
-        return gradient * (length / flat.norm(dim=1).clamp(min=1e-30)).reshape(column)
+    if ball.threat.mask is not None:  # features that may not move must not use up the step
+        gradient = gradient * (ball.low < ball.high)
+    flat = gradient.flatten(1)
+    if ball.norm == "l1":
+        low, high = (ball.low - z).clamp(max=0).flatten(1), (ball.high - z).clamp(min=0).flatten(1)
+        return geometry.maximise_l1(flat, length, low, high).view_as(gradient)
+    # To a largest entry of 1 first: the square of a vanishing gradient is zero.
+    unit = gradient / flat.abs().amax(1).clamp(min=torch.finfo(flat.dtype).tiny).reshape(column)
     if ball.norm == "l0":
-        steepest = flat.abs().amax(1).clamp(min=1e-30).reshape(column)
-        return gradient / steepest * (ball.high - ball.low)
-    low, high = (ball.low - z).clamp(max=0).flatten(1), (ball.high - z).clamp(min=0).flatten(1)
-    return geometry.maximise_l1(flat, length, low, high).view_as(gradient)
-
-
-def _loss(logits: Tensor, y: Tensor, threat: Threat, loss: str) -> Tensor:
-    if loss == "margin":
-        return -threat.margin(logits, y)
-    sign = -1 if threat.goal is Goal.TARGETED else 1
-    return sign * functional.cross_entropy(logits, y, reduction="none")
+        return unit * (ball.high - ball.low)
+    # A unit gradient has norm 1 or more; the floor only keeps a gradient of zero from a division by zero.
+    return unit * (length / unit.flatten(1).norm(dim=1).clamp(min=0.5)).reshape(column)

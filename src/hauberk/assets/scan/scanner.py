@@ -1,0 +1,136 @@
+"""The scan of one file: which format it is, and the one place where trouble becomes an issue."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from hauberk.assets.scan.limits import Limits, Meter
+from hauberk.assets.scan.verdict import Issue, Level, ScanResult, Unverifiable
+
+HEAD = 64
+# What a parser of hostile bytes may stumble over. Anything else is a defect of ours, and ends the same way: not safe.
+STUMBLES = (
+    Unverifiable, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, ArithmeticError, EOFError, OSError,
+    RecursionError, MemoryError, struct.error, SyntaxError, NotImplementedError, RuntimeError,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A file format the scanner knows.
+
+    Arguments:
+        name: for the report.
+        matches: whether a file with these first 64 bytes and this size is of the format.
+        scan: `(scan, source, where)`: looks at it and adds issues.
+        carries_code: whether the format can hold code.
+    """
+
+    name: str
+    matches: Callable[[bytes, int], bool]
+    scan: Callable[[Scan, BinaryIO, str], None]
+    carries_code: bool
+
+
+FORMATS: list[Format] = []
+
+
+def file_format(
+    name: str, matches: Callable[[bytes, int], bool], *, carries_code: bool
+) -> Callable[[Callable[[Scan, BinaryIO, str], None]], Callable[[Scan, BinaryIO, str], None]]:
+    """Return a decorator that registers the scanner of a format."""
+
+    def record(function: Callable[[Scan, BinaryIO, str], None]) -> Callable[[Scan, BinaryIO, str], None]:
+        FORMATS.append(Format(name, matches, function, carries_code))
+        return function
+
+    return record
+
+
+class Scan:
+    """The scan of one file in progress: issues so far, limits, and how deep in nested parts it is."""
+
+    def __init__(self, result: ScanResult, limits: Limits) -> None:
+        self.result, self.limits, self.meter, self.depth = result, limits, Meter(limits), 0
+        self._seen: set[tuple[Level, str]] = set()
+
+    def issue(self, level: Level, where: str, what: str) -> None:
+        """Add an issue, once per level and text; the list is kept short, the level is not."""
+        if (level, what) in self._seen or (len(self._seen) >= 200 and level <= self.result.level):
+            return
+        self._seen.add((level, what))
+        self.result.issues.append(Issue(level, where, what))
+
+    def refers(self, name: str) -> None:
+        """Note that the file names something importable."""
+        if name not in self.result.globals and len(self.result.globals) < 1000:
+            self.result.globals.append(name)
+
+    def part(self, source: BinaryIO, where: str) -> str:
+        """Scan one part, whatever format it has, and return the name of that format; trouble becomes an issue."""
+        self.result.parts += 1
+        self.depth += 1
+        name = "unknown"
+        try:
+            if self.depth > self.limits.depth:
+                raise Unverifiable(f"parts nested deeper than {self.limits.depth}")
+            self.meter.clock()
+            size = source.seek(0, io.SEEK_END)
+            source.seek(0)
+            head = source.read(HEAD)
+            source.seek(0)
+            if not head:
+                raise Unverifiable("it is empty")
+            known = next((one for one in FORMATS if one.matches(head, size)), None)
+            if known is None:
+                raise Unverifiable(f"it is in no format that is known here (first bytes {head[:8].hex(' ')})")
+            name = known.name
+            known.scan(self, source, where)
+        except STUMBLES as error:
+            why = str(error) if isinstance(error, Unverifiable) else f"it is malformed ({type(error).__name__}: {str(error)[:120]})"
+            self.issue(Level.UNVERIFIABLE, where, why)
+        finally:
+            self.depth -= 1
+        return name
+
+
+def scan_file(path: str | Path, *, limits: Limits | None = None) -> ScanResult:
+    """Return what opening a model file would run; nothing of it is imported, called or loaded.
+
+    Arguments:
+        path: a pickle of any protocol, a torch file (zip, legacy), TorchScript, an exported program, joblib, npy, npz, skops,
+            safetensors or ONNX, plain or compressed.
+        limits: how much to spend; None takes the defaults.
+
+    Returns:
+        The verdict. A file that cannot be read or followed to its last byte is `UNVERIFIABLE`, never `SAFE`.
+    """
+    place = Path(path)
+    result = ScanResult(str(place))
+    try:
+        if not place.is_file():
+            raise OSError("it is not a regular file")
+        with open(place, "rb") as source:
+            return _scan(source, result, limits)
+    except OSError as error:
+        result.issues.append(Issue(Level.UNVERIFIABLE, "", f"it cannot be read ({error.strerror or error})"))
+    return result
+
+
+def scan_bytes(content: bytes, *, name: str = "bytes", limits: Limits | None = None) -> ScanResult:
+    """Return what `scan_file` would say of a file with this content."""
+    return _scan(io.BytesIO(content), ScanResult(name), limits)
+
+
+def _scan(source: BinaryIO, result: ScanResult, limits: Limits | None) -> ScanResult:
+    scan = Scan(result, limits or Limits())
+    result.format = scan.part(source, "")
+    # The last format registered says whether code can hide in it; an unknown one may hide anything.
+    result.carries_code = next((one.carries_code for one in FORMATS if one.name == result.format), True)
+    result.issues.sort(key=lambda issue: -issue.level)
+    return result

@@ -1,0 +1,190 @@
+"""Privacy of the training data: can its records be told from others by the model's answers?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hauberk.checks.accuracy import correct
+from hauberk.checks.context import Context, NotRun
+from hauberk.core.access import Access
+from hauberk.core.finding import Advice, Curve, Finding, Interval, Status, Table
+from hauberk.core.kinds import MembershipScores, check
+from hauberk.core.stats import newcombe, wilson
+from hauberk.core.target import Target
+from hauberk.privacy.membership import confidence_membership, entropy_membership, loss_membership, modified_entropy
+from hauberk.privacy.membership.loss import TAGS
+from hauberk.privacy.membership.measure import Exposure, blind_auc, exposure, shuffled_auc
+from hauberk.privacy.membership.signals import Records, answers, cross_entropy
+
+THREAT = "an adversary who holds candidate records with their labels and asks the model for its scores"
+ADVICE = (
+    Advice("Train with more regularisation or stop earlier: hauberk.fit with Schedule(patience=..., validation=...)",
+           "hauberk.fit(model, data, schedule=Schedule(patience=3, validation=held_out))"),
+    Advice("Round the scores, or answer with the label alone", "", "AML.M0002"),
+)
+Inference = Callable[[Target, Records, Records], MembershipScores]
+
+
+@check(
+    "privacy/membership-loss", pillar="privacy", unit="rate", better="lower", access=Access.SCORE, tags=TAGS, advice=ADVICE,
+    question="How many training records does their low loss give away, at one false alarm in a thousand?",
+    paper="Yeom et al. 2018, arXiv:1709.01604",
+)
+def membership_loss(context: Context) -> Finding:
+    """Members recognised by their loss at 0.1 % false positives; the status rests on chance, not on the rate alone."""
+    return _membership(context, {"loss": loss_membership})
+
+
+@check(
+    "privacy/membership-entropy", pillar="privacy", unit="rate", better="lower", access=Access.SCORE, tags=TAGS, advice=ADVICE,
+    question="How many training records does a sharp answer give away, at one false alarm in a thousand?",
+    paper="Song and Mittal 2021, arXiv:2003.10595",
+)
+def membership_entropy(context: Context) -> Finding:
+    """Members recognised by the modified entropy; entropy and confidence, which need no label, stand beside it."""
+    return _membership(context, {
+        "modified entropy": modified_entropy, "entropy, no label": entropy_membership,
+        "confidence, no label": confidence_membership,
+    })
+
+
+@check(
+    "privacy/generalisation-gap", pillar="privacy", unit="accuracy", better="lower", access=Access.LABEL, warn=0.05, fail=0.15,
+    question="How much better is the model on the records it was trained on?", tags=TAGS, advice=ADVICE[:1],
+    paper="Yeom et al. 2018, arXiv:1709.01604",
+)
+def generalisation_gap(context: Context) -> Finding:
+    """Training accuracy minus test accuracy: a gap bounds from below what a membership attack can gain."""
+    classes = context.need_classes()
+    train, test = context.split("train"), context.data.test
+    x, y = train.sample(context.settings.scaled(2000, 20_000, 100_000), context.seed, "generalisation gap")
+    hits = context.target.labels(x) == y
+    right = context.shared("clean correct", lambda target: correct(target, context))
+    a, n_a, b, n_b = int(hits.sum()), len(hits), int(right.sum()), len(right)
+    interval = newcombe(a, n_a, b, n_b)
+    gap = a / n_a - b / n_b
+    names = [context.data.class_names[k] if k < len(context.data.class_names) else str(k) for k in range(classes)]
+    slices = [(name, hits[y == k], right[test.y == k]) for k, name in enumerate(names)]
+    slices = sorted((one for one in slices if len(one[1]) and len(one[2])), key=lambda one: -_gap(one[1], one[2]))
+    by_class = [
+        (name, len(left), _share(left), len(other), _share(other), f"{_gap(left, other):+.1%}") for name, left, other in slices[:10]
+    ]
+    sides = [
+        (side, n, f"{k / n:.2%}", f"{wilson(k, n).low:.2%} to {wilson(k, n).high:.2%}")
+        for side, k, n in (("train", a, n_a), ("test", b, n_b))
+    ]
+    return context.finding(
+        f"accuracy is {a / n_a:.1%} on training and {b / n_b:.1%} on test records: a gap of {100 * gap:+.1f} points",
+        value=gap, n=n_a + n_b, interval=interval, evidence=(
+            Table("Accuracy by side", ("records", "n", "accuracy", "95 % interval"), sides),
+            Table("Classes with the widest gaps", ("class", "train n", "train", "test n", "test", "gap"), by_class),
+        ),
+    )
+
+
+@dataclasses.dataclass
+class Sides:
+    """Equally many members and non-members, drawn by seed."""
+
+    members: Records
+    non_members: Records
+    index: Tensor
+    blind: tuple[float, Interval]
+
+
+def _sides(context: Context) -> Sides:
+    train, test = context.split("train"), context.data.test
+    n = min(context.settings.scaled(1000, 5000, 20_000), len(train), len(test))
+    if n < 20:
+        raise NotRun(f"there are {len(train)} training and {len(test)} test records; at least 20 of each are needed")
+    index = train.pick(n, context.seed, "members")
+    members, others = train.take(index), test.sample(n, context.seed, "non-members")
+    return Sides(members, others, index, blind_auc(members[0], others[0], seed=context.seed))
+
+
+def _membership(context: Context, attacks: dict[str, Inference]) -> Finding:
+    context.need_classes()
+    context.split("train")
+    sides = context.shared("membership sides", lambda _: _sides(context))
+    scores = {name: attack(context.target, sides.members, sides.non_members) for name, attack in attacks.items()}
+    found = {name: exposure(one) for name, one in scores.items()}
+    main, exposed = next(iter(scores)), next(iter(found.values()))
+    n = len(scores[main].members)
+    if exposed.fpr > 1e-3:
+        context.note(f"{n} non-members cannot resolve 0.1 % false positives; the rate is at {exposed.fpr:.2%}, one false alarm")
+    context.note(
+        "warns when so many members stand out by chance less than once in a hundred, or the area is surely above .55; fails when "
+        "surely ten times as many members as non-members stand out, or the area is surely above .7"
+    )
+    area, spread = sides.blind
+    if spread.low > 0.5:
+        context.note(
+            f"the two splits differ in themselves: a classifier that never saw the model tells them apart with an area of {area:.3f}; "
+            "part of the figure is that difference"
+        )
+    mean, deal = shuffled_auc(scores[main], seed=context.seed)
+    table = Table(
+        "Members told from non-members", ("rule", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "AUC", "95 % interval", "balanced accuracy"),
+        [_row(name, one) for name, one in found.items()],
+    )
+    control = Table("Controls: .5 is right", ("control", "AUC", "95 % range"), [
+        ("membership dealt at random, 200 times", f"{mean:.3f}", f"{deal.low:.3f} to {deal.high:.3f}"),
+        ("inputs alone, without the model", f"{area:.3f}", f"{spread.low:.3f} to {spread.high:.3f}"),
+    ])
+    series = [one.roc.curve("", name, floor=0.5 / n).series[0] for name, one in found.items()]
+    curve = Curve(
+        "Members recognised at each rate of false alarms", "false-positive rate", "true-positive rate", series, log_x=True,
+        log_y=True, diagonal=True,
+    )
+    interval, rate = exposed.roc, exposed.tpr
+    return context.finding(
+        f"{main} recognises {rate:.1%} of {n} members at {exposed.fpr:.2%} false alarms (AUC {interval.auc:.3f})",
+        value=rate, n=n, interval=exposed.tpr_interval, threat=THREAT, status=_verdict(exposed),
+        evidence=(table, curve, control, _most_exposed(context, sides, scores[main])),
+    )
+
+
+def _verdict(exposed: Exposure) -> Status:
+    if exposed.auc_interval.low > 0.7 or (exposed.tpr_interval.low > 10 * exposed.fpr and exposed.chance < 1e-3):
+        return Status.FAIL
+    return Status.WARN if exposed.auc_interval.low > 0.55 or exposed.chance < 0.01 else Status.PASS
+
+
+def _row(name: str, one: Exposure) -> Sequence[str]:
+    rates = []
+    for fpr in (1e-2, 1e-3):
+        span = one.roc.tpr_interval(fpr)
+        rates.append(f"{one.roc.tpr_at(fpr):.2%} [{span.low:.2%}, {span.high:.2%}]")
+    area = one.auc_interval
+    return (name, *rates, f"{one.roc.auc:.3f}", f"{area.low:.3f} to {area.high:.3f}", f"{one.roc.balanced_accuracy:.3f}")
+
+
+def _most_exposed(context: Context, sides: Sides, scores: MembershipScores) -> Table:
+    """The members that the most non-members would have to be mistaken for first."""
+    x, y = sides.members
+    # The loss that the same model gives to other records of the class says how unusual a low loss is there.
+    losses = cross_entropy(*answers(context.target, (x, y)))
+    others, other_y = cross_entropy(*answers(context.target, sides.non_members)), sides.non_members[1]
+    typical = {int(k): float(others[other_y == k].median()) for k in other_y.unique()}
+    order = scores.members.argsort(descending=True, stable=True)[:8].tolist()
+    above = [int((scores.non_members >= scores.members[k]).sum()) for k in order]
+    rows = [
+        (int(sides.index[k]), int(y[k]), f"{float(losses[k]):.3g}", f"{typical.get(int(y[k]), float('nan')):.3g}", beyond)
+        for k, beyond in zip(order, above, strict=True)
+    ]
+    return Table(
+        "Most exposed training records", ("position in train", "label", "loss", "median loss of its class in test",
+                                          "non-members that score as high"), rows,
+    )
+
+
+def _share(hits: Tensor) -> str:
+    return f"{float(hits.double().mean()):.1%}"
+
+
+def _gap(left: Tensor, right: Tensor) -> float:
+    return float(left.double().mean() - right.double().mean())

@@ -1,0 +1,46 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hauberk.cli import assess, attack, diff, gate, init, methods
+
+app = typer.Typer(
+    name="hauberk", no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    help="Assess, harden, protect and watch machine-learning models. Exit codes: 0 pass, 1 findings at the gate, "
+    "2 usage or plan error, 3 a check failed to run.",
+    epilog="Begin with: hauberk init MODEL DATA, then: hauberk assess",
+)
+app.command("assess")(assess.assess)
+app.command("init")(init.init)
+app.command("schema")(init.schema)
+app.command("list")(methods.list_methods)
+app.command("explain")(methods.explain)
+app.command("attack")(attack.attack)
+app.command("diff")(diff.diff)
+app.command("gate")(gate.gate)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import hauberk
+
+        typer.echo(f"hauberk {hauberk.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _hauberk(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,143 @@
+"""hauberk assess: from a plan to a report folder, a summary and an exit code."""
+
+from __future__ import annotations
+
+import enum
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hauberk.cli import options
+from hauberk.cli.console import EXIT_INTERRUPTED, command, complain
+
+if TYPE_CHECKING:
+    from hauberk.io.plan_schema import Plan
+    from hauberk.report.report import Report
+
+
+class Format(enum.StrEnum):
+    """What is written on stdout."""
+
+    FULL = "full"
+    CONCISE = "concise"
+    JSON = "json"
+    JUNIT = "junit"
+    SARIF = "sarif"
+    GITHUB = "github"
+
+
+class FailOn(enum.StrEnum):
+    """The least that makes the exit code 1."""
+
+    FAIL = "fail"
+    WARN = "warn"
+    NEVER = "never"
+
+
+@command
+def assess(
+    plan: Annotated[Path | None, typer.Argument(
+        metavar="[PLAN]", help="A plan.toml, a pyproject.toml with [tool.hauberk], or a folder with one; this folder if left out.",
+    )] = None,
+    *,
+    model: options.Model = "", weights: options.Weights = "", data: options.TestData = "", train: options.Train = "",
+    label: options.Label = "", groups: options.Groups = None, bounds: options.Bounds = "", threat: options.Threats = None,
+    access: options.Grant = None,
+    select: Annotated[list[str] | None, typer.Option(
+        help="Checks by name, pillar or glob; repeatable, or a comma list.", rich_help_panel="How")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Checks to leave out.", rich_help_panel="How")] = None,
+    preset: Annotated[options.Preset | None, typer.Option(help="How thoroughly.", rich_help_panel="How")] = None,
+    budget: Annotated[str, typer.Option(
+        help="Time, such as 90s, 10m or 1h; checks whose turn comes later are reported as not run.", rich_help_panel="How")] = "",
+    seed: options.Seed = None, device: options.Device = None,
+    workers: Annotated[int | None, typer.Option(help="Processes.", rich_help_panel="How", min=1)] = None,
+    resume: Annotated[bool, typer.Option(
+        "--resume", help="Go on where an interrupted run in the output folder stopped.", rich_help_panel="How")] = False,
+    trust: options.Trust = False,
+    gate: Annotated[Path | None, typer.Option(
+        help="A file with a [gate] table, as `hauberk gate` writes it; its limits come before the plan's.", rich_help_panel="How",
+    )] = None,
+    output: Annotated[Path, typer.Option(help="The report folder.")] = Path("report"),
+    output_format: Annotated[Format | None, typer.Option(help="What to write on stdout.", show_default="full")] = None,
+    fail_on: Annotated[FailOn, typer.Option(help="The least that makes the exit code 1.")] = FailOn.FAIL,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, and the summary in short.")] = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Assess a model and write a report folder.
+
+    Options come before what the plan says. Exit codes: 0 pass, 1 findings at the gate, 2 usage or plan error, 3 a check failed
+    to run.
+    """
+    chosen = options.choose_plan(
+        plan,
+        model={"path": model, "weights": weights, "access": access.value if access else None},
+        data={"test": data, "train": train, "label": label, "groups": options.words(groups), "bounds": bounds},
+        threats=threat,
+        run={
+            "preset": preset.value if preset else None, "seed": seed, "minutes": options.seconds(budget) / 60 if budget else None,
+            "select": options.words(select), "ignore": options.words(ignore), "workers": workers, "device": device,
+        },
+    )
+    if gate is not None:
+        chosen = _gated(chosen, gate)
+    report = _carry_out(chosen, output, resume=resume, trust=trust, quiet=quiet, verbose=verbose)
+    report.to_html(output)
+    typer.echo(render(report, output_format or (Format.CONCISE if quiet else Format.FULL)))
+    raise typer.Exit(report.exit_code(fail_on.value))
+
+
+def render(report: Report, form: Format) -> str:
+    """Return the report in a form for stdout."""
+    if form is Format.JSON:
+        return report.to_json()
+    if form is Format.JUNIT:
+        from hauberk.report.junit import junit
+
+        return junit(report)
+    if form is Format.SARIF:
+        from hauberk.report.sarif import sarif
+
+        return sarif(report)
+    from hauberk.report import text
+
+    return {Format.FULL: text.full, Format.CONCISE: text.concise, Format.GITHUB: text.github}[form](report)
+
+
+def _carry_out(plan: Plan, output: Path, *, resume: bool, trust: bool, quiet: bool, verbose: bool) -> Report:
+    from hauberk.cli.watch import Watcher
+
+    watcher = Watcher(quiet=quiet, verbose=verbose)
+    try:
+        with watcher.watching():
+            watcher.say("loading")
+            from hauberk.assessment import Run, carry_out
+            from hauberk.cli.prepare import prepare, selection
+            from hauberk.io.plan import resolved
+
+            names = selection(plan)
+            left_out = [name for name in plan.gate if name not in names]
+            if left_out:
+                watcher.say(f"gates without a check in this run: {', '.join(left_out)}")
+            target, data, settings = prepare(plan, trust)
+            minutes = plan.run.minutes
+            run = Run(
+                select=names, output=output, resume=resume, seconds=None if minutes is None else minutes * 60,
+                workers=plan.run.workers, material=functools.partial(prepare, plan, trust), plan=resolved(plan, output=output),
+            )
+            return carry_out(target, data, settings, run, watch=watcher.finding)
+    except KeyboardInterrupt as error:
+        kept = f"{watcher.findings} findings are kept in {output}: " if watcher.findings else ""
+        complain(f"interrupted; {kept}the same command with --resume goes on from there")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def _gated(plan: Plan, place: Path) -> Plan:
+    from hauberk.core.errors import UsageError
+    from hauberk.io.plan import changed, read_table
+
+    table: Any = read_table(place).get("gate")
+    if not isinstance(table, dict):
+        raise UsageError(f"{place} has no table [gate]", want="a file that hauberk gate --output wrote")
+    return changed(plan, {"gate": table}, name=place.name)

@@ -1,0 +1,89 @@
+"""hauberk gate: turns the findings of a report into limits for CI."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hauberk.cli.console import command
+
+if TYPE_CHECKING:
+    from hauberk.core.finding import Finding
+    from hauberk.report.report import Report
+
+
+@command
+def gate(
+    *,
+    source: Annotated[Path, typer.Option("--from", help="A report folder or report.json.")],
+    output: Annotated[Path | None, typer.Option(help="A file to write; left out, the table is printed.")] = None,
+    margin: Annotated[float, typer.Option(help="Room beyond the interval, in the unit of each value.", min=0)] = 0.0,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+) -> None:
+    """Turn the findings of a report into a [gate] table: what is reached today must hold tomorrow.
+
+    Each limit is the unfavourable end of the finding's interval, so that chance alone does not trip it. Use the table in a
+    plan, or the file with: hauberk assess --gate FILE.
+    """
+    from hauberk.core.errors import UsageError
+    from hauberk.core.files import write_whole
+    from hauberk.report.report import Report
+
+    if output is not None and output.exists() and not force:
+        raise UsageError(f"{output} exists already", want="a new file", fix="Use --force to write over it")
+    text = gate_table(Report.load(source), margin)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    write_whole(output, text)
+    limits = text.count("= {")
+    typer.echo(f"{output} is written: {limits} gates. Next: hauberk assess --gate {output}")
+
+
+def gate_table(report: Report, margin: float = 0.0) -> str:
+    """Return the [gate] table of a report as TOML, a comment with value and interval above each limit."""
+    from hauberk.report.words import figure, line
+
+    lines = ["# Limits made from a report by hauberk gate: a check fails beyond its limit, and where it does not run.", "[gate]"]
+    for finding in report.findings:
+        limit = _limit(finding, margin)
+        told = line(figure(finding) or finding.reason or finding.summary, 200)
+        if finding.status.value in ("error", "not run"):
+            lines.append(f"# {line(finding.id)}: {finding.status.value} ({told}); no gate")
+            continue
+        lines.append(f"# {finding.status.value}: {told}" if told else f"# {finding.status.value}")
+        key = json.dumps(finding.id, ensure_ascii=False)
+        lines.append(f"{key} = {{ {limit}, run = true }}" if limit else f"{key} = {{ run = true }}")
+    return "\n".join(lines) + "\n"
+
+
+def _limit(finding: Finding, margin: float) -> str:
+    """Return `min = …` or `max = …`: the unfavourable end of the interval, rounded away from the value."""
+    if finding.value is None or not math.isfinite(finding.value):
+        return ""
+    low = high = finding.value
+    # `to_dict` writes an end that is infinite as null.
+    if finding.interval is not None and isinstance(finding.interval.low, (int, float)):
+        low = min(low, finding.interval.low)
+    if finding.interval is not None and isinstance(finding.interval.high, (int, float)):
+        high = max(high, finding.interval.high)
+    if finding.better == "higher":
+        return f"min = {_rounded(low - margin, math.floor)}"
+    return f"max = {_rounded(high + margin, math.ceil)}"
+
+
+def _rounded(value: float, towards: object) -> str:
+    """Return the value with four significant digits (four decimals below 1), never on the favourable side."""
+    if not math.isfinite(value):
+        return "inf" if value > 0 else "-inf"
+    assert callable(towards)
+    digits = 4 if abs(value) < 1 else max(0, 3 - math.floor(math.log10(abs(value))))
+    if 0 < abs(value) < 0.01:
+        digits = 3 - math.floor(math.log10(abs(value)))
+    scaled = value * 10**digits
+    whole = round(scaled) if abs(scaled - round(scaled)) < 1e-6 else towards(scaled)
+    return format(whole / 10**digits, f".{digits}f") if digits else str(int(whole))

@@ -1,0 +1,129 @@
+"""hauberk list and hauberk explain: what there is, and what each does, from the registry."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hauberk.cli import options
+from hauberk.cli.console import command
+
+if TYPE_CHECKING:
+    from hauberk.core.card import Card
+
+
+@command
+def list_methods(
+    *,
+    kind: Annotated[str, typer.Option(help="attack, corruption, detector, recipe, poison, audit, bound, inference, reconstruction, check.")] = "",
+    access: Annotated[options.AccessName | None, typer.Option(help="Those that need no more than this access.")] = None,
+) -> None:
+    """List every method: attacks, checks and all other kinds."""
+    from hauberk.core.access import Access
+    from hauberk.core.card import KINDS, load_methods
+    from hauberk.core.errors import UsageError, nearest
+
+    if kind and kind.removesuffix("s") not in KINDS:
+        raise UsageError(f"--kind is '{kind}'", want=" | ".join(KINDS), fix=nearest(kind, KINDS))
+    granted = Access.parse(access.value) if access else Access.GRADIENT
+    cards = [
+        card for card in load_methods().cards(kind.removesuffix("s") or None) if card.access is None or card.access <= granted
+    ]
+    rows = [(card.kind, card.name, card.access.name.lower() if card.access else "-", card.question) for card in cards]
+    _print_rows(("kind", "name", "access", "question"), rows)
+
+
+@command
+def explain(
+    name: Annotated[str, typer.Argument(help="A method, as hauberk list names it.")],
+    *,
+    kind: Annotated[str, typer.Option(help="Where two kinds have the same name.")] = "",
+) -> None:
+    """Explain a method: its question, what it does, its options, limits, source and advice."""
+    from hauberk.core.card import KINDS, load_methods
+    from hauberk.core.errors import UsageError, nearest
+
+    if kind and kind not in KINDS:
+        raise UsageError(f"--kind is '{kind}'", want=" | ".join(KINDS), fix=nearest(kind, KINDS))
+    registry = load_methods()
+    found = [card for card in registry.cards(kind or None) if card.name == name] or [registry.get(name, kind or None)]
+    typer.echo("\n\n".join(_explained(card) for card in found))
+
+
+def _explained(card: Card) -> str:
+    limits = _limits(card)
+    norms = ", ".join(card.facts.get("norms", ()))
+    facts = [
+        ("kind", card.kind),
+        ("needs", f"{card.access.name} access" if card.access is not None else "no access to a model"),
+        ("norms", norms),
+        ("goals", ", ".join(goal.value for goal in card.facts.get("goals", ()))),
+        ("pillar", card.facts.get("pillar", "")),
+        ("value", " ".join(part for part in (card.facts.get("unit", ""), f"({card.facts['better']} is better)") if part))
+        if card.kind == "check" else ("value", ""),
+        ("limits", limits),
+        ("preset", f"{card.preset} and above" if card.kind == "check" and card.preset != "thorough" else card.preset),
+        ("source", card.paper),
+        ("tags", ", ".join(card.tags)),
+    ]
+    parts = [f"{card.name}\n{card.question}", "\n".join(f"  {key:<7}  {value}" for key, value in facts if value)]
+    doc = inspect.getdoc(card.function) or ""
+    parts.append("What it does\n" + _indented(doc))
+    if card.options:
+        width = max(map(len, card.options))
+        rows = [f"  {one.name:<{width}}  {_type(one)}{_default(one)}" for one in card.options.values()]
+        parts.append("Options\n" + "\n".join(rows))
+    if card.kind == "attack":
+        parts.append(f"Run it\n  hauberk attack {card.name} --model MODEL --data DATA --threat linf:8/255")
+    elif card.kind == "check":
+        parts.append(f"Run it\n  hauberk assess --select {card.name}")
+    advice = [_advice(one) for one in card.facts.get("advice", ())]
+    if advice:
+        parts.append("When it does not pass\n" + "\n".join(advice))
+    return "\n\n".join(parts)
+
+
+def _limits(card: Card) -> str:
+    if card.kind != "check":
+        return ""
+    side = "below" if card.facts["better"] == "higher" else "above"
+    named = [("warns", card.facts.get("warn")), ("fails", card.facts.get("fail"))]
+    told = [f"{word} {side} {value:g}" for word, value in named if value is not None]
+    return ", ".join(told) or "set by the check itself"
+
+
+def _advice(one: Any) -> str:
+    return f"  - {one.text}" + (f"\n    {one.command}" if one.command else "") + (f"  [{one.mitigation}]" if one.mitigation else "")
+
+
+def _type(option: inspect.Parameter) -> str:
+    known = option.annotation
+    return "" if known is inspect.Parameter.empty else known if isinstance(known, str) else getattr(known, "__name__", str(known))
+
+
+def _default(option: inspect.Parameter) -> str:
+    return " (required)" if option.default is inspect.Parameter.empty else f" = {option.default!r}"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
+
+
+def _print_rows(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    import rich.box
+    import rich.console
+    import rich.table
+    import rich.text
+
+    console = rich.console.Console(highlight=False)
+    if not console.is_terminal:
+        widths = [max((len(row[column]) for row in (heads, *rows)), default=0) for column in range(len(heads))]
+        for row in (heads, *rows):
+            typer.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
+    table = rich.table.Table(*heads, box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(rich.text.Text(cell) for cell in row))
+    console.print(table)

@@ -1,0 +1,102 @@
+"""From a plan to what an assessment needs: target, data, settings. Picklable, so that a worker process can do it again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hauberk.assessment import Material, default_threats
+from hauberk.checks.context import Settings
+from hauberk.checks.engine import select_checks
+from hauberk.core.access import Access
+from hauberk.core.card import load_methods
+from hauberk.core.data import Data
+from hauberk.core.errors import UsageError, nearest
+from hauberk.core.target import Target
+from hauberk.core.threat import Bounds, Threat
+from hauberk.io.datasets import load_data
+from hauberk.io.models import load_model
+from hauberk.io.plan import located
+from hauberk.io.plan_schema import Plan
+
+
+def prepare(plan: Plan, trust: bool = False) -> Material:
+    """Load what a plan names.
+
+    Arguments:
+        plan: from `read_plan`.
+        trust: open files that can run code.
+
+    Raises:
+        UsageError, DataError, ModelError, UnsafeFile: before any check has started.
+    """
+    check_gates(plan)
+    data = load_plan_data(plan)
+    threats = tuple(Threat(one.norm, one.eps[-1]) for one in plan.threat) or default_threats(data)
+    radii = plan.threat[0].eps if plan.threat else []
+    queries = next((one.queries for one in plan.threat if one.queries is not None), None)
+    settings = Settings(
+        preset=plan.run.preset, seed=plan.run.seed, threats=threats, radii=tuple(radii) if len(radii) > 1 else (),
+        gates={name: limits.model_dump(exclude_none=True) for name, limits in plan.gate.items()}, queries=queries, trust=trust,
+    )
+    return load_plan_model(plan, data, trust=trust), data, settings
+
+
+def check_gates(plan: Plan) -> None:
+    """Raise UsageError for a gate that no check answers to."""
+    known = [card.name for card in load_methods().cards("check")]
+    for name in plan.gate:
+        if name not in known:
+            raise UsageError(f'{plan.source.name}: gate."{name}" names no check. {nearest(name, known)}')
+
+
+def selection(plan: Plan) -> list[str]:
+    """Return the checks to run by name: those selected, else those of the preset and those that a gate waits for."""
+    cards = select_checks(plan.run.preset, plan.run.select, plan.run.ignore)
+    names = [card.name for card in cards]
+    if not plan.run.select:
+        # A gate must not pass because the preset leaves its check out.
+        left_out = {card.name for card in select_checks(plan.run.preset, list(plan.gate), plan.run.ignore)} if plan.gate else set()
+        names += sorted(left_out - set(names))
+    return names
+
+
+def load_plan_data(plan: Plan) -> Data:
+    """Return the data of a plan."""
+    table, base = plan.data, plan.base
+    return load_data(
+        located(table.test, base), train=located(table.train, base) or None, trusted=located(table.trusted, base) or None,
+        bounds=_bounds(table.bounds), label=table.label or None, groups=tuple(table.groups), modality=table.modality or None,
+        name=table.name or None,
+    )
+
+
+def load_plan_model(plan: Plan, data: Data, *, trust: bool = False) -> Target:
+    """Return the model of a plan on its device, seen at the access that the plan grants."""
+    table, base = plan.model, plan.base
+    normalize: Any = (table.normalize.mean, table.normalize.std) if table.normalize else None
+    target = load_model(
+        located(table.path, base), weights=located(table.weights, base) or None, bounds=data.bounds, normalize=normalize,
+        outputs=table.outputs, batch_size=table.batch_size, trust=trust,
+    )
+    if plan.run.device != "cpu":
+        _move(target, plan.run.device)
+    return target if table.access is None else target.seen_at(Access.parse(table.access))
+
+
+def _move(target: Target, device: str) -> None:
+    if target.access < Access.GRADIENT:
+        raise UsageError(f"run.device is '{device}', but this model runs where it is", want="cpu", fix="Leave the device out")
+    try:
+        target.module.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        have = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        raise UsageError(f"the device '{device}' cannot be used ({error})", want=f"one of {have}") from error
+
+
+def _bounds(ends: list[Any] | None) -> Bounds | None:
+    if ends is None:
+        return None
+    low, high = (torch.tensor(end) if isinstance(end, list) else float(end) for end in ends)
+    return low, high

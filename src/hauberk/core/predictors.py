@@ -1,0 +1,99 @@
+"""What answers behind a Target: a module, a function, or anything else that takes a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.core.access import Access
+from hauberk.core.errors import ModelError
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """Anything that answers: raw outputs for a batch, and the most that it can grant."""
+
+    access: Access
+    outputs: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the raw outputs, shape (n, classes), or labels, shape (n,)."""
+        ...
+
+
+@dataclasses.dataclass
+class ModulePredictor:
+    """A `torch.nn.Module` in evaluation mode, whatever mode its owner left it in."""
+
+    module: nn.Module
+    outputs: str = "auto"
+    access: Access = Access.GRADIENT
+
+    def __call__(self, x: Tensor) -> Tensor:
+        held = itertools.chain(self.module.parameters(), self.module.buffers())
+        place = next((one for one in held if one.is_floating_point()), None)
+        moved = x if place is None else x.to(place.device, place.dtype)
+        with evaluating(self.module):
+            answer = self.module(moved)
+        if not isinstance(answer, Tensor):
+            raise ModelError(
+                f"the model returned {type(answer).__name__}", want="one tensor of shape (n, classes)",
+                fix="Wrap the model in a module that returns the class scores alone",
+            )
+        return answer.to(x.device)
+
+
+@dataclasses.dataclass
+class CallablePredictor:
+    """A function of a batch that returns scores or labels, as a tensor or an array."""
+
+    function: Callable[[Tensor], object]
+    outputs: str = "auto"
+    access: Access = Access.SCORE
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            answer = torch.as_tensor(self.function(x.detach()))
+        return answer.to(x.device)
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode for the block and give every part back the mode it had."""
+    if not module.training:
+        yield
+        return
+    # Flags are set one by one: exported programs refuse `.eval()`, and each part must get its own flag back.
+    flipped = [part for part in module.modules() if part.training]
+    for part in flipped:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in flipped:
+            part.training = True
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel, so that a model with its own normalisation can be attacked in input space.
+
+    Arguments:
+        mean, std: one number, or one per channel (the first axis of a sample).
+    """
+
+    def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.as_tensor(mean).float(), persistent=False)
+        self.register_buffer("std", torch.as_tensor(std).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, shape (n, channels, ...), normalised."""
+        shape = (-1,) + (1,) * (x.ndim - 2)
+        mean, std = self.get_buffer("mean").to(x), self.get_buffer("std").to(x)
+        return (x - mean.reshape(shape if mean.ndim else ())) / std.reshape(shape if std.ndim else ())

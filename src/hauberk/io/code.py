@@ -1,0 +1,98 @@
+"""Models named in code: `package.module:attr` and `path/to/file.py:attr`, with weights from a file that runs none."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from hauberk.core.errors import HauberkError, ModelError, nearest
+from hauberk.io.hostile import existing, first_line
+
+
+def named_in_code(source: str) -> bool:
+    """Return whether a source reads as `module:attr`: the part after the last colon is a name, the part before a module or .py."""
+    place, colon, attribute = source.rpartition(":")
+    named = all(part.isidentifier() for part in attribute.split("."))
+    return bool(colon) and named and (place.endswith(".py") or all(part.isidentifier() for part in place.split(".")))
+
+
+def from_code(source: str) -> tuple[Any, list[Path]]:
+    """Return the model that `source` names, and the files it came from. A class or function is called without arguments.
+
+    Raises:
+        ModelError: when the module, the attribute or the call fails; the cause is named.
+    """
+    place, _, attribute = source.rpartition(":")
+    file = existing(place, "Python file").resolve() if place.endswith(".py") else None
+    with _importable(file.parent if file is not None else Path.cwd()):
+        module = _import(place, file)
+        found: Any = module
+        for part in attribute.split("."):
+            if not hasattr(found, part):
+                known = [name for name in dir(found) if not name.startswith("_")]
+                raise ModelError(f"{place} has no '{attribute}'", want="a module or a function that makes one", fix=nearest(part, known))
+            found = getattr(found, part)
+        if isinstance(found, type) or (callable(found) and not isinstance(found, nn.Module) and not hasattr(found, "predict")):
+            found = _call(found, source)
+    made_in = file or (Path(module.__file__) if getattr(module, "__file__", None) else None)
+    return found, [made_in] if made_in is not None else []
+
+
+def _import(place: str, file: Path | None) -> ModuleType:
+    try:
+        if file is None:
+            return importlib.import_module(place)
+        # The name tells files of the same stem apart, and lets worker processes find the classes again.
+        name = f"hauberk_model_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+    except HauberkError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{place} cannot be imported ({type(error).__name__}: {first_line(error)})", want="package.module:attr or file.py:attr",
+            fix="Run from the folder that holds the package, or install it",
+        ) from error
+
+
+def _call(factory: Any, source: str) -> Any:
+    try:
+        made = factory()
+    except HauberkError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{source} was called and failed ({type(error).__name__}: {first_line(error)})",
+            want="a module, or a function without arguments that makes one", fix="Give a function that needs no arguments",
+        ) from error
+    if not callable(made) and not hasattr(made, "predict"):
+        raise ModelError(f"{source} returned {type(made).__name__}", want="a torch module, a function of a batch, or an estimator")
+    return made
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let modules beside the model be imported, as Python itself does for a script."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))

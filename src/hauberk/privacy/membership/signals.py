@@ -1,0 +1,81 @@
+"""Signals of membership, from logits, in float64 and without cancellation: a confident model must not turn them all into zero.
+
+A softmax rounds to exactly 1 as soon as one logit leads by 17 (float32) or 37 (float64), and all such records tie. Here each quantity
+is built from the *other* classes, so that records stay ordered while the lead is below 700.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hauberk.core.errors import DataError
+from hauberk.core.kinds import MembershipScores
+from hauberk.core.target import Target
+
+Records = tuple[Tensor, Tensor]
+
+
+def answers(target: Target, records: Records) -> tuple[Tensor, Tensor]:
+    """Return the logits of the records, shape (n, classes), float64, and their labels, shape (n,), int64.
+
+    Raises:
+        DataError: for labels that are not classes of the model, or not one per record.
+    """
+    x, y = records
+    if y.shape != x.shape[:1] or y.is_floating_point():
+        raise DataError(
+            f"y has shape {tuple(y.shape)} and dtype {y.dtype} for {len(x)} records", want=f"({len(x)},) class labels"
+        )
+    logits = target.logits(x.detach()).double()
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+        raise DataError(
+            f"labels span {int(y.min())} to {int(y.max())}", want=f"classes 0 to {logits.shape[1] - 1} of the model"
+        )
+    return logits, y.to(logits.device).long()
+
+
+def both_sides(members: Tensor, non_members: Tensor) -> MembershipScores:
+    """Return the scores on the CPU, one NaN of a broken model counting as the lowest score."""
+    clean = [torch.nan_to_num(one.detach().cpu(), nan=-torch.inf) for one in (members, non_members)]
+    return MembershipScores(*clean)
+
+
+def gap(logits: Tensor, y: Tensor) -> Tensor:
+    """Return log sum_{j != y} exp(z_j) - z_y, shape (n,): minus the log-odds of the label."""
+    own = logits.gather(1, y[:, None])[:, 0]
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.logsumexp(1) - own
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Return -log p_y, shape (n,), to full relative precision however small."""
+    return functional.softplus(gap(logits, y))
+
+
+def log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log p and log(1 - p), both of shape (n, classes), to full relative precision at both ends."""
+    log_p = logits.log_softmax(1)
+    top = logits.argmax(1)
+    lead = gap(logits, top)  # log-odds against the top class
+    log_p = log_p.scatter(1, top[:, None], -functional.softplus(lead)[:, None])
+    # Below one half, log1p(-p) is exact; only the top class can be above, and there 1 - p is what the others hold.
+    log_rest = torch.log1p(-log_p.exp().clamp(max=0.5))
+    return log_p, log_rest.scatter(1, top[:, None], -functional.softplus(-lead)[:, None])
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Return the entropy of the scores in nats, shape (n,): a sum of terms that are all positive."""
+    log_p, _ = log_probabilities(logits)
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(1)
+
+
+def label_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the modified entropy -(1 - p_y) log p_y - sum_{j != y} p_j log(1 - p_j), shape (n,) (Song and Mittal 2021)."""
+    log_p, log_rest = log_probabilities(logits)
+    p, rest = log_p.exp(), log_rest.exp()
+    lowest = torch.finfo(log_p.dtype).min
+    others = -(p * log_rest.clamp(min=lowest)).scatter(1, y[:, None], 0.0).sum(1)
+    own = -(rest * log_p.clamp(min=lowest)).gather(1, y[:, None])[:, 0]
+    return own + others

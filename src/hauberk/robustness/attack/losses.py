@@ -1,0 +1,32 @@
+"""What a gradient attack climbs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from hauberk.core.errors import UsageError, nearest
+from hauberk.core.threat import Goal, Threat
+
+LOSSES = ("ce", "margin")
+
+
+def climbed(logits: Tensor, y: Tensor, threat: Threat, loss: str) -> Tensor:
+    """Return the loss that grows towards the threat's goal, shape (n,), differentiable.
+
+    Arguments:
+        logits: shape (n, classes).
+        y: true labels, or for a targeted threat the labels to reach, shape (n,).
+        loss: `ce`, cross-entropy, whose gradient vanishes where the softmax saturates; or `margin`, the difference of logits,
+            which no scale of the logits blinds.
+    """
+    if loss == "margin":
+        return -threat.margin(logits, y)
+    sign = -1 if threat.goal is Goal.TARGETED else 1
+    return sign * functional.cross_entropy(logits, y, reduction="none")
+
+
+def known_loss(loss: str) -> None:
+    """Raise UsageError for a loss of another name."""
+    if loss not in LOSSES:
+        raise UsageError(f"loss is '{loss}'", want=" | ".join(LOSSES), fix=nearest(loss, LOSSES))

@@ -1,0 +1,232 @@
+"""Fairness: does the model serve every group alike? Rates by group, and the gaps between groups with honest intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from hauberk.core.errors import DataError
+from hauberk.core.finding import Interval
+from hauberk.core.stats import wilson
+from hauberk.trust.arrays import Floats, Ints, labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """A share with the counts behind it."""
+
+    hits: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """The share; not a number where n is 0."""
+        return self.hits / self.n if self.n else float("nan")
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """Its Wilson interval."""
+        return wilson(self.hits, self.n, confidence)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupRates:
+    """What one group meets, `positive` being the class that counts as being selected."""
+
+    group: int
+    n: int
+    accuracy: Rate
+    selection: Rate
+    tpr: Rate
+    fpr: Rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """The largest difference of a rate between two groups.
+
+    Arguments:
+        value: the difference, or the ratio of the lowest to the highest.
+        interval: simultaneous over all pairs that were compared.
+        p: chance of a gap so large if groups were named at random.
+        high, low: the groups with the highest and lowest rate.
+        positive: the class for which it was found; -1 where no class plays a part.
+    """
+
+    value: float
+    interval: Interval
+    p: float
+    high: int
+    low: int
+    positive: int = -1
+
+
+def group_rates(y: ArrayLike | Tensor, predicted: ArrayLike | Tensor, groups: ArrayLike | Tensor, *, positive: int = 1
+                ) -> list[GroupRates]:
+    """Return the rates of every group, in the order of their numbers.
+
+    Arguments:
+        y: true labels, shape (n,).
+        predicted: predicted labels, shape (n,).
+        groups: the group of each sample, shape (n,), whole numbers from 0.
+        positive: the class that counts as selected.
+    """
+    truth, guess, member = _triple(y, predicted, groups)
+    found = []
+    for group in np.unique(member):
+        t, g = truth[member == group], guess[member == group]
+        chosen, right, yes = g == positive, g == t, t == positive
+        found.append(GroupRates(
+            int(group), len(t), Rate(int(right.sum()), len(t)), Rate(int(chosen.sum()), len(t)),
+            Rate(int((chosen & yes).sum()), int(yes.sum())), Rate(int((chosen & ~yes).sum()), int((~yes).sum())),
+        ))
+    return found
+
+
+def accuracy_gap(
+    y: ArrayLike | Tensor, predicted: ArrayLike | Tensor, groups: ArrayLike | Tensor, *, rng: np.random.Generator,
+    permutations: int = 500, least: int = 10,
+) -> Gap:
+    """Return the difference between the group served best and the one served worst.
+
+    Arguments:
+        y, predicted, groups: as in `group_rates`.
+        rng: of the permutations.
+        permutations: for the p-value.
+        least: groups with fewer samples are not compared.
+
+    Returns:
+        The gap; its interval holds for all pairs of groups at once (Newcombe 1998, Bonferroni).
+
+    Raises:
+        DataError: where fewer than two groups can be compared.
+    """
+    truth, guess, member = _triple(y, predicted, groups)
+    return _gap([truth == guess], [np.ones(len(truth), bool)], member, rng, permutations, least)
+
+
+def demographic_parity(
+    predicted: ArrayLike | Tensor, groups: ArrayLike | Tensor, *, rng: np.random.Generator, classes: int = 2,
+    permutations: int = 500, least: int = 10,
+) -> Gap:
+    """Return the largest difference between groups in how often a class is given, over all classes.
+
+    Arguments: as in `accuracy_gap`; `classes` of the model. With two classes this is the usual demographic parity difference.
+    """
+    _, guess, member = _triple(predicted, predicted, groups)
+    everyone = np.ones(len(guess), bool)
+    return _gap([guess == c for c in range(classes)], [everyone] * classes, member, rng, permutations, least)
+
+
+def demographic_parity_ratio(
+    predicted: ArrayLike | Tensor, groups: ArrayLike | Tensor, *, positive: int = 1, least: int = 10
+) -> tuple[float, Interval]:
+    """Return the lowest selection rate over the highest, and an interval that holds for all groups at once.
+
+    The "four fifths rule" asks for 0.8 or more. 1 where nobody is selected.
+    """
+    _, guess, member = _triple(predicted, predicted, groups)
+    compared = _compared(member, least)
+    rates = [Rate(int((guess[member == group] == positive).sum()), int((member == group).sum())) for group in compared]
+    top = max(rate.value for rate in rates)
+    value = min(rate.value for rate in rates) / top if top > 0 else 1.0
+    spans = [rate.interval(1 - 0.05 / len(rates)) for rate in rates]
+    low = min(span.low for span in spans) / max(span.high for span in spans)
+    pairs = [a.high / b.low if b.low > 0 else 1.0 for a, b in itertools.permutations(spans, 2)]
+    return value, Interval(min(low, value), min(1.0, max(value, min(pairs))), "wilson, Bonferroni")
+
+
+def equalised_odds(
+    y: ArrayLike | Tensor, predicted: ArrayLike | Tensor, groups: ArrayLike | Tensor, *, rng: np.random.Generator,
+    classes: int = 2, permutations: int = 500, least: int = 10,
+) -> Gap:
+    """Return the largest difference between groups in a true- or false-positive rate, over all classes (Hardt et al. 2016).
+
+    Arguments: as in `accuracy_gap`; `classes` of the model. With two classes this is the usual equalised-odds difference.
+    A rate of a group behind which there are fewer than `least` samples is not compared.
+    """
+    truth, guess, member = _triple(y, predicted, groups)
+    hits = [guess == c for c in range(classes)] * 2
+    bases = [truth == c for c in range(classes)] + [truth != c for c in range(classes)]
+    return _gap(hits, bases, member, rng, permutations, least)
+
+
+def newcombe(a: Rate, b: Rate, confidence: float = 0.95) -> Interval:
+    """Return the interval of the difference a - b of two independent shares (Newcombe 1998, method 10)."""
+    left, right = a.interval(confidence), b.interval(confidence)
+    gap = a.value - b.value
+    down = np.hypot(a.value - left.low, right.high - b.value)
+    up = np.hypot(left.high - a.value, b.value - right.low)
+    return Interval(float(max(-1.0, gap - down)), float(min(1.0, gap + up)), "newcombe", confidence)
+
+
+def _gap(
+    hits: list[np.ndarray], bases: list[np.ndarray], member: Ints, rng: np.random.Generator, permutations: int, least: int
+) -> Gap:
+    """The largest difference of any of the rates hits / bases between two groups."""
+    compared = _compared(member, least)
+    inside = np.isin(member, compared)
+    base = np.stack(bases)[:, inside].astype(np.float64)  # (rates, n)
+    hit = np.stack(hits)[:, inside] * base
+    place = np.searchsorted(compared, member[inside])
+    n, count = _table(base, place, len(compared)), _table(hit, place, len(compared))  # (rates, groups)
+    usable = n >= least
+    if not (usable.sum(1) >= 2).any():
+        raise DataError("no two groups have enough samples of one kind", want=f"at least {least} each", fix="Give more samples")
+    wide, top, bottom = _widest(n, count, usable)
+    row = int(wide.argmax())
+    pairs = [
+        (r, a, b) for r in range(len(n)) for a, b in itertools.permutations(np.flatnonzero(usable[r]).tolist(), 2)
+    ]
+    confidence = 1 - 0.05 / (len(pairs) / 2)
+    spans = [
+        newcombe(Rate(int(count[r, a]), int(n[r, a])), Rate(int(count[r, b]), int(n[r, b])), confidence) for r, a, b in pairs
+    ]
+    beyond = 0
+    for _ in range(permutations):
+        mixed = rng.permutation(place)
+        other = _table(base, mixed, len(compared))
+        beyond += _widest(other, _table(hit, mixed, len(compared)), other >= least)[0].max() >= wide[row] - 1e-12
+    value = float(wide[row])
+    interval = Interval(
+        max(0.0, max(span.low for span in spans)), max(value, max(span.high for span in spans)), "newcombe, Bonferroni"
+    )
+    kinds = len(hits) if len(hits) > 1 else 0
+    classes = kinds // 2 if kinds and bases[0] is not bases[-1] else kinds
+    return Gap(
+        value, interval, (1 + beyond) / (1 + permutations), int(compared[top[row]]), int(compared[bottom[row]]),
+        row % classes if classes else -1,
+    )
+
+
+def _table(rows: Floats, place: Ints, groups: int) -> Floats:
+    member = np.zeros((len(place), groups))
+    member[np.arange(len(place)), place] = 1
+    return np.asarray(rows @ member)
+
+
+def _widest(n: Floats, count: Floats, usable: np.ndarray) -> tuple[Floats, Ints, Ints]:
+    """Per rate: the largest difference between usable groups, the group with the highest and the one with the lowest."""
+    rate = count / np.maximum(n, 1)
+    high, low = np.where(usable, rate, -np.inf), np.where(usable, rate, np.inf)
+    wide = np.where(usable.sum(1) >= 2, high.max(1) - low.min(1), 0.0)
+    return wide, high.argmax(1), low.argmin(1)
+
+
+def _compared(member: Ints, least: int) -> Ints:
+    found, count = np.unique(member, return_counts=True)
+    compared = found[count >= least]
+    if len(compared) < 2:
+        raise DataError(
+            f"{len(compared)} of {len(found)} groups have {least} samples or more", want="at least two groups to compare",
+            fix="Give more samples, or join small groups",
+        )
+    return compared
+
+
+def _triple(y: ArrayLike | Tensor, predicted: ArrayLike | Tensor, groups: ArrayLike | Tensor) -> tuple[Ints, Ints, Ints]:
+    n = len(np.asarray(groups.cpu() if isinstance(groups, Tensor) else groups))
+    return labels(y, n), labels(predicted, n), labels(groups, n)
