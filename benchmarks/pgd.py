@@ -119,8 +119,8 @@ def main() -> None:
         ["net", "implementation", "CPU s, median", "ratio to the bare loop, median [least, greatest]", "accuracy left"], rows,
         [
             f"{ROUNDS} rounds, contenders in turn, process CPU time, one thread, n = {BATCH}. The bare loop checks, counts and",
-            "keeps nothing. `hauberk, as called` lets samples leave the batch once they are broken; the peers spend every step on",
-            "every sample.",
+            "keeps nothing. `hauberk, as called` lets samples leave the batch once they are broken; the peers spend every step",
+            "on every sample.",
             "Made by `make bench`.",
         ],
     )

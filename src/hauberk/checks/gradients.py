@@ -49,10 +49,10 @@ def gradient_leakage(context: Context) -> Finding:
     layer, leaks, pixels = _leaks(context)
     width = linear_layers(context.target.module)[layer].in_features
     figure = context.rate(torch.tensor([leak.error <= 1e-3 for leak in leaks]))
-    what = "input" if pixels else f"{width} features before '{layer}'"
+    what = "the whole input" if pixels else f"the {width} features before layer '{layer}'"
     if not pixels:
-        context.note(f"the first linear layer does not see the input: what leaks is the {what}, from which inputs can be searched")
-    context.note("gradients are taken in evaluation mode, without dropout; a model trained centrally shares none, and loses none this way")
+        context.note(f"the first linear layer does not see the input: what leaks are {what}, from which inputs can be searched")
+    context.note("gradients are taken in evaluation mode, without dropout; a model trained in one place shares none")
     errors = sorted(leak.error for leak in leaks)
     middle = errors[len(errors) // 2]
     rows = [("samples", len(leaks)), ("layer", layer or "(the model)"), ("what is recovered", what),
@@ -62,9 +62,10 @@ def gradient_leakage(context: Context) -> Finding:
         rows.append(("mean PSNR in dB", f"{sum(finite) / len(finite):.1f}"))
     leaked = figure["interval"].low > 0.01
     status = Status.PASS if not leaked else Status.FAIL if pixels else Status.WARN
+    evidence = (Table("Recovery", ("figure", "value"), rows), *_gallery(context, leaks))
     return context.finding(
-        f"the {what} of {figure['value']:.1%} of {figure['n']} samples is recovered exactly from its gradient",
-        threat=THREAT, status=status, evidence=(Table("Recovery", ("figure", "value"), rows), *_gallery(context, leaks)), **figure,
+        f"for {figure['value']:.1%} of {figure['n']} samples the gradient hands over {what} exactly",
+        threat=THREAT, status=status, evidence=evidence, **figure,
     )
 
 
@@ -86,7 +87,8 @@ def label_leakage(context: Context) -> Finding:
     ]
     return context.finding(
         f"the label of {figure['value']:.1%} of {figure['n']} samples is read off the gradient; the commonest is {chance:.1%}",
-        threat=THREAT, status=status, evidence=(Table("Labels recovered", ("label", "samples", "recovered"), by_class[:20]),), **figure,
+        threat=THREAT, status=status, evidence=(Table("Labels recovered", ("label", "samples", "recovered"), by_class[:20]),),
+        **figure,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -49,7 +50,9 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        # A line that did not fit on the disk was reported by `add`; closing would try it once more.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _refuse_another(mark: Path, fingerprint: dict[str, Any]) -> None:
@@ -59,6 +62,9 @@ def _refuse_another(mark: Path, fingerprint: dict[str, Any]) -> None:
         return
     except ValueError:
         old = {}
+    except OSError as error:
+        raise UsageError(f"{mark} cannot be read ({error.strerror})", want="the folder of the interrupted run") from error
+    old = old if isinstance(old, dict) else {}
     changed = sorted(key for key in {*old, *fingerprint} if old.get(key) != fingerprint.get(key))
     if changed:
         raise UsageError(
@@ -71,7 +77,8 @@ def _read(path: Path) -> list[Finding]:
     if not path.exists():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # Bytes, cut at line feeds alone: a kill can leave half a character, and text may hold other line separators.
+    for line in path.read_bytes().split(b"\n"):
         try:
             found.append(Finding.from_dict(json.loads(line)))
         except (ValueError, UsageError):

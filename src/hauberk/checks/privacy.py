@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from hauberk.checks.accuracy import correct
@@ -71,7 +70,8 @@ def generalisation_gap(context: Context) -> Finding:
     slices = [(name, hits[y == k], right[test.y == k]) for k, name in enumerate(names)]
     slices = sorted((one for one in slices if len(one[1]) and len(one[2])), key=lambda one: -_gap(one[1], one[2]))
     by_class = [
-        (name, len(left), _share(left), len(other), _share(other), f"{_gap(left, other):+.1%}") for name, left, other in slices[:10]
+        (name, len(left), _share(left), len(other), _share(other), f"{_gap(left, other):+.1%}")
+        for name, left, other in slices[:10]
     ]
     sides = [
         (side, n, f"{k / n:.2%}", f"{wilson(k, n).low:.2%} to {wilson(k, n).high:.2%}")
@@ -123,14 +123,12 @@ def _membership(context: Context, attacks: dict[str, Inference]) -> Finding:
     area, spread = sides.blind
     if spread.low > 0.5:
         context.note(
-            f"the two splits differ in themselves: a classifier that never saw the model tells them apart with an area of {area:.3f}; "
-            "part of the figure is that difference"
+            f"the two splits differ in themselves: a classifier that never saw the model tells them apart with an area of "
+            f"{area:.3f}; part of the figure is that difference"
         )
     mean, deal = shuffled_auc(scores[main], seed=context.seed)
-    table = Table(
-        "Members told from non-members", ("rule", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "AUC", "95 % interval", "balanced accuracy"),
-        [_row(name, one) for name, one in found.items()],
-    )
+    columns = ("rule", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "AUC", "95 % interval", "balanced accuracy", "by chance")
+    table = Table("Members told from non-members", columns, [_row(name, one) for name, one in found.items()])
     control = Table("Controls: .5 is right", ("control", "AUC", "95 % range"), [
         ("membership dealt at random, 200 times", f"{mean:.3f}", f"{deal.low:.3f} to {deal.high:.3f}"),
         ("inputs alone, without the model", f"{area:.3f}", f"{spread.low:.3f} to {spread.high:.3f}"),
@@ -140,10 +138,9 @@ def _membership(context: Context, attacks: dict[str, Inference]) -> Finding:
         "Members recognised at each rate of false alarms", "false-positive rate", "true-positive rate", series, log_x=True,
         log_y=True, diagonal=True,
     )
-    interval, rate = exposed.roc, exposed.tpr
     return context.finding(
-        f"{main} recognises {rate:.1%} of {n} members at {exposed.fpr:.2%} false alarms (AUC {interval.auc:.3f})",
-        value=rate, n=n, interval=exposed.tpr_interval, threat=THREAT, status=_verdict(exposed),
+        f"{main} recognises {exposed.tpr:.1%} of {n} members at {exposed.fpr:.2%} false alarms (AUC {exposed.roc.auc:.3f})",
+        value=exposed.tpr, n=n, interval=exposed.tpr_interval, threat=THREAT, status=_verdict(exposed),
         evidence=(table, curve, control, _most_exposed(context, sides, scores[main])),
     )
 
@@ -160,7 +157,7 @@ def _row(name: str, one: Exposure) -> Sequence[str]:
         span = one.roc.tpr_interval(fpr)
         rates.append(f"{one.roc.tpr_at(fpr):.2%} [{span.low:.2%}, {span.high:.2%}]")
     area = one.auc_interval
-    return (name, *rates, f"{one.roc.auc:.3f}", f"{area.low:.3f} to {area.high:.3f}", f"{one.roc.balanced_accuracy:.3f}")
+    return (name, *rates, f"{one.roc.auc:.3f}", f"{area.low:.3f} to {area.high:.3f}", f"{one.roc.balanced_accuracy:.3f}", f"p = {one.chance:.2g}")
 
 
 def _most_exposed(context: Context, sides: Sides, scores: MembershipScores) -> Table:

@@ -9,7 +9,8 @@ import typer
 from hauberk.cli import assess, attack, diff, gate, init, methods
 
 app = typer.Typer(
-    name="hauberk", no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    name="hauberk", no_args_is_help=True, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Assess, harden, protect and watch machine-learning models. Exit codes: 0 pass, 1 findings at the gate, "
     "2 usage or plan error, 3 a check failed to run.",
     epilog="Begin with: hauberk init MODEL DATA, then: hauberk assess",

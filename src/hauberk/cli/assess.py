@@ -39,7 +39,7 @@ class FailOn(enum.StrEnum):
 @command
 def assess(
     plan: Annotated[Path | None, typer.Argument(
-        metavar="[PLAN]", help="A plan.toml, a pyproject.toml with [tool.hauberk], or a folder with one; this folder if left out.",
+        metavar="PLAN", help="A plan.toml, a pyproject.toml with a table tool.hauberk, or a folder with one (this one).",
     )] = None,
     *,
     model: options.Model = "", weights: options.Weights = "", data: options.TestData = "", train: options.Train = "",
@@ -57,7 +57,7 @@ def assess(
         "--resume", help="Go on where an interrupted run in the output folder stopped.", rich_help_panel="How")] = False,
     trust: options.Trust = False,
     gate: Annotated[Path | None, typer.Option(
-        help="A file with a [gate] table, as `hauberk gate` writes it; its limits come before the plan's.", rich_help_panel="How",
+        help="A file of limits, as hauberk gate writes it; they come before those of the plan.", rich_help_panel="How",
     )] = None,
     output: Annotated[Path, typer.Option(help="The report folder.")] = Path("report"),
     output_format: Annotated[Format | None, typer.Option(help="What to write on stdout.", show_default="full")] = None,
@@ -97,9 +97,9 @@ def render(report: Report, form: Format) -> str:
 
         return junit(report)
     if form is Format.SARIF:
-        from hauberk.report.sarif import sarif
+        from hauberk.report.sarif import sarif_json
 
-        return sarif(report)
+        return sarif_json(report)
     from hauberk.report import text
 
     return {Format.FULL: text.full, Format.CONCISE: text.concise, Format.GITHUB: text.github}[form](report)

@@ -29,7 +29,7 @@ _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 @command
 def attack(
     name: Annotated[str, typer.Argument(help="An attack, as `hauberk list --kind attack` names it.")],
-    plan: Annotated[Path | None, typer.Argument(metavar="[PLAN]", help="Where model, data and threat come from.")] = None,
+    plan: Annotated[Path | None, typer.Argument(metavar="PLAN", help="Where model, data and threat come from.")] = None,
     *,
     model: options.Model = "", weights: options.Weights = "", data: options.TestData = "", label: options.Label = "",
     bounds: options.Bounds = "", threat: options.Threats = None, access: options.Grant = None,
@@ -114,7 +114,8 @@ class Result:
         ]
         if count:
             distance = self.threat.distance(self.x_adv[won], self.x[won])
-            lines.append(("distance", f"median {float(distance.median()):.4g}, largest {float(distance.max()):.4g}, where it won"))
+            middle, most = float(distance.median()), float(distance.max())
+            lines.append(("distance", f"median {middle:.4g}, largest {most:.4g}, where it won"))
         each = f"{self.spent.queries / max(len(self.y), 1):.4g} per sample"
         lines.append(("queries", f"{number(self.spent.queries)} ({each})"))
         lines.append(("gradients", number(self.spent.gradients)))
@@ -130,7 +131,7 @@ class Result:
             "x": self.x, "x_adv": self.x_adv, "y": self.y, "prediction": self.before, "prediction_adv": self.after,
         }
         content = io.BytesIO()
-        np.savez(content, **{key: value.detach().cpu().numpy() for key, value in arrays.items()})
+        np.savez(content, allow_pickle=False, **{key: value.detach().cpu().numpy() for key, value in arrays.items()})
         write_whole(output, content.getvalue())
 
 

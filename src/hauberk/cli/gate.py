@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import json
 import math
 from pathlib import Path
@@ -24,7 +25,7 @@ def gate(
     margin: Annotated[float, typer.Option(help="Room beyond the interval, in the unit of each value.", min=0)] = 0.0,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:
-    """Turn the findings of a report into a [gate] table: what is reached today must hold tomorrow.
+    """Turn the findings of a report into limits for CI: what is reached today must hold tomorrow.
 
     Each limit is the unfavourable end of the finding's interval, so that chance alone does not trip it. Use the table in a
     plan, or the file with: hauberk assess --gate FILE.
@@ -40,7 +41,7 @@ def gate(
         typer.echo(text, nl=False)
         return
     write_whole(output, text)
-    limits = text.count("= {")
+    limits = sum(row.startswith('"') for row in text.splitlines())
     typer.echo(f"{output} is written: {limits} gates. Next: hauberk assess --gate {output}")
 
 
@@ -63,27 +64,17 @@ def gate_table(report: Report, margin: float = 0.0) -> str:
 
 def _limit(finding: Finding, margin: float) -> str:
     """Return `min = …` or `max = …`: the unfavourable end of the interval, rounded away from the value."""
-    if finding.value is None or not math.isfinite(finding.value):
+    better = finding.better == "higher"
+    ends = [finding.value]
+    if finding.interval is not None:  # an end that is infinite comes back from a file as None
+        ends.append(finding.interval.low if better else finding.interval.high)
+    known = [end for end in ends if end is not None and math.isfinite(end)]
+    if len(known) < len(ends):
         return ""
-    low = high = finding.value
-    # `to_dict` writes an end that is infinite as null.
-    if finding.interval is not None and isinstance(finding.interval.low, (int, float)):
-        low = min(low, finding.interval.low)
-    if finding.interval is not None and isinstance(finding.interval.high, (int, float)):
-        high = max(high, finding.interval.high)
-    if finding.better == "higher":
-        return f"min = {_rounded(low - margin, math.floor)}"
-    return f"max = {_rounded(high + margin, math.ceil)}"
+    return f"min = {_rounded(min(known) - margin, down=True)}" if better else f"max = {_rounded(max(known) + margin, down=False)}"
 
 
-def _rounded(value: float, towards: object) -> str:
-    """Return the value with four significant digits (four decimals below 1), never on the favourable side."""
-    if not math.isfinite(value):
-        return "inf" if value > 0 else "-inf"
-    assert callable(towards)
-    digits = 4 if abs(value) < 1 else max(0, 3 - math.floor(math.log10(abs(value))))
-    if 0 < abs(value) < 0.01:
-        digits = 3 - math.floor(math.log10(abs(value)))
-    scaled = value * 10**digits
-    whole = round(scaled) if abs(scaled - round(scaled)) < 1e-6 else towards(scaled)
-    return format(whole / 10**digits, f".{digits}f") if digits else str(int(whole))
+def _rounded(value: float, *, down: bool) -> str:
+    """Return the value with four significant digits, never on the favourable side of it."""
+    rounding = decimal.ROUND_FLOOR if down else decimal.ROUND_CEILING
+    return repr(float(decimal.Context(prec=4, rounding=rounding).create_decimal(repr(float(value)))))

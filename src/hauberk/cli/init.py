@@ -33,7 +33,7 @@ def init(
     from hauberk.core.files import write_whole
 
     if output.exists() and not force:
-        raise UsageError(f"{output} exists already", want="a new file", fix="Use --force to write over it, or choose another --output")
+        raise UsageError(f"{output} exists already", want="a new file", fix="Use --force, or choose another --output")
     plan = options.choose_plan(
         None, model={"path": model, "weights": weights}, data={"test": data, "train": train, "label": label}, threats=None, run={}
     )

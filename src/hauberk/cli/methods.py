@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 @command
 def list_methods(
     *,
-    kind: Annotated[str, typer.Option(help="attack, corruption, detector, recipe, poison, audit, bound, inference, reconstruction, check.")] = "",
+    kind: Annotated[str, typer.Option(
+        help="attack, corruption, detector, recipe, poison, audit, bound, inference, reconstruction or check.")] = "",
     access: Annotated[options.AccessName | None, typer.Option(help="Those that need no more than this access.")] = None,
 ) -> None:
     """List every method: attacks, checks and all other kinds."""
@@ -95,7 +97,8 @@ def _limits(card: Card) -> str:
 
 
 def _advice(one: Any) -> str:
-    return f"  - {one.text}" + (f"\n    {one.command}" if one.command else "") + (f"  [{one.mitigation}]" if one.mitigation else "")
+    call = f"\n    {one.command}" if one.command else ""
+    return f"  - {one.text}{f' ({one.mitigation})' if one.mitigation else ''}{call}"
 
 
 def _type(option: inspect.Parameter) -> str:
@@ -111,7 +114,7 @@ def _indented(text: str) -> str:
     return "\n".join(f"  {line}".rstrip() for line in text.splitlines())
 
 
-def _print_rows(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_rows(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     import rich.box
     import rich.console
     import rich.table

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +21,8 @@ from hauberk.core.errors import UsageError, nearest
 from hauberk.core.target import Target
 from hauberk.core.threat import Bounds, Threat
 from hauberk.io.datasets import load_data
+from hauberk.io.http import HttpModel
+from hauberk.io.http_call import Limits
 from hauberk.io.models import load_model
 from hauberk.io.plan import located
 from hauberk.io.plan_schema import Plan
@@ -55,10 +62,10 @@ def selection(plan: Plan) -> list[str]:
     """Return the checks to run by name: those selected, else those of the preset and those that a gate waits for."""
     cards = select_checks(plan.run.preset, plan.run.select, plan.run.ignore)
     names = [card.name for card in cards]
-    if not plan.run.select:
+    if plan.gate and not plan.run.select:
         # A gate must not pass because the preset leaves its check out.
-        left_out = {card.name for card in select_checks(plan.run.preset, list(plan.gate), plan.run.ignore)} if plan.gate else set()
-        names += sorted(left_out - set(names))
+        gated = select_checks(plan.run.preset, list(plan.gate), plan.run.ignore)
+        names += [card.name for card in gated if card.name not in names]
     return names
 
 
@@ -75,14 +82,34 @@ def load_plan_data(plan: Plan) -> Data:
 def load_plan_model(plan: Plan, data: Data, *, trust: bool = False) -> Target:
     """Return the model of a plan on its device, seen at the access that the plan grants."""
     table, base = plan.model, plan.base
-    normalize: Any = (table.normalize.mean, table.normalize.std) if table.normalize else None
-    target = load_model(
-        located(table.path, base), weights=located(table.weights, base) or None, bounds=data.bounds, normalize=normalize,
-        outputs=table.outputs, batch_size=table.batch_size, trust=trust,
-    )
+    source: str | HttpModel = located(table.path, base)
+    if table.url:
+        source = HttpModel(
+            table.url, headers=table.headers, outputs=table.outputs, classes=tuple(table.classes), batch=table.batch_size,
+            limits=Limits(seconds=table.timeout),
+        )
+        source = source if table.template is None else dataclasses.replace(source, template=table.template)
+        source = source if table.response is None else dataclasses.replace(source, response=table.response)
+    with _importing_from(base):
+        target = load_model(
+            source, weights=located(table.weights, base) or None, bounds=data.bounds, outputs=table.outputs,
+            normalize=table.normalize.pair if table.normalize else None, batch_size=table.batch_size, trust=trust,
+        )
     if plan.run.device != "cpu":
         _move(target, plan.run.device)
     return target if table.access is None else target.seen_at(Access.parse(table.access))
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """Let `package.module:attr` be found beside the plan, whatever folder the command is run in."""
+    place = str(folder.resolve())
+    sys.path.insert(0, place)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(place)
 
 
 def _move(target: Target, device: str) -> None:

@@ -79,7 +79,9 @@ def attack(
                 if "seed" in known and number:
                     options["seed"] = rng.derive_seed(seed, "part", number)
                 part, part_threat = x[index].detach(), threat.subset(index, x)
-                with rng.isolated(rng.derive_seed(seed, called, number), x.device):
+                # A caller's `torch.no_grad()` block must not switch the attack's own gradients off.
+                quiet = rng.isolated(rng.derive_seed(seed, called, number), x.device)
+                with torch.inference_mode(False), torch.enable_grad(), quiet:
                     z = function(view, part, y[index], part_threat, **options).detach()
                 z = torch.where(z.isfinite(), z, part)
                 found.append(part_threat.around(part).seal(z.to(x.dtype)))

@@ -162,7 +162,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as plain JSON values; figures that are not finite become None."""
-        plain = _plain({**dataclasses.asdict(self), "status": self.status.value})
+        plain = plain_values({**dataclasses.asdict(self), "status": self.status.value})
         assert isinstance(plain, dict)
         return plain
 
@@ -175,7 +175,7 @@ class Finding:
             known = {field.name for field in dataclasses.fields(cls)}
             made = {key: value for key, value in plain.items() if key in known}
             made["status"] = Status(made["status"])
-            made["interval"] = Interval(**made["interval"]) if made.get("interval") else None
+            made["interval"] = _interval(made["interval"]) if made.get("interval") else None
             made["advice"] = [Advice(**one) for one in made.get("advice", ())]
             made["evidence"] = [_evidence(one) for one in made.get("evidence", ())]
             return cls(**made)
@@ -191,6 +191,12 @@ class Finding:
         return finding_html(self)
 
 
+def _interval(plain: dict[str, Any]) -> Interval:
+    # An end that was not finite was written as None; as NaN it is again a number that separates from nothing.
+    ends = {end: math.nan if plain[end] is None else plain[end] for end in ("low", "high")}
+    return Interval(**{**plain, **ends})
+
+
 def _evidence(plain: dict[str, Any]) -> Evidence:
     kind = _EVIDENCE[plain["kind"]]
     made = dict(plain)
@@ -201,17 +207,18 @@ def _evidence(plain: dict[str, Any]) -> Evidence:
     return kind(**made)
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
+    """Return a value as JSON knows it: tuples as lists, figures that are not finite as None, anything odd as text."""
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): plain_values(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
+        return [plain_values(one) for one in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, enum.Enum):
         return value.value
     if value is None or isinstance(value, (str, int, bool)):
         return value
-    if hasattr(value, "item"):  # NumPy and torch scalars
-        return _plain(value.item())
+    if hasattr(value, "tolist"):  # arrays and scalars of NumPy and torch
+        return plain_values(value.tolist())
     return str(value)

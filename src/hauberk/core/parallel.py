@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import multiprocessing
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
@@ -42,24 +43,58 @@ def run_tasks(
     left = dict(enumerate(items))
     try:
         with _pool(workers) as pool:
-            futures = {pool.submit(_attempt, function, index, item): index for index, item in left.items()}
-            for future in concurrent.futures.as_completed(futures):
-                outcome = future.result()
-                del left[outcome.index]
-                yield outcome
-    except concurrent.futures.process.BrokenProcessPool:
-        for index, item in list(left.items()):
+            futures = {pool.submit(_remote, function, index, item): index for index, item in left.items()}
             try:
-                with _pool(1) as pool:
-                    yield pool.submit(_attempt, function, index, item).result()
+                for future in concurrent.futures.as_completed(futures):
+                    outcome = _outcome(future, futures[future])
+                    del left[outcome.index]
+                    yield outcome
+            finally:
+                # Who stops listening does not wait for tasks that have not begun.
+                pool.shutdown(wait=False, cancel_futures=True)
+    except concurrent.futures.process.BrokenProcessPool:
+        yield from _one_by_one(function, left)
+
+
+def _one_by_one(function: Callable[[In], Out], left: dict[int, In]) -> Iterator[Outcome[Out]]:
+    while left:
+        index = next(iter(left))
+        with _pool(1) as pool:
+            try:
+                while left:
+                    index = next(iter(left))
+                    outcome = _outcome(pool.submit(_remote, function, index, left[index]), index)
+                    del left[index]
+                    yield outcome
             except concurrent.futures.process.BrokenProcessPool as error:
+                del left[index]
                 yield Outcome(index, error=error)
+
+
+def _outcome(future: concurrent.futures.Future[Outcome[Out]], index: int) -> Outcome[Out]:
+    try:
+        return future.result()
+    except concurrent.futures.process.BrokenProcessPool:
+        raise
+    except Exception as error:  # the item could not be sent
+        return Outcome(index, error=error)
+
+
+def _remote(function: Callable[[In], Out], index: int, item: In) -> Outcome[Out]:
+    """Attempt the task, and make sure that its outcome survives the way back."""
+    outcome = _attempt(function, index, item)
+    try:
+        pickle.loads(pickle.dumps(outcome))  # noqa: S301  (made one line above)
+    except Exception as error:
+        told = outcome.error if outcome.error is not None else error
+        return Outcome(index, error=RuntimeError(f"{type(told).__name__}: {told}"))
+    return outcome
 
 
 def _attempt(function: Callable[[In], Out], index: int, item: In) -> Outcome[Out]:
     try:
         return Outcome(index, function(item))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Outcome(index, error=error)
 
 

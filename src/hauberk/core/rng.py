@@ -14,7 +14,7 @@ from torch import Tensor
 
 def derive_seed(seed: int, *names: object) -> int:
     """Return a 63-bit seed that depends on `seed` and the names alone, the same in every process and version."""
-    digest = hashlib.sha256(repr((seed, *map(str, names))).encode()).digest()
+    digest = hashlib.sha256(repr((int(seed), *map(str, names))).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
@@ -53,9 +53,9 @@ def isolated(seed: int | None = None, device: torch.device | str = "cpu") -> Ite
     cuda = [place] if place.type == "cuda" else []
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=cuda):
-        if seed is not None:
-            seed_global(seed, place)
         try:
+            if seed is not None:
+                seed_global(seed, place)
             yield
         finally:
             np.random.set_state(numpy_state)

@@ -74,7 +74,11 @@ def roc(positive_scores: ArrayLike, negative_scores: ArrayLike) -> Roc:
 
 
 def auc_interval(positive_scores: ArrayLike, negative_scores: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Return the interval of the area under the ROC (DeLong et al. 1988), clipped to [0, 1]."""
+    """Return the interval of the area under the ROC (DeLong et al. 1988), clipped to [0, 1].
+
+    Where the two sides do not overlap, DeLong's has no width; then the exact interval of min(p, q) disjoint pairs, all won or all
+    lost, is returned.
+    """
     positive, negative = np.asarray(positive_scores, dtype=float), np.asarray(negative_scores, dtype=float)
     if len(positive) < 2 or len(negative) < 2:
         return Interval(0.0, 1.0, "delong", confidence)
@@ -85,4 +89,7 @@ def auc_interval(positive_scores: ArrayLike, negative_scores: ArrayLike, confide
     spread = np.sqrt(wins.var(ddof=1) / len(positive) + losses.var(ddof=1) / len(negative))
     half = float(_stats.norm.ppf(0.5 + confidence / 2)) * float(spread)
     centre = float(wins.mean())
+    if centre in (0.0, 1.0):
+        pairs = min(len(positive), len(negative))
+        return clopper_pearson(pairs if centre else 0, pairs, confidence)
     return Interval(max(0.0, centre - half), min(1.0, centre + half), "delong", confidence)

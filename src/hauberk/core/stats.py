@@ -78,10 +78,10 @@ def permutation_test(
     left, right = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     seen = statistic(left, right)
     pool = np.concatenate([left, right])
-    beyond = 0
+    beyond, slack = 0, 1e-12 * max(1.0, abs(seen))
     for _ in range(draws):
         mixed = pool[rng.permutation(len(pool))]
-        beyond += statistic(mixed[: len(left)], mixed[len(left) :]) >= seen - 1e-12
+        beyond += statistic(mixed[: len(left)], mixed[len(left) :]) >= seen - slack
     return (1 + beyond) / (1 + draws)
 
 

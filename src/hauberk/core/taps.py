@@ -43,7 +43,8 @@ class Tap:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             if not isinstance(output, Tensor):
                 raise ModelError(f"layer '{name}' returned {type(output).__name__}", want="a tensor", fix="Tap another layer")
-            self.activations[name] = output
+            # A copy: the next layer may change its input in place (ReLU(inplace=True), `out += identity`).
+            self.activations[name] = output.clone()
 
         return hook
 
@@ -75,15 +76,25 @@ def penultimate(model: nn.Module) -> str:
 
 
 def features(model: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
-    """Return the input of `layer` (default: the last linear layer) for x, shape (n, width), without gradients."""
+    """Return the input of `layer` (default: the last linear layer) for x, shape (n, width), without gradients.
+
+    Raises:
+        ModelError: for a layer that the model does not have, or does not use.
+    """
     from hauberk.core.target import evaluating
 
-    module = dict(model.named_modules())[layer or penultimate(model)]
+    modules, name = dict(model.named_modules()), layer if layer is not None else penultimate(model)
+    if name not in modules:
+        raise ModelError(f"there is no layer '{name}'", want="a name of model.named_modules()", fix=nearest(name, list(modules)))
+    module = modules[name]
     kept: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].detach().flatten(1)))
+    # A copy, for the same reason as in `Tap`.
+    handle = module.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].detach().flatten(1).clone()))
     try:
         with torch.no_grad(), evaluating(model):
             model(x)
     finally:
         handle.remove()
+    if not kept:
+        raise ModelError(f"layer '{name}' is not used by the model", want="a layer of the forward pass", fix="Tap another layer")
     return kept[-1]

@@ -89,6 +89,11 @@ class Target:
         return min(self._granted, self._shared.most)
 
     @property
+    def predictor(self) -> Predictor:
+        """What answers behind this view; for those who describe or scan a model: it counts nothing and refuses nothing."""
+        return self._predictor
+
+    @property
     def module(self) -> nn.Module:
         """The module itself, for those who were granted GRADIENT access.
 
@@ -174,6 +179,12 @@ class Target:
         """Add a sentence to what was noticed about the model, once."""
         self._shared.notice(text)
 
+    def limit(self, access: Access, reason: str) -> None:
+        """Take note that the model itself gives no more than `access`; every view of it is narrowed, and a notice says why."""
+        if self._shared.most > access:
+            self._shared.most = access
+            self._shared.notice(f"{reason}: it is assessed at {access.name} access")
+
     def _logits(self, x: Tensor) -> Tensor:
         return torch.cat([self._as_logits(self._ask(part)) for part in self._parts(x)])
 
@@ -221,9 +232,8 @@ class Target:
             return
         self._shared.outputs = self._recognise(raw)
         self._shared.guessed = self._shared.outputs == "probabilities"
-        if self._shared.outputs == "labels" and self._shared.most > Access.LABEL:
-            self._shared.most = Access.LABEL
-            self._shared.notice("the model answers labels alone: it is assessed at LABEL access")
+        if self._shared.outputs == "labels":
+            self.limit(Access.LABEL, "the model answers labels alone")
 
     def _as_logits(self, raw: Tensor) -> Tensor:
         self._learn(raw)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
+import pickle
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch.nn import functional
 from hauberk.core import progress, rng
 from hauberk.core.data import Split
 from hauberk.core.errors import DataError, UsageError
+from hauberk.core.files import cannot_write
 from hauberk.core.target import evaluating
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -101,7 +104,7 @@ def fit(
 
     Raises:
         DataError: for an empty split, or a loss that is not finite (the weights of the last good epoch are in the checkpoint).
-        UsageError: for a schedule that cannot be followed.
+        UsageError: for a schedule that cannot be followed, or a checkpoint that cannot be read or written.
     """
     plan = schedule or Schedule()
     plan = plan if epochs is None else dataclasses.replace(plan, epochs=epochs)
@@ -169,7 +172,8 @@ def _validation_loss(model: nn.Module, split: Split, size: int) -> float:
     with torch.no_grad(), evaluating(model):
         for x, y in split.batches(size):
             total += float(functional.cross_entropy(model(x.to(place)), y.to(place), reduction="sum"))
-    return total / max(len(split), 1)
+    mean = total / max(len(split), 1)
+    return mean if math.isfinite(mean) else math.inf  # NaN would compare as neither better nor worse
 
 
 def _save(path: Path, state: State, history: History, best: dict[str, Tensor] | None) -> None:
@@ -183,17 +187,25 @@ def _save(path: Path, state: State, history: History, best: dict[str, Tensor] | 
         with os.fdopen(handle, "wb") as file:
             torch.save(content, file)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+        if isinstance(error, OSError):
+            raise cannot_write(path, error) from error
         raise
 
 
 def _resume(path: Path, state: State, history: History) -> dict[str, Tensor] | None:
-    content = torch.load(path, weights_only=True, map_location="cpu")
-    state.model.load_state_dict(content["model"])
-    state.optimizer.load_state_dict(content["optimizer"])
-    state.epoch, state.step, state.stop = content["epoch"], content["step"], content["stop"]
-    history.loss[:], history.validation[:] = content["loss"], content["validation"]
-    best: dict[str, Tensor] | None = content["best"]
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        state.model.load_state_dict(content["model"])
+        state.optimizer.load_state_dict(content["optimizer"])
+        state.epoch, state.step, state.stop = content["epoch"], content["step"], content["stop"]
+        history.loss[:], history.validation[:] = content["loss"], content["validation"]
+        best: dict[str, Tensor] | None = content["best"]
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        raise UsageError(
+            f"the checkpoint {path} cannot be resumed ({type(error).__name__}: {str(error)[:200]})",
+            want="a checkpoint of this model and optimizer", fix="Remove the file to start anew, or name another",
+        ) from error
     return best

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Integrity: poisoned data, backdoors, faults in the weights."""

@@ -74,7 +74,7 @@ def rows_of(values: NDArray[Any] | Tensor, modality: str | None, where: str) -> 
         return TensorRows(view, scale)
     if values.ndim < 2 or values.dtype.kind not in "biuf":
         raise _shapeless(where, values.shape, str(values.dtype))
-    view, scale = arranged(_view(values), modality)
+    view, scale = arranged(view_of(values), modality)
     return ArrayRows(view, scale)
 
 
@@ -97,7 +97,8 @@ def arranged(values: Tensor, modality: str | None) -> tuple[Tensor, float]:
     return values, scale
 
 
-def _view(values: NDArray[Any]) -> Tensor:
+def view_of(values: NDArray[Any]) -> Tensor:
+    """Return a numeric array as a tensor, without a copy wherever torch can hold and index it."""
     if not values.dtype.isnative:
         values = values.astype(values.dtype.newbyteorder("="))
     if values.dtype.kind == "u" and values.dtype.itemsize > 1:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +20,14 @@ from hauberk.io.hostile import existing, first_line
 
 
 def named_in_code(source: str) -> bool:
-    """Return whether a source reads as `module:attr`: the part after the last colon is a name, the part before a module or .py."""
+    """Return whether a source reads as `package.module:attr` or `file.py:attr`."""
     place, colon, attribute = source.rpartition(":")
     named = all(part.isidentifier() for part in attribute.split("."))
     return bool(colon) and named and (place.endswith(".py") or all(part.isidentifier() for part in place.split(".")))
 
 
 def from_code(source: str) -> tuple[Any, list[Path]]:
-    """Return the model that `source` names, and the files it came from. A class or function is called without arguments.
+    """Return the model that `source` names, and the files it came from. Classes, and functions that need no argument, are called.
 
     Raises:
         ModelError: when the module, the attribute or the call fails; the cause is named.
@@ -39,12 +40,14 @@ def from_code(source: str) -> tuple[Any, list[Path]]:
         for part in attribute.split("."):
             if not hasattr(found, part):
                 known = [name for name in dir(found) if not name.startswith("_")]
-                raise ModelError(f"{place} has no '{attribute}'", want="a module or a function that makes one", fix=nearest(part, known))
+                want = "a torch module, or a function that makes one"
+                raise ModelError(f"{place} has no '{attribute}'", want=want, fix=nearest(part, known))
             found = getattr(found, part)
-        if isinstance(found, type) or (callable(found) and not isinstance(found, nn.Module) and not hasattr(found, "predict")):
+        # A function of one argument is the model itself; one that needs none makes it.
+        if isinstance(found, type) or (_is_function(found) and (_takes(found, 0) or not _takes(found, 1))):
             found = _call(found, source)
-    made_in = file or (Path(module.__file__) if getattr(module, "__file__", None) else None)
-    return found, [made_in] if made_in is not None else []
+    made_in = file or getattr(module, "__file__", None)
+    return found, [Path(made_in)] if made_in else []
 
 
 def _import(place: str, file: Path | None) -> ModuleType:
@@ -67,9 +70,21 @@ def _import(place: str, file: Path | None) -> ModuleType:
         raise
     except Exception as error:
         raise ModelError(
-            f"{place} cannot be imported ({type(error).__name__}: {first_line(error)})", want="package.module:attr or file.py:attr",
-            fix="Run from the folder that holds the package, or install it",
+            f"{place} cannot be imported ({type(error).__name__}: {first_line(error)})",
+            want="package.module:attr or file.py:attr", fix="Run from the folder that holds the package, or install it",
         ) from error
+
+
+def _is_function(found: Any) -> bool:
+    return callable(found) and not isinstance(found, nn.Module) and not hasattr(found, "predict") and not hasattr(found, "access")
+
+
+def _takes(function: Any, arguments: int) -> bool:
+    try:
+        inspect.signature(function).bind(*range(arguments))
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _call(factory: Any, source: str) -> Any:
@@ -83,7 +98,8 @@ def _call(factory: Any, source: str) -> Any:
             want="a module, or a function without arguments that makes one", fix="Give a function that needs no arguments",
         ) from error
     if not callable(made) and not hasattr(made, "predict"):
-        raise ModelError(f"{source} returned {type(made).__name__}", want="a torch module, a function of a batch, or an estimator")
+        want = "a torch module, a function of a batch, or an estimator"
+        raise ModelError(f"{source} returned {type(made).__name__}", want=want)
     return made
 
 

@@ -23,7 +23,9 @@ from hauberk.io.tables import Table, encode
 MODALITIES = ("image", "tabular", "other")
 KINDS = ".npz, MNIST's IDX, CIFAR python batches, a folder of pictures, .csv, .csv.gz, .parquet, or sklearn:NAME"
 
-SHARD_ROLES = {"train": ("train", "training"), "test": ("test", "testing"), "validation": ("validation", "valid", "val", "dev")}
+SHARD_ROLES = {
+    "train": ("train", "training"), "test": ("test", "testing"), "validation": ("validation", "valid", "val", "dev"),
+}
 
 Given = Source | dict[str, Table]
 """What a source is opened as: its splits, or tables by role that are encoded together."""
@@ -38,8 +40,8 @@ def load_data(
     Each of `test`, `train` and `trusted` is a path, `sklearn:digits|breast_cancer|wine|iris|diabetes`, a pair `(x, y)` of arrays
     or tensors, a torch `Dataset`, or a `Split`. A path names an `.npz` archive, MNIST's IDX files, a folder of CIFAR's python
     batches, a folder of pictures with a subfolder per class, a `.csv`, `.csv.gz` or `.parquet` file, or a folder of Parquet
-    shards. A source that holds both roles (`mnist.npz`, `sklearn:digits`, a folder with `train` and `test`) fills both. Large data is
-    memory-mapped or read in parts.
+    shards. A source that holds both roles (`mnist.npz`, `sklearn:digits`, a folder with `train` and `test`) fills both. Large
+    data is memory-mapped or read in parts.
 
     Arguments:
         test: held-out samples.
@@ -73,6 +75,8 @@ def load_data(
         chosen["train"] = given["test"].parts["train"]
     elif train is None and not isinstance(given["test"], Source) and "train" in given["test"]:
         chosen["train"] = given["test"]["train"]
+    if label is not None and not any(map(_has_columns, (test, train, trusted))):
+        raise DataError(f"label is '{label}', but this data has no columns", want="label with CSV or Parquet only", fix="Leave it out")
     tables = {role: part for role, part in chosen.items() if not isinstance(part, Part)}
     about = given["test"] if isinstance(given["test"], Source) else None
     if tables:
@@ -81,12 +85,18 @@ def load_data(
         chosen.update(encoded.parts)
     assert about is not None
     parts = cast("dict[str, Part]", chosen)
-    return _joined(parts, about, _bounds(bounds), modality, name or _name(test) or about.name)
+    return _joined(parts, about, _bounds(bounds), modality, tuple(groups), name or _name(test) or about.name)
 
 
-def _joined(parts: Mapping[str, Part], about: Source, bounds: Bounds | None, modality: str | None, name: str) -> Data:
+def _joined(
+    parts: Mapping[str, Part], about: Source, bounds: Bounds | None, modality: str | None, wanted: Sequence[str], name: str
+) -> Data:
     codes, class_names = labels.coded_labels(parts)
     groups, group_names = labels.coded_groups(parts)
+    for group in wanted:
+        if group not in groups["test"]:
+            raise DataError(f"{parts['test'].where} has no group '{group}'", want="a group that the data names",
+                            fix="Groups are columns of CSV or Parquet, arrays of .npz, or given with Split(x, y, groups)")
     shape = parts["test"].x.shape[1:]
     for role, part in parts.items():
         if part.x.shape[1:] != shape:
@@ -211,6 +221,12 @@ def _parquet(roles: Mapping[str, Sequence[Path]], path: Path, label: str | None,
     if parts:
         return Source(str(path), parts, modality="image")
     return {role: cast(Table, part) for role, part in read.items()}
+
+
+def _has_columns(source: object) -> bool:
+    if not isinstance(source, (str, Path)):
+        return False
+    return str(source).lower().endswith((".csv", ".csv.gz", ".parquet", ".pq")) or Path(source).expanduser().is_dir()
 
 
 def _pick(source: Given, role: str) -> Part | Table:

@@ -49,7 +49,8 @@ def check_archive(path: Path) -> list[str]:
         ) from error
     names = [entry.filename for entry in entries]
     if len(names) > MOST_ENTRIES or len(set(names)) != len(names):
-        raise UnsafeFile(f"{path} holds {len(names)} entries, {len(set(names))} different", want="each entry once, at most 100,000")
+        found = f"{path} holds {len(names)} entries, {len(set(names))} different"
+        raise UnsafeFile(found, want=f"each entry once, at most {MOST_ENTRIES}")
     full, packed = sum(entry.file_size for entry in entries), sum(entry.compress_size for entry in entries)
     if full > LARGEST_FILE or (full > SMALL and full > LARGEST_RATIO * max(packed, 1)):
         raise UnsafeFile(

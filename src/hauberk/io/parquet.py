@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hauberk.core.errors import DataError, nearest, require
 from hauberk.io.arrays import BYTE_SCALE
-from hauberk.io.images import Shape, decode
+from hauberk.io.images import PROBES, Shape, common_shape, decode
 from hauberk.io.parts import Part
 from hauberk.io.tables import Column
 
@@ -58,7 +58,7 @@ def parquet_rows(files: Sequence[Path], label: str | None, groups: Sequence[str]
 class ParquetImages:
     """Pictures in a column of `{bytes, path}`: a row group is read when one of its pictures is asked for, and kept compressed.
 
-    The row groups read last stay in memory up to half a gigabyte, so that shuffled reading does not go to the disk each time.
+    All become RGB if one of 64 pictures spread over the first row group is. The row groups read last stay in memory up to half a gigabyte, so that shuffled reading does not go to the disk each time.
     """
 
     files: Sequence[Path]
@@ -85,8 +85,9 @@ class ParquetImages:
         self._kept: collections.OrderedDict[int, Any] = collections.OrderedDict()
         if not len(self):
             raise DataError(f"{self.files[0]} holds no rows", want="at least one picture")
-        first = decode(*self._encoded(int(np.flatnonzero(np.array(sizes))[0]), 0)).shape
-        self.size: Shape = (first[0], first[1], first[2])
+        group = int(np.flatnonzero(np.array(sizes))[0])
+        probed = range(0, sizes[group], max(1, sizes[group] // PROBES))
+        self.size: Shape = common_shape(self._encoded(group, row) for row in probed)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from hauberk.core.errors import UsageError, nearest
 from hauberk.io.plan_schema import Plan as Plan
-from hauberk.io.plan_schema import number
+from hauberk.io.plan_schema import number as number
 
 LARGEST = 1_000_000
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")

@@ -78,25 +78,37 @@ class NormalizeTable(Table):
     mean: Statistic = Field(description="subtracted; a number, or one per channel")
     std: Statistic = Field(description="divided by; a number, or one per channel")
 
+    @property
+    def pair(self) -> tuple[float | list[float], float | list[float]]:
+        """(mean, std), one number where there is one."""
+        mean, std = (one if len(one) > 1 else one[0] for one in (self.mean, self.std))
+        return mean, std
+
 
 class ModelTable(Table):
     """What is assessed: a file, an attribute of a module, or an endpoint."""
 
-    path: str = Field("", description="package.module:attr, file.py:attr, or a .pt2, .pt, .onnx or .skops file")
-    weights: str = Field("", description="safetensors or state dict for the module that `path` builds")
-    access: Literal["label", "score", "gradient"] | None = Field(None, description="what the adversary is granted")
-    outputs: Literal["auto", "logits", "probabilities", "labels"] = Field("auto", description="what the model returns")
+    path: str = Field(default="", description="package.module:attr, file.py:attr, or a .pt2, .pt, .onnx or .skops file")
+    weights: str = Field(default="", description="safetensors or state dict for the module that `path` builds")
+    access: Literal["label", "score", "gradient"] | None = Field(default=None, description="what the adversary is granted")
+    outputs: Literal["auto", "logits", "probabilities", "labels"] = Field(default="auto", description="what the model returns")
     normalize: NormalizeTable | None = None
-    batch_size: int = Field(256, ge=1, description="samples sent to the model at once: what bounds memory")
-    url: str = Field("", pattern=r"^(https?://.+)?$", description="address of an endpoint, in place of `path`")
-    template: str = Field("", description="body of a request; $INPUT stands for the samples")
-    response: str = Field("", description="where the scores or labels are in the answer, such as $.outputs")
+    batch_size: int = Field(default=256, ge=1, description="samples sent to the model at once: what bounds memory")
+    url: str = Field(default="", pattern=r"^(https?://.+)?$", description="address of an endpoint, in place of `path`")
+    template: str | None = Field(
+        default=None, description='JSON of a request; "$INPUT" stands for a batch as nested lists, "$SAMPLE" for one sample'
+    )
+    response: str | None = Field(default=None, description="where the scores or labels are in the answer, such as outputs.0.scores")
     headers: dict[str, str] = Field(default_factory=dict, description="by header, the environment variable that holds it")
+    classes: list[str] = Field(default_factory=list, description="the labels in order, for an endpoint that answers words")
+    timeout: float = Field(default=30.0, gt=0, description="seconds that one request to an endpoint may take")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelTable:
         if bool(self.path) == bool(self.url):
             raise ValueError("either path or url")
+        if self.path and (self.template is not None or self.response is not None or self.headers or self.classes):
+            raise ValueError("template, response, headers and classes with a url alone")
         return self
 
 
@@ -104,10 +116,10 @@ class DataTable(Table):
     """What it is assessed on."""
 
     test: str = Field(min_length=1, description="held-out samples: .npz, .csv, .parquet, IDX, an image folder, sklearn:digits …")
-    train: str = Field("", description="the samples the model was trained on: what privacy checks need")
-    trusted: str = Field("", description="a small clean split for filters and repairs")
-    bounds: Ends | None = Field(None, description="lowest and highest input; left out, they are read from the data")
-    label: str = Field("", description="the column of the labels, for tables")
+    train: str = Field(default="", description="the samples the model was trained on: what privacy checks need")
+    trusted: str = Field(default="", description="a small clean split for filters and repairs")
+    bounds: Ends | None = Field(default=None, description="lowest and highest input; left out, they are read from the data")
+    label: str = Field(default="", description="the column of the labels, for tables")
     groups: list[str] = Field(default_factory=list, description="columns that name groups of people: what fairness checks need")
     modality: Literal["", "image", "tabular", "other"] = ""
     name: str = ""
@@ -118,27 +130,27 @@ class ThreatTable(Table):
 
     norm: Literal["linf", "l2", "l1", "l0"] = "linf"
     eps: Radii = Field(description="radius in input units; of several the last is the main one, and all make the curve")
-    queries: int | None = Field(None, ge=1, description="queries per sample that a black-box adversary may spend")
+    queries: int | None = Field(default=None, ge=1, description="queries per sample that a black-box adversary may spend")
 
 
 class RunTable(Table):
     """How it is assessed."""
 
     preset: Literal["quick", "standard", "thorough"] = "quick"
-    seed: int = Field(0, ge=0)
-    minutes: float | None = Field(None, gt=0, description="checks whose turn comes later are reported as not run")
+    seed: int = Field(default=0, ge=0)
+    minutes: float | None = Field(default=None, gt=0, description="checks whose turn comes later are reported as not run")
     select: list[str] = Field(default_factory=list, description="checks by name, pillar or glob; empty: those of the preset")
     ignore: list[str] = Field(default_factory=list, description="checks to leave out, by name, pillar or glob")
-    workers: int = Field(1, ge=1, description="processes")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?|mps|xpu)$", description="cpu, cuda, cuda:1, mps")
+    workers: int = Field(default=1, ge=1, description="processes")
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?|mps|xpu)$", description="cpu, cuda, cuda:1, mps")
 
 
 class GateTable(Table):
     """The limits of one check, in place of its own."""
 
-    min: float | None = Field(None, description="fails below")
-    max: float | None = Field(None, description="fails above")
-    run: bool | None = Field(None, description="fails where it does not run")
+    min: float | None = Field(default=None, description="fails below")
+    max: float | None = Field(default=None, description="fails above")
+    run: bool | None = Field(default=None, description="fails where it does not run")
 
     @model_validator(mode="after")
     def _says_something(self) -> GateTable:
@@ -158,8 +170,8 @@ class Plan(Table):
     threat: Threats = Field(default_factory=list)
     run: RunTable = Field(default_factory=RunTable)
     gate: dict[str, GateTable] = Field(default_factory=dict)
-    folder: str = Field("", description="where relative paths start, from the plan's own folder; written to plan.lock.toml")
-    hauberk: str = Field("", description="the version that wrote this plan; information only")
+    folder: str = Field(default="", description="where relative paths start, seen from the plan; written to plan.lock.toml")
+    hauberk: str = Field(default="", description="the version that wrote this plan; information only")
     versions: dict[str, str] = Field(default_factory=dict, description="of the libraries of the run; information only")
 
     _source: Path = PrivateAttr(default=Path("plan.toml"))

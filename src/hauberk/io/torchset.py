@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from hauberk.core import progress
 from hauberk.core.errors import DataError
-from hauberk.io.arrays import arranged, rows_of
+from hauberk.io.arrays import arranged, rows_of, view_of
 from hauberk.io.parts import SINGLE, Part, Source
 
 
@@ -107,4 +107,4 @@ def _tensor(value: Any) -> Tensor:
         return value.detach()
     if hasattr(value, "getbands"):  # a Pillow picture
         value = np.asarray(value)
-    return torch.as_tensor(np.asarray(value))
+    return view_of(np.asarray(value))

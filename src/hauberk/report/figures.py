@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from hauberk.core.finding import Curve, Evidence, Gallery, Heatmap, Picture, Table
+from hauberk.report.markup import trusted
 from hauberk.report.svg import curve_svg, legend
 from hauberk.report.words import clean, is_number, line, number, plural
 
@@ -31,21 +32,19 @@ def evidence_html(evidence: Evidence, anchor: str) -> Markup:
 
 
 def _curve(curve: Curve, anchor: str) -> Markup:
-    head = [line(curve.x_label, 60) or "x"]
-    columns: list[Sequence[Any]] = []
     data = ""
     for one in curve.series:
         points = list(zip(one.x, one.y, strict=False))
         kept = _spread(len(points), POINTS_SHOWN)
         band = len(one.low) == len(one.high) == len(one.x) and len(one.low) > 0
         head = [curve.x_label or "x", curve.y_label or "y", *(("low", "high") if band else ())]
-        columns = [
+        rows = [
             [points[at][0], points[at][1], *((one.low[at], one.high[at]) if band else ())] for at in kept
         ]
         short = f"; {len(kept)} of {len(points)} points" if len(kept) < len(points) else ""
-        data += _grid(f"{one.name}{short}", head, columns)
+        data += _grid(f"{one.name}{short}", head, rows)
     folded = f"<details class=data><summary>Data of this figure</summary>{data}</details>" if data else ""
-    return Markup(
+    return trusted(
         f'<figure class="figure"><figcaption>{escape(line(curve.title, 200))}</figcaption>'
         f"{curve_svg(curve, anchor)}{legend(curve)}{folded}</figure>"
     )
@@ -65,7 +64,7 @@ def _heatmap(heat: Heatmap) -> Markup:
         rows.append(f'<tr><th scope="row">{escape(line(name, 60))}</th>{cells}</tr>')
     left = _left_out(len(heat.rows) - ROWS_SHOWN, "row") + _left_out(len(heat.columns) - COLUMNS_SHOWN, "column")
     title = escape(line(heat.title, 200))
-    return Markup(
+    return trusted(
         f'<div class="figure wide"><div class="scroll" tabindex="0" role="region" aria-label="{title}"><table class="heat">'
         f'<caption>{title}</caption><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         f'<p class="key"><span class="ramp" aria-hidden="true"></span>the stronger the tint, the worse: '
@@ -87,7 +86,7 @@ def _short(value: float) -> str:
 
 
 def _table(table: Table) -> Markup:
-    return Markup(f'<div class="figure wide">{_grid(table.title, table.columns, table.rows)}</div>')
+    return trusted(f'<div class="figure wide">{_grid(table.title, table.columns, table.rows)}</div>')
 
 
 def _grid(title: str, columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
@@ -99,8 +98,9 @@ def _grid(title: str, columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> 
         for at, one in enumerate(list(columns)[:COLUMNS_SHOWN])
     )
     body = []
+    decimals = [_decimals([row[at] for row in shown if at < len(row)]) if figures[at] else None for at in range(COLUMNS_SHOWN)]
     for row in shown:
-        cells = [f"<td{_right(figures[at])}>{_cell(value)}</td>" for at, value in enumerate(row)]
+        cells = [f"<td{_right(figures[at])}>{_cell(value, decimals[at])}</td>" for at, value in enumerate(row)]
         if row and not figures[0]:
             cells[0] = f'<th scope="row">{_cell(row[0])}</th>'
         body.append(f"<tr>{''.join(cells)}</tr>")
@@ -112,7 +112,20 @@ def _grid(title: str, columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> 
     )
 
 
-def _cell(value: Any) -> str:
+def _decimals(values: Sequence[Any]) -> int | None:
+    """Return how many decimals line a column of figures up, or None where they are too far apart for that."""
+    sizes = [abs(float(one)) for one in values if is_number(one) and one]
+    if not sizes or all(isinstance(one, int) for one in values) or max(sizes) >= 1e4 or min(sizes) < 1e-4:
+        return None
+    if max(sizes) / min(sizes) > 1e3:
+        return None
+    shown = [number(one) for one in values if is_number(one)]
+    return max(len(one.partition(".")[2]) for one in shown)
+
+
+def _cell(value: Any, decimals: int | None = None) -> str:
+    if decimals is not None and is_number(value):
+        return f"{value:,.{decimals}f}"
     if value is None or isinstance(value, bool):
         return {None: "–", True: "yes", False: "no"}[value]
     if isinstance(value, (int, float)):
@@ -124,9 +137,9 @@ def _gallery(gallery: Gallery, anchor: str) -> Markup:
     title = escape(line(gallery.title, 200))
     shown = [_picture(one) for one in list(gallery.pictures)[:CAPTIONS_SHOWN]]
     left = _left_out(len(gallery.pictures) - CAPTIONS_SHOWN, "picture")
-    return Markup(
-        f'<div class="figure wide gallery" role="group" aria-labelledby="{anchor}-t"><p class="caption" id="{anchor}-t">{title}</p>'
-        f"<ul>{''.join(shown)}</ul>{left}</div>"
+    return trusted(
+        f'<div class="figure wide gallery" role="group" aria-labelledby="{anchor}-t">'
+        f'<p class="caption" id="{anchor}-t">{title}</p><ul>{"".join(shown)}</ul>{left}</div>'
     )
 
 

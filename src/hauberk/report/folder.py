@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hauberk.core.errors import UsageError
 from hauberk.core.files import cannot_write, write_whole
+from hauberk.core.finding import Finding
 from hauberk.report.html import render
 from hauberk.report.junit import junit
 from hauberk.report.lock import lock_toml
@@ -58,7 +59,7 @@ def write_folder(report: Report, folder: Path) -> Path:
 def contents(report: Report) -> dict[str, bytes]:
     """Return the files of a report by name; index.html is the last."""
     made = {
-        "findings.jsonl": "".join(json.dumps(one.to_dict(), ensure_ascii=False, allow_nan=False) + "\n" for one in report.findings),
+        "findings.jsonl": "".join(map(_line, report.findings)),
         "report.json": report.to_json() + "\n",
         "junit.xml": junit(report),
         "report.sarif": sarif_json(report),
@@ -67,6 +68,10 @@ def contents(report: Report) -> dict[str, bytes]:
     }
     # A lone surrogate (an odd file name) has no UTF-8; within JSON text its escape is the right spelling.
     return {name: text.encode("utf-8", "backslashreplace") for name, text in made.items()}
+
+
+def _line(finding: Finding) -> str:
+    return json.dumps(finding.to_dict(), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _write(place: Path, content: bytes, final: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from hauberk.core.finding import Finding, Gallery, Status
 from hauberk.report import lock, overview, scope
 from hauberk.report.figures import evidence_html
+from hauberk.report.markup import trusted
 from hauberk.report.report import Report
 from hauberk.report.svg import interval_bar
 from hauberk.report.taxonomy import matrix, mitigation
@@ -72,10 +74,11 @@ class View:
         spent += [plural(one.gradients, "gradient")] if one.gradients else []
         known = [("Id", line(one.id, 120)), ("Threat", line(one.threat, 300)), ("Access", line(one.access.lower(), 40))]
         if one.interval is not None:
-            known.append(("Interval", f"{number(one.interval.confidence * 100)}%, {line(one.interval.method, 60)}"))
+            known.append(("Interval", f"{number(one.interval.confidence * 100)}% {line(one.interval.method, 60)}"))
         if one.value is not None:
-            known.append(("Better", line(one.better, 20)))
-        known += [("Spent", ", ".join([*spent, seconds(one.seconds)])), ("Tags", line(", ".join(map(str, one.tags)), 400))]
+            known.append(("Direction", f"{line(one.better, 20)} is better"))
+        spent += [seconds(one.seconds)] if one.seconds else []
+        known += [("Spent", ", ".join(spent)), ("Tags", line(", ".join(map(str, one.tags)), 400))]
         return [(label, value) for label, value in known if value]
 
 
@@ -107,7 +110,10 @@ def render(report: Report, limit: int = LIMIT) -> str:
 
 def anchor(finding: Finding) -> str:
     """Return the anchor of a finding in the page."""
-    return f"f-{slug(finding.id)}"
+    name = slug(finding.id)
+    # Ids that differ in more than letters, digits and hyphens must not share an anchor.
+    mark = "" if name == finding.id.replace("/", "-") else f"-{zlib.crc32(finding.id.encode('utf-8', 'replace')):08x}"
+    return f"f-{name}{mark}"
 
 
 def _droppable(figures: Sequence[tuple[Finding, list[Markup]]]) -> list[tuple[int, int]]:
@@ -130,18 +136,19 @@ def _page(report: Report, figures: Sequence[tuple[Finding, list[Markup]]], dropp
         )
         for part in parts
     }
-    cells = matrix(report)
+    cells, todo = matrix(report), overview.actions(report)
     everything = [report.findings[row].evidence[at] for row, at in dropped]
     note = _note(everything)
     return environment().get_template("report.html").render(
         name=scope.model_name(report), about=scope.about(report), verdict=overview.headline(report), worst=_worst(report),
         pillars=parts, views=views, counts=[(one.value, report.counts()[one.value]) for one in overview.SHOWN],
         blanks=[one for one in report.findings if one.status in (Status.NOT_RUN, Status.ERROR)],
-        first=overview.next_three(report), actions=overview.actions(report), matrix=cells,
+        first=overview.next_three(report), actions=[one for one in todo if one.status is not Status.NOT_RUN],
+        unlock=[one for one in todo if one.status is Status.NOT_RUN], matrix=cells,
         covered=sum(bool(cell.findings) for column in cells.values() for cell in column),
         scope=scope.groups(report.scope), notices=scope.notices(report.scope), versions=scope.versions(report.scope),
-        lock=Markup("{}").format(clean(lock.lock_toml(report), 20_000)), command=lock.command(report), how=_how(report),
-        findings=report.findings, dropped=note, footer=_footer(report), css=Markup(styles()),
+        lock=escape(clean(lock.lock_toml(report), 20_000)), command=lock.command(report), how=_how(report),
+        findings=report.findings, dropped=note, footer=_footer(report), css=trusted(styles()),
     )
 
 
@@ -164,13 +171,17 @@ def _worst(report: Report) -> str:
 
 def _how(report: Report) -> str:
     if lock.runs_again(report):
-        return "plan.lock.toml beside this page holds the plan, the seed and the versions. The same versions and seed give the same figures."
+        return (
+            "plan.lock.toml beside this page holds the plan, the seed and the versions. "
+            "The same versions and seed give the same figures."
+        )
     return "Model and data came as Python objects. With the same objects, versions and seed, this call gives the same figures."
 
 
 def _footer(report: Report) -> str:
     version = report.plan.get("hauberk") or dict(scope.versions(report.scope)).get("hauberk", "")
-    return f"Made by hauberk {line(version, 40)}".strip() + ". Every figure holds under the threat, data and access that it names."
+    made = f"Made by hauberk {line(version, 40)}".strip()
+    return f"{made}. Every figure holds under the threat, data and access that it names."
 
 
 def styles(*, page: bool = True) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET  # noqa: S405 - written, never parsed
+import xml.etree.ElementTree as ET
 
 from hauberk.core.finding import Finding, Status
 from hauberk.report.overview import answer, pillars
@@ -15,14 +15,14 @@ def junit(report: Report) -> str:
     """Return the report as JUnit XML: a suite per pillar, a case per finding.
 
     A finding that fails is a `failure`, one that broke an `error`, one that was not run `skipped` with its reason. JUnit knows no
-    warning: a finding that warns is a case that passes, whose `system-out` says what it warns of. A gate on warnings is the exit code
-    of `hauberk assess --fail-on warn`.
+    warning: a finding that warns is a case that passes, whose `system-out` says what it warns of. To gate on warnings, use the
+    exit code of `hauberk assess --fail-on warn`.
     """
-    root = ET.Element("testsuites", name="hauberk", **_totals(list(report.findings)))
+    root = ET.Element("testsuites", {"name": "hauberk", **_totals(list(report.findings))})
     for pillar in pillars(report):
         if not pillar.findings:
             continue
-        suite = ET.SubElement(root, "testsuite", name=clean(pillar.name, 200), **_totals(list(pillar.findings)))
+        suite = ET.SubElement(root, "testsuite", {"name": line(pillar.name, 200), **_totals(list(pillar.findings))})
         for finding in pillar.findings:
             _case(suite, finding)
     ET.indent(root)
@@ -61,8 +61,8 @@ def _totals(findings: list[Finding]) -> dict[str, str]:
         return str(sum(one.status is status for one in findings))
 
     return {
-        "tests": str(len(findings)), "failures": count(Status.FAIL), "errors": count(Status.ERROR), "skipped": count(Status.NOT_RUN),
-        "time": _time(sum(one.seconds for one in findings if one.seconds == one.seconds)),
+        "tests": str(len(findings)), "failures": count(Status.FAIL), "errors": count(Status.ERROR),
+        "skipped": count(Status.NOT_RUN), "time": _time(sum(one.seconds for one in findings if one.seconds == one.seconds)),
     }
 
 

@@ -86,20 +86,20 @@ def actions(report: Report) -> list[Action]:
 
     Findings that ask for the same thing make one action. A finding that gives no advice asks to be looked at.
     """
-    groups: dict[tuple[str, str, str], list[Finding]] = {}
-    rank: dict[tuple[str, str, str], int] = {}
+    groups: dict[tuple[str, str, str], list[tuple[Finding, int]]] = {}
     for finding in report.findings:
         for place, key in enumerate(_asked(finding)):
-            group = groups.setdefault(key, [])
-            if finding not in group:
-                group.append(finding)
-            rank[key] = min(rank.get(key, place), place)
+            groups.setdefault(key, []).append((finding, place))
     made = []
     for key, group in groups.items():
-        group.sort(key=lambda one: -one.status.severity)
-        made.append((-group[0].status.severity, rank[key], -len(group), Action(*key, tuple(group))))
-    made.sort(key=lambda one: one[:3])
-    return [one[3] for one in made]
+        group.sort(key=lambda one: -one[0].status.severity)
+        worst = group[0][0].status
+        places = [place for finding, place in group if finding.status is worst]
+        # What a finding asks for first comes before what it asks for second.
+        order = (-worst.severity, min(places), -len(places), -len(group))
+        made.append((order, Action(*key, tuple(finding for finding, _ in group))))
+    made.sort(key=lambda one: one[0])
+    return [action for _, action in made]
 
 
 def next_three(report: Report) -> list[Action]:
@@ -121,11 +121,13 @@ def headline(report: Report) -> tuple[str, str]:
         return "Nothing was assessed", "The report holds no finding."
     if counts["fail"]:
         where = listed([one.title.lower() for one in pillars(report) if one.counts.get("fail")])
-        return "Fix before release", f"{plural(counts['fail'], 'check')} of {ran} that ran {_verb(counts['fail'])}, in {where}.{rest}"
+        said = f"{plural(counts['fail'], 'check')} of {ran} that ran {_verb(counts['fail'])}, in {where}.{rest}"
+        return "Fix before release", said
     if counts["error"]:
         return "The assessment is incomplete", f"No check of {ran} that ran fails.{rest}"
     if counts["warn"]:
-        return "Look closer", f"No check fails; {plural(counts['warn'], 'check')} of {ran} that ran {_verb(counts['warn'], 'warn')}.{rest}"
+        said = f"No check fails; {plural(counts['warn'], 'check')} of {ran} that ran {_verb(counts['warn'], 'warn')}.{rest}"
+        return "Look closer", said
     if not ran:
         return "Nothing was measured", rest.strip()
     return "Nothing was found", f"All {plural(ran, 'check')} that ran pass, under the threats named below.{rest}"
@@ -142,7 +144,7 @@ def _asked(finding: Finding) -> list[tuple[str, str, str]]:
     if finding.status is Status.PASS:
         return []
     if finding.status is Status.ERROR:
-        return [(f"Mend what broke {finding.id}: {line(finding.reason or 'no reason was given', 300)}", "", "")]
+        return [("Mend what broke, then assess again: until then the verdict has a gap", "", "")]
     if finding.status is Status.NOT_RUN:
         return [(f"Let it run: {line(finding.reason or 'no reason was given', 300)}", "", "")]
     given = [(one.text, one.command, one.mitigation) for one in finding.advice]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hauberk.core.errors import UsageError
-from hauberk.core.finding import Finding, Status
+from hauberk.core.finding import Finding, Status, plain_values
 
 SCHEMA_VERSION = "1.0"
 PILLARS = ("robustness", "integrity", "privacy", "assets", "trust")
@@ -66,7 +66,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
         return {
-            "schema_version": SCHEMA_VERSION, "scope": self.scope, "plan": self.plan,
+            "schema_version": SCHEMA_VERSION, "scope": plain_values(self.scope), "plan": plain_values(self.plan),
             "verdicts": {pillar: status.value for pillar, status in self.verdicts().items()},
             "counts": self.counts(), "findings": [finding.to_dict() for finding in self.findings],
         }

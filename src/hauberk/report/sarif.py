@@ -26,8 +26,8 @@ _SEVERITY = {Status.FAIL: "8.0", Status.WARN: "5.0"}
 def sarif(report: Report) -> dict[str, Any]:
     """Return the report as a SARIF log of one run, without any null.
 
-    Rules are the checks, by their stable ids. A finding that fails or warns is of kind `fail` with level `error` or `warning`; one
-    that passes is `pass`, one not run `notApplicable` with its reason, one that broke `open`, beside a notification of the tool.
+    Rules are the checks, by their stable ids. A finding that fails or warns is of kind `fail` with level `error` or `warning`;
+    one that passes is `pass`, one not run `notApplicable` with its reason, one that broke `open`, beside a notification.
     """
     place, name = model_place(report), model_name(report)
     findings = list(report.findings)

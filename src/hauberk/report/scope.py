@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -11,8 +12,8 @@ from hauberk.report.words import clean, is_number, line, number, seconds
 
 Row = tuple[str, str, bool]
 _LABELS = {
-    "n": "samples", "eps": "ε", "sha256": "SHA-256", "hash": "SHA-256", "url": "URL", "ram": "memory", "id": "id", "seconds": "time",
-    "n_test": "test samples", "n_train": "training samples",
+    "n": "samples", "eps": "ε", "sha256": "SHA-256", "hash": "SHA-256", "url": "URL",
+    "seconds": "time", "n_test": "test samples", "n_train": "training samples",
 }
 _LONGEST = 500
 
@@ -79,7 +80,7 @@ def about(report: Report) -> str:
         told.append(line(data, 80))
     for key, word in (("access", "access"), ("preset", "preset")):
         if isinstance(scope.get(key), str):
-            told.append(f"{line(scope[key], 40)} {word}")
+            told.append(f"{line(scope[key], 40).lower()} {word}")
     for key in ("date", "time", "started", "finished"):
         if isinstance(scope.get(key), str):
             told.append(line(scope[key], 40))
@@ -124,7 +125,7 @@ def _value(key: str, value: Any) -> str:
 
 
 def _is_hash(value: Any) -> bool:
-    return isinstance(value, str) and len(value) >= 32 and all(one in "0123456789abcdefABCDEF:" for one in value.removeprefix("sha256"))
+    return isinstance(value, str) and re.fullmatch("(sha256:)?[0-9a-fA-F]{32,128}", value) is not None
 
 
 def _title(key: str) -> str:
@@ -136,10 +137,3 @@ def _uri(place: str) -> str:
     if place.startswith(("http://", "https://")):
         return quote(line(place), safe="/:?&=%")
     return quote(place.replace("\\", "/").removeprefix("./").encode("utf-8", "replace"), safe="/")
-
-
-def access_granted(findings: Sequence[Any]) -> str:
-    """Return the highest access that any finding used."""
-    order = ("LABEL", "SCORE", "GRADIENT")
-    used = [one.access for one in findings if one.access in order]
-    return max(used, key=order.index) if used else ""

@@ -1,7 +1,7 @@
 """Inline SVG of our own: curves with interval bands, and the small bar that shows a share with its interval.
 
-Colours come from the style sheet (`--s1` ...), so that one drawing serves light, dark and print. Series differ by dash pattern and
-marker too, so that none is known by its colour alone.
+Colours come from the style sheet (`--s1` ...), so that one drawing serves light, dark and print. Series differ by dash pattern
+and marker too, so that none is known by its colour alone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from hauberk.core.finding import Curve, Finding, Series
 from hauberk.report.axis import Axis, axis, tick_label
+from hauberk.report.markup import trusted
 from hauberk.report.words import interval_words, is_number, is_share, line, number, plural
 
 _WIDTH, _HEIGHT = 400, 236
@@ -35,7 +36,7 @@ def curve_svg(curve: Curve, anchor: str) -> Markup:
         parts.append(f'<line class="diagonal" x1="{_LEFT}" y1="{_BOTTOM}" x2="{_RIGHT}" y2="{_TOP}"/>')
     parts.extend(_band(one, index, x_axis, y_axis) for index, one in enumerate(series))
     parts.extend(_path(one, index, x_axis, y_axis) for index, one in enumerate(series))
-    return Markup(
+    return trusted(
         f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-labelledby="{anchor}-t {anchor}-d">'
         f'<title id="{anchor}-t">{escape(line(curve.title, 200))}</title>'
         f'<desc id="{anchor}-d">{escape(describe(curve))}</desc>{"".join(parts)}</svg>'
@@ -59,7 +60,7 @@ def legend(curve: Curve) -> Markup:
     more = len(curve.series) - SERIES_SHOWN
     if more > 0:
         rows.append(f"<li>and {plural(more, 'line')} more, in the data below</li>")
-    return Markup('<ul class="legend">' + "".join(rows) + "</ul>") if len(rows) > 1 else Markup("")
+    return trusted('<ul class="legend">' + "".join(rows) + "</ul>") if len(rows) > 1 else Markup("")
 
 
 def describe(curve: Curve) -> str:
@@ -84,7 +85,7 @@ def interval_bar(finding: Finding) -> Markup:
         low, high = (min(1.0, max(0.0, end)) for end in (finding.interval.low, finding.interval.high))
         band = f'<rect class="band" x="{3 + 90 * low:.1f}" y="2" width="{max(1.0, 90 * (high - low)):.1f}" height="8" rx="2"/>'
         words += f", interval {interval_words(finding.interval, finding.unit)}"
-    return Markup(
+    return trusted(
         f'<svg class="bar" viewBox="0 0 96 12" width="96" height="12" role="img" aria-label="{escape(words)}">'
         f'<path class="track" d="M3 6H93M3 3V9M93 3V9"/>{band}<circle class="dot" cx="{3 + 90 * value:.1f}" cy="6" r="3"/></svg>'
     )

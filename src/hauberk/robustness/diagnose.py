@@ -102,8 +102,8 @@ def diagnose(
             "cross-entropy is blinded by the scale of the logits", "Use the margin loss, or rescale the logits",
         ),
         _share(
-            "restarts gain", (again[0] | again[1]) & ~white, 0.01, "more random starts break more samples: the search is not done",
-            "Use more restarts and steps",
+            "restarts gain", (again[0] | again[1]) & ~white, 0.01,
+            "more random starts break more samples: the search is not done", "Use more restarts and steps",
         ),
         _share(
             "ten times the steps gain", longer & ~white & ~again[0] & ~again[1], 0.01,

@@ -130,10 +130,8 @@ def shares(reference: ArrayLike, current: ArrayLike, *, bins: int = 10, levels: 
     """
     a, b = floats(reference, "the reference", 1), floats(current, "the current sample", 1)
     distinct = np.unique(np.concatenate([a, b]))
-    if len(distinct) <= levels:
-        cuts = distinct[:-1]
-    else:
-        cuts = np.unique(np.quantile(a, np.linspace(0, 1, bins + 1)[1:-1]))
+    quantiles = np.unique(np.quantile(a, np.linspace(0, 1, bins + 1)[1:-1]))
+    cuts = distinct[:-1] if len(distinct) <= levels else quantiles
     counted = [np.bincount(np.searchsorted(cuts, part, side="left"), minlength=len(cuts) + 1) for part in (a, b)]
     return counted[0] / len(a), counted[1] / len(b)
 

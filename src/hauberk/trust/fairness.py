@@ -6,13 +6,15 @@ import dataclasses
 import itertools
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from hauberk.core.errors import DataError
 from hauberk.core.finding import Interval
 from hauberk.core.stats import wilson
 from hauberk.trust.arrays import Floats, Ints, labels
+
+Flags = NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +66,9 @@ class Gap:
     positive: int = -1
 
 
-def group_rates(y: ArrayLike | Tensor, predicted: ArrayLike | Tensor, groups: ArrayLike | Tensor, *, positive: int = 1
-                ) -> list[GroupRates]:
+def group_rates(
+    y: ArrayLike | Tensor, predicted: ArrayLike | Tensor, groups: ArrayLike | Tensor, *, positive: int = 1
+) -> list[GroupRates]:
     """Return the rates of every group, in the order of their numbers.
 
     Arguments:
@@ -105,7 +108,8 @@ def accuracy_gap(
         DataError: where fewer than two groups can be compared.
     """
     truth, guess, member = _triple(y, predicted, groups)
-    return _gap([truth == guess], [np.ones(len(truth), bool)], member, rng, permutations, least)
+    question = _Rates([truth == guess], [np.ones(len(truth), bool)], [-1], np.zeros_like(truth))
+    return _gap(question, member, rng, permutations, least)
 
 
 def demographic_parity(
@@ -118,13 +122,14 @@ def demographic_parity(
     """
     _, guess, member = _triple(predicted, predicted, groups)
     everyone = np.ones(len(guess), bool)
-    return _gap([guess == c for c in range(classes)], [everyone] * classes, member, rng, permutations, least)
+    question = _Rates([guess == c for c in range(classes)], [everyone] * classes, list(range(classes)), np.zeros_like(guess))
+    return _gap(question, member, rng, permutations, least)
 
 
 def demographic_parity_ratio(
     predicted: ArrayLike | Tensor, groups: ArrayLike | Tensor, *, positive: int = 1, least: int = 10
 ) -> tuple[float, Interval]:
-    """Return the lowest selection rate over the highest, and an interval that holds for all groups at once.
+    """Return the lowest selection rate over the highest, and an interval that holds for all pairs of groups.
 
     The "four fifths rule" asks for 0.8 or more. 1 where nobody is selected.
     """
@@ -133,10 +138,11 @@ def demographic_parity_ratio(
     rates = [Rate(int((guess[member == group] == positive).sum()), int((member == group).sum())) for group in compared]
     top = max(rate.value for rate in rates)
     value = min(rate.value for rate in rates) / top if top > 0 else 1.0
-    spans = [rate.interval(1 - 0.05 / len(rates)) for rate in rates]
-    low = min(span.low for span in spans) / max(span.high for span in spans)
-    pairs = [a.high / b.low if b.low > 0 else 1.0 for a, b in itertools.permutations(spans, 2)]
-    return value, Interval(min(low, value), min(1.0, max(value, min(pairs))), "wilson, Bonferroni")
+    pairs = list(itertools.permutations(rates, 2))
+    confidence = 1 - 0.05 / (len(pairs) / 2)
+    spans = [ratio_interval(one, other, confidence) for one, other in pairs]
+    low, high = min(span.low for span in spans), min(1.0, *(span.high for span in spans))
+    return value, Interval(min(low, value), max(high, value), "mover, Bonferroni")
 
 
 def equalised_odds(
@@ -151,7 +157,8 @@ def equalised_odds(
     truth, guess, member = _triple(y, predicted, groups)
     hits = [guess == c for c in range(classes)] * 2
     bases = [truth == c for c in range(classes)] + [truth != c for c in range(classes)]
-    return _gap(hits, bases, member, rng, permutations, least)
+    # Groups are exchanged among samples of one true label: groups may differ in their labels without any unfairness of the model.
+    return _gap(_Rates(hits, bases, list(range(classes)) * 2, truth), member, rng, permutations, least)
 
 
 def newcombe(a: Rate, b: Rate, confidence: float = 0.95) -> Interval:
@@ -163,42 +170,59 @@ def newcombe(a: Rate, b: Rate, confidence: float = 0.95) -> Interval:
     return Interval(float(max(-1.0, gap - down)), float(min(1.0, gap + up)), "newcombe", confidence)
 
 
-def _gap(
-    hits: list[np.ndarray], bases: list[np.ndarray], member: Ints, rng: np.random.Generator, permutations: int, least: int
-) -> Gap:
-    """The largest difference of any of the rates hits / bases between two groups."""
+def ratio_interval(a: Rate, b: Rate, confidence: float = 0.95) -> Interval:
+    """Return the interval of the ratio a / b of two independent shares (MOVER, Donner and Zou 2012); high may be infinite."""
+    p, q, first, second = a.value, b.value, a.interval(confidence), b.interval(confidence)
+
+    def bound(left: float, right: float, sign: int) -> float:
+        # The roots of a quadratic in the ratio; its leading term vanishes where the limit is twice the share.
+        lead, middle, rest = right * (2 * q - right), p * q, left * (2 * p - left)
+        if abs(lead) < 1e-12:
+            return rest / (2 * middle) if middle > 0 and right > 0 else float("inf")
+        return (middle + sign * float(np.sqrt(max(0.0, middle**2 - lead * rest)))) / lead
+
+    return Interval(max(0.0, bound(first.low, second.high, -1)), bound(first.high, second.low, 1), "mover", confidence)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rates:
+    """The shares hits / bases, per rate a mask of samples each; the class each belongs to; who may be exchanged with whom."""
+
+    hits: list[Flags]
+    bases: list[Flags]
+    positives: list[int]
+    strata: Ints
+
+
+def _gap(rates: _Rates, member: Ints, rng: np.random.Generator, permutations: int, least: int) -> Gap:
+    """The largest difference of any of the rates between two groups."""
     compared = _compared(member, least)
     inside = np.isin(member, compared)
-    base = np.stack(bases)[:, inside].astype(np.float64)  # (rates, n)
-    hit = np.stack(hits)[:, inside] * base
-    place = np.searchsorted(compared, member[inside])
+    base = np.stack(rates.bases)[:, inside].astype(np.float64)  # (rates, n)
+    hit = np.stack(rates.hits)[:, inside] * base
+    place, strata = np.searchsorted(compared, member[inside]), rates.strata[inside]
     n, count = _table(base, place, len(compared)), _table(hit, place, len(compared))  # (rates, groups)
     usable = n >= least
     if not (usable.sum(1) >= 2).any():
         raise DataError("no two groups have enough samples of one kind", want=f"at least {least} each", fix="Give more samples")
     wide, top, bottom = _widest(n, count, usable)
     row = int(wide.argmax())
-    pairs = [
-        (r, a, b) for r in range(len(n)) for a, b in itertools.permutations(np.flatnonzero(usable[r]).tolist(), 2)
-    ]
+    pairs = [(r, a, b) for r in range(len(n)) for a, b in itertools.permutations(np.flatnonzero(usable[r]).tolist(), 2)]
+    # A pair and its mirror image share one interval.
     confidence = 1 - 0.05 / (len(pairs) / 2)
     spans = [
         newcombe(Rate(int(count[r, a]), int(n[r, a])), Rate(int(count[r, b]), int(n[r, b])), confidence) for r, a, b in pairs
     ]
-    beyond = 0
+    sorted_once, mixed, beyond = np.argsort(strata, kind="stable"), np.empty_like(place), 0
     for _ in range(permutations):
-        mixed = rng.permutation(place)
+        mixed[sorted_once] = place[np.lexsort((rng.random(len(place)), strata))]
         other = _table(base, mixed, len(compared))
-        beyond += _widest(other, _table(hit, mixed, len(compared)), other >= least)[0].max() >= wide[row] - 1e-12
+        beyond += int(_widest(other, _table(hit, mixed, len(compared)), other >= least)[0].max() >= wide[row] - 1e-12)
     value = float(wide[row])
-    interval = Interval(
-        max(0.0, max(span.low for span in spans)), max(value, max(span.high for span in spans)), "newcombe, Bonferroni"
-    )
-    kinds = len(hits) if len(hits) > 1 else 0
-    classes = kinds // 2 if kinds and bases[0] is not bases[-1] else kinds
+    low, high = max(0.0, max(span.low for span in spans)), max(value, max(span.high for span in spans))
     return Gap(
-        value, interval, (1 + beyond) / (1 + permutations), int(compared[top[row]]), int(compared[bottom[row]]),
-        row % classes if classes else -1,
+        value, Interval(low, high, "newcombe, Bonferroni"), (1 + beyond) / (1 + permutations), int(compared[top[row]]),
+        int(compared[bottom[row]]), rates.positives[row],
     )
 
 
@@ -208,7 +232,7 @@ def _table(rows: Floats, place: Ints, groups: int) -> Floats:
     return np.asarray(rows @ member)
 
 
-def _widest(n: Floats, count: Floats, usable: np.ndarray) -> tuple[Floats, Ints, Ints]:
+def _widest(n: Floats, count: Floats, usable: Flags) -> tuple[Floats, Ints, Ints]:
     """Per rate: the largest difference between usable groups, the group with the highest and the one with the lowest."""
     rate = count / np.maximum(n, 1)
     high, low = np.where(usable, rate, -np.inf), np.where(usable, rate, np.inf)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
-
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 
 from hauberk.assets.scan.verdict import Level
@@ -36,6 +35,10 @@ def _names(module: str, names: str) -> set[str]:
     return {f"{module}.{name}" for name in names.split()}
 
 
+_LOSSES = (
+    "CyHalfBinomialLoss CyHalfMultinomialLoss CyHalfSquaredError CyAbsoluteError CyPinballLoss CyHalfPoissonLoss CyHalfGammaLoss "
+    "CyExponentialLoss CyHuberLoss"
+)
 CALLS = {
     *_names("builtins", "set frozenset list dict tuple int float bool str complex slice range bytearray bytes object"),
     *_names("collections", "OrderedDict Counter deque defaultdict"),
@@ -52,6 +55,8 @@ CALLS = {
     ),
     *_names("torch", "device Size Generator"),
     *_names("torch.jit._pickle", "build_intlist build_doublelist build_boollist build_tensorlist restore_type_tag"),
+    *_names("torch.nn.functional", "relu gelu silu elu selu leaky_relu tanh sigmoid softplus hardtanh hardswish mish"),
+    *_names("torch._C._nn", "gelu silu elu leaky_relu softplus"),
     "torch.serialization._get_layout", "torch._tensor._rebuild_from_type_v2", "torch.storage._load_from_bytes",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
     *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")), "numpy.dtype",
@@ -60,14 +65,12 @@ CALLS = {
     *_names("scipy.sparse._csr", "csr_matrix csr_array"), *_names("scipy.sparse._csc", "csc_matrix csc_array"),
     "sklearn.tree._tree.Tree", "sklearn.neighbors._kd_tree.newObj", "sklearn.neighbors._ball_tree.newObj",
     *_names("sklearn.metrics._dist_metrics", "newObj"),
-    *(f"sklearn.linear_model._sgd_fast.{name}" for name in (
-        "Hinge", "SquaredHinge", "Log", "Huber", "EpsilonInsensitive", "SquaredEpsilonInsensitive", "ModifiedHuber", "SquaredLoss")),
-    *(f"sklearn._loss._loss.__pyx_unpickle_{name}" for name in (
-        "CyHalfBinomialLoss", "CyHalfMultinomialLoss", "CyHalfSquaredError", "CyAbsoluteError", "CyPinballLoss",
-        "CyHalfPoissonLoss", "CyHalfGammaLoss", "CyExponentialLoss", "CyHuberLoss")),
-    *(f"sklearn._loss._loss.{name}" for name in (
-        "CyHalfBinomialLoss", "CyHalfMultinomialLoss", "CyHalfSquaredError", "CyAbsoluteError", "CyPinballLoss",
-        "CyHalfPoissonLoss", "CyHalfGammaLoss", "CyExponentialLoss", "CyHuberLoss")),
+    *_names(
+        "sklearn.linear_model._sgd_fast",
+        "Hinge SquaredHinge Log Huber EpsilonInsensitive SquaredEpsilonInsensitive ModifiedHuber SquaredLoss",
+    ),
+    *_names("sklearn._loss._loss", _LOSSES),
+    *_names("sklearn._loss._loss", " ".join(f"__pyx_unpickle_{name}" for name in _LOSSES.split())),
 }
 _TORCH_TYPES = (
     "float16 float32 float64 bfloat16 half float double int8 int16 int32 int64 short int long uint8 uint16 uint32 uint64 bool "
@@ -93,10 +96,9 @@ CLASSES = {
     *_names("numpy.random._mt19937", "MT19937"), *_names("numpy.random._pcg64", "PCG64 PCG64DXSM"),
     *_names("numpy.random._philox", "Philox"), *_names("numpy.random._sfc64", "SFC64"),
     *_names("numpy.random.mtrand", "RandomState"), *_names("numpy.random._generator", "Generator"),
-    "argparse.Namespace", "joblib.numpy_pickle.NumpyArrayWrapper", "sklearn.utils._bunch.Bunch", "builtins.type",
-    "sklearn._loss.link.Interval", "sklearn._loss.link.IdentityLink", "sklearn._loss.link.LogitLink", "sklearn._loss.link.LogLink",
-    "sklearn._loss.link.MultinomialLogit", "sklearn.neighbors._kd_tree.KDTree", "sklearn.neighbors._ball_tree.BallTree",
-    "sklearn.neighbors._kd_tree.KDTree64", "sklearn.neighbors._ball_tree.BallTree64",
+    "argparse.Namespace", "joblib.numpy_pickle.NumpyArrayWrapper", "sklearn.utils._bunch.Bunch",
+    *_names("sklearn._loss.link", "Interval IdentityLink LogitLink LogLink MultinomialLogit"),
+    *_names("sklearn.neighbors._kd_tree", "KDTree KDTree64"), *_names("sklearn.neighbors._ball_tree", "BallTree BallTree64"),
 }
 # Class names alone: no dots, a capital first. Packages that hold no class which acts when it is filled or thrown away.
 CLASS_PATTERNS = tuple(
@@ -108,22 +110,23 @@ CLASS_PATTERNS = tuple(
         r"sklearn\.(_loss|calibration|cluster|compose|covariance|cross_decomposition|decomposition|discriminant_analysis|dummy"
         r"|ensemble|feature_extraction|feature_selection|gaussian_process|impute|isotonic|kernel_approximation|kernel_ridge"
         r"|linear_model|manifold|mixture|model_selection|multiclass|multioutput|naive_bayes|neighbors|neural_network|pipeline"
-        r"|preprocessing|random_projection|semi_supervised|svm|tree|metrics\._dist_metrics)(\.\w+)*\.[A-Z]\w*",
+        r"|preprocessing|random_projection|semi_supervised|svm|tree|metrics\._dist_metrics)(\.\w+)*\._?[A-Z]\w*",
     )
 )
 # Modules whose names run commands, code, imports, or reach files and networks. Only the wording depends on this list.
-DANGEROUS_MODULES = frozenset(
-    "os posix nt posixpath ntpath subprocess _posixsubprocess sys runpy pty platform commands popen2 socket _socket ssl http urllib "
-    "urllib2 urllib3 httplib requests httpx aiohttp ftplib smtplib telnetlib poplib imaplib xmlrpc webbrowser shutil tempfile "
-    "glob pickle _pickle cPickle dill cloudpickle joblib marshal shelve dbm importlib _frozen_importlib _frozen_importlib_external imp "
-    "pkgutil zipimport ctypes _ctypes cffi code codeop ast inspect types operator _operator timeit trace profile cProfile pstats "
-    "pdb bdb doctest unittest test pytest signal resource threading _thread multiprocessing concurrent asyncio sched atexit gc "
-    "weakref site sysconfig distutils setuptools pip ensurepip venv idlelib lib2to3 turtle tkinter logging fileinput io _io mmap "
-    "nturl2path compileall py_compile pydoc cgi cgitb numpy.testing numpy.distutils numpy.f2py torch.hub torch.utils "
-    "torch.distributed torch.jit torch.multiprocessing torch._inductor torch._dynamo torch.testing torch.ops torch.package "
-    "torch.serialization torch.storage torch.fx torch.cuda mlflow transformers keras tensorflow pandas.io aifc antigravity winreg "
-    "msvcrt _winapi readline rlcompleter xdrlib functools itertools string builtins __builtin__ sklearn.datasets sklearn.utils".split()
-)
+_RUNNERS = """
+    os posix nt posixpath ntpath subprocess _posixsubprocess sys runpy pty platform commands popen2 socket _socket ssl http urllib
+    urllib2 urllib3 httplib requests httpx aiohttp ftplib smtplib telnetlib poplib imaplib xmlrpc webbrowser shutil tempfile glob
+    pickle _pickle cPickle dill cloudpickle joblib marshal shelve dbm importlib _frozen_importlib _frozen_importlib_external imp
+    pkgutil zipimport ctypes _ctypes cffi code codeop ast inspect types operator _operator timeit trace profile cProfile pstats
+    pdb bdb doctest unittest test pytest signal resource threading _thread multiprocessing concurrent asyncio sched atexit gc
+    weakref site sysconfig distutils setuptools pip ensurepip venv idlelib lib2to3 turtle tkinter logging fileinput io _io mmap
+    nturl2path compileall py_compile pydoc cgi cgitb numpy.testing numpy.distutils numpy.f2py torch.hub torch.utils
+    torch.distributed torch.jit torch.multiprocessing torch._inductor torch._dynamo torch.testing torch.ops torch.package
+    torch.serialization torch.storage torch.fx torch.cuda mlflow transformers keras tensorflow pandas.io aifc antigravity winreg
+    msvcrt _winapi readline rlcompleter xdrlib functools itertools string builtins __builtin__ sklearn.datasets sklearn.utils
+"""
+DANGEROUS_MODULES = frozenset(_RUNNERS.split())
 
 
 def canonical(module: str, name: str) -> tuple[str, str]:

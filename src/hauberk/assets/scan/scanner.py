@@ -29,24 +29,27 @@ class Format:
         matches: whether a file with these first 64 bytes and this size is of the format.
         scan: `(scan, source, where)`: looks at it and adds issues.
         carries_code: whether the format can hold code.
+        rank: formats with a loose mark are tried after those with a sharp one.
     """
 
     name: str
     matches: Callable[[bytes, int], bool]
     scan: Callable[[Scan, BinaryIO, str], None]
     carries_code: bool
+    rank: int = 0
 
 
 FORMATS: list[Format] = []
 
 
 def file_format(
-    name: str, matches: Callable[[bytes, int], bool], *, carries_code: bool
+    name: str, matches: Callable[[bytes, int], bool], *, carries_code: bool, rank: int = 0
 ) -> Callable[[Callable[[Scan, BinaryIO, str], None]], Callable[[Scan, BinaryIO, str], None]]:
     """Return a decorator that registers the scanner of a format."""
 
     def record(function: Callable[[Scan, BinaryIO, str], None]) -> Callable[[Scan, BinaryIO, str], None]:
-        FORMATS.append(Format(name, matches, function, carries_code))
+        FORMATS.append(Format(name, matches, function, carries_code, rank))
+        FORMATS.sort(key=lambda one: one.rank)
         return function
 
     return record
@@ -92,7 +95,8 @@ class Scan:
             name = known.name
             known.scan(self, source, where)
         except STUMBLES as error:
-            why = str(error) if isinstance(error, Unverifiable) else f"it is malformed ({type(error).__name__}: {str(error)[:120]})"
+            known_why = isinstance(error, Unverifiable)
+            why = str(error) if known_why else f"it is malformed ({type(error).__name__}: {str(error)[:120]})"
             self.issue(Level.UNVERIFIABLE, where, why)
         finally:
             self.depth -= 1
@@ -130,7 +134,7 @@ def scan_bytes(content: bytes, *, name: str = "bytes", limits: Limits | None = N
 def _scan(source: BinaryIO, result: ScanResult, limits: Limits | None) -> ScanResult:
     scan = Scan(result, limits or Limits())
     result.format = scan.part(source, "")
-    # The last format registered says whether code can hide in it; an unknown one may hide anything.
+    # The format says whether code can hide in it; an unknown one may hide anything.
     result.carries_code = next((one.carries_code for one in FORMATS if one.name == result.format), True)
     result.issues.sort(key=lambda issue: -issue.level)
     return result

@@ -44,7 +44,7 @@ def sample_gradient(
 
 
 def as_input(module: nn.Module, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return (scale, shift), shaped as x, with x = features * scale + shift where the layer sees the sample itself; None where it does not.
+    """Return (scale, shift), shaped as x, with x = features * scale + shift; None where the layer does not see the sample itself.
 
     Arguments:
         module: the model, which may begin with a `Normalize`.

@@ -31,8 +31,8 @@ def first_linear_layer(
         layer: name of an `nn.Linear` with a bias; None takes the first one registered.
 
     Returns:
-        `x` of shape (1, in_features), float64: what entered the layer, which is the sample itself only where nothing but flattening
-        comes before it; not finite where the gradient vanished. `loss` of shape (1,): the share of dW that one sample does not
+        `x` of shape (1, in_features), float64: what entered the layer, which is the sample itself only where nothing but
+        flattening comes before it; not finite where the gradient vanished. `loss` of shape (1,): the share of dW that one sample does not
         explain; far from 0 when the gradient is of several samples or positions.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What membership scores are worth: rates at few false alarms, chance, and controls that catch an evaluation that fools itself."""
+"""What membership scores are worth: rates at few false alarms, chance, and controls that catch a misleading evaluation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Signals of membership, from logits, in float64 and without cancellation: a confident model must not turn them all into zero.
 
-A softmax rounds to exactly 1 as soon as one logit leads by 17 (float32) or 37 (float64), and all such records tie. Here each quantity
-is built from the *other* classes, so that records stay ordered while the lead is below 700.
+A softmax rounds to exactly 1 as soon as one logit leads by 17 (float32) or 37 (float64), and all such records tie. Here each
+quantity is built from the *other* classes, so that records stay ordered while the lead is below 700.
 """
 
 from __future__ import annotations

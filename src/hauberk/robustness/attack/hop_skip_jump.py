@@ -54,32 +54,41 @@ def hop_skip_jump(
     """
     noise = generator(seed, "hop skip jump", device=x.device)
     box = threat.with_eps(math.inf).around(x)  # bounds and mask alone: the walk begins far away
-    best = x.clone()
-    left = torch.full((len(x),), queries, device=x.device)  # queries each sample may still spend
-    walk = _Walk(target, threat, box, y, left)
-    idle = ~walk.asked(x, torch.arange(len(x), device=x.device))
-    walk = walk.at(idle)
+    record = _Record(x.clone(), torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device))
+    everybody = torch.arange(len(x), device=x.device)
+    walk = _Walk(target, threat, box, y, torch.full((len(x),), queries, device=x.device), record, everybody)
+    walk = walk.at(~walk.asked(x, everybody))
     z, found = _starts(walk, start, draws, noise)
     walk, z = walk.at(found), z[found]
-    alive = idle.nonzero()[:, 0][found]
     z = walk.bisect(z)
-    best[alive] = z
     step = 1
-    while len(alive):
+    while True:
         going = walk.left > 0
-        walk, z, alive = walk.at(going), z[going], alive[going]
-        if not len(alive):
-            break
-        distance = walk.distance(z)
+        walk, z = walk.at(going), z[going]
+        if not len(z):
+            return record.best
+        distance = walk.box.distance(z)
         # The paper probes at a tenth of the range at first, then at d^-1 of the distance.
         probe = 0.1 * walk.width() if step == 1 else distance / z[0].numel()
         count = torch.full_like(walk.left, int(directions * math.sqrt(step))).minimum(walk.left)
-        way = walk.direction(z, probe.to(z.dtype), count, noise)
+        way = walk.direction(z, probe, count, noise)
         z = walk.bisect(walk.jump(z, way, distance / math.sqrt(step)))
-        nearer = walk.distance(z) < box.subset(alive).distance(best[alive])
-        best[alive[nearer]] = z[nearer]
         step += 1
-    return best
+
+
+@dataclasses.dataclass
+class _Record:
+    """The nearest adversarial point ever asked about, and its distance, for every sample of the batch."""
+
+    best: Tensor
+    distance: Tensor
+
+    def note(self, z: Tensor, distance: Tensor, samples: Tensor) -> None:
+        """Take note of adversarial points, several of which may belong to one sample."""
+        nearest = self.distance.scatter_reduce(0, samples, distance, "amin")
+        new = (distance == nearest[samples]) & (distance < self.distance[samples])
+        self.best[samples[new]] = z[new]
+        self.distance = nearest
 
 
 @dataclasses.dataclass
@@ -90,23 +99,27 @@ class _Walk:
     threat: Threat
     box: Ball
     y: Tensor
-    left: Tensor
+    left: Tensor  # queries each may still spend
+    record: _Record
+    samples: Tensor  # their places in the whole batch
 
     def at(self, index: Tensor) -> _Walk:
-        return _Walk(self.target, self.threat, self.box.subset(index), self.y[index], self.left[index])
+        return _Walk(
+            self.target, self.threat, self.box.subset(index), self.y[index], self.left[index], self.record, self.samples[index]
+        )
 
     def asked(self, z: Tensor, rows: Tensor) -> Tensor:
         """Return which z, one for each of `rows`, reach the goal; each is paid for by its sample."""
         if not len(z):
             return torch.zeros(0, dtype=torch.bool, device=z.device)
         self.left -= torch.bincount(rows, minlength=len(self.left))
-        return self.threat.reached(self.target.labels(z), self.y[rows])
+        hit = self.threat.reached(self.target.labels(z), self.y[rows])
+        reached = rows[hit]
+        self.record.note(z[hit], self.box.subset(reached).distance(z[hit]), self.samples[reached])
+        return hit
 
     def clamp(self, z: Tensor) -> Tensor:
         return z.clamp(self.box.low, self.box.high)
-
-    def distance(self, z: Tensor) -> Tensor:
-        return self.box.distance(z)
 
     def width(self) -> Tensor:
         """The widest range of any feature, shape (n,)."""
@@ -120,7 +133,7 @@ class _Walk:
         x = self.box.x
         if self.box.norm == "l2":
             return self.clamp(x + (z - x) * self.column(share))
-        reach = self.column(share * self.distance(z))
+        reach = self.column(share * self.box.distance(z))
         return self.clamp((z - x).clamp(-reach, reach) + x)
 
     def bisect(self, z: Tensor) -> Tensor:
@@ -190,16 +203,15 @@ class _Walk:
 def _starts(walk: _Walk, pool: Tensor | None, draws: int, noise: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return one adversarial point per sample and which samples got one; the nearest of `pool`, else the first random one."""
     z, found = walk.box.x.clone(), torch.zeros_like(walk.y, dtype=torch.bool)
-    if pool is not None and len(pool) and len(z):
-        # The pool is the adversary's own: each sample pays for its share of the labels.
-        walk.left -= math.ceil(len(pool) / len(z))
-        labels = walk.target.labels(pool.to(z))
-        for row in range(len(z)):
-            fitting = pool.to(z)[walk.threat.reached(labels, walk.y[row])]
-            if len(fitting) and walk.box.threat.mask is None:
-                gaps = (fitting - walk.box.x[row]).flatten(1).norm(dim=1)
-                z[row], found[row] = fitting[gaps.argmin()], True
-        z = walk.clamp(z)
+    own_inputs = walk.box.x[:0] if pool is None else pool.to(z)
+    for row in range(len(z) if len(own_inputs) else 0):
+        # Behind a mask an input of the pool is no longer itself, so every sample asks about its own version of it.
+        at = torch.full((len(own_inputs),), row, device=z.device)
+        tried = walk.box.subset(at)
+        own = own_inputs.clamp(tried.low, tried.high)[: int(walk.left[row])]
+        hits = own[walk.asked(own, at[: len(own)])]
+        if len(hits):
+            z[row], found[row] = hits[(hits - walk.box.x[row]).flatten(1).norm(dim=1).argmin()], True
     for _ in range(draws):
         rows = (~found & (walk.left > 0)).nonzero()[:, 0]
         if not len(rows):

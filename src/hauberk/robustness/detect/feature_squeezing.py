@@ -28,7 +28,8 @@ class FeatureSqueezing:
 
     Arguments:
         bits: colour depths to try.
-        windows: sides of the median windows to try, in pixels; only for images.
+        windows: sides of the median windows to try, in pixels; only for images. None tries 2 on images of at least 16 pixels:
+            on smaller ones every median changes the answer.
         fpr: the false-positive rate that flags may have on clean inputs.
         bounds: lowest and highest input; None takes those of the target, else (0, 1).
 
@@ -37,11 +38,12 @@ class FeatureSqueezing:
     """
 
     def __init__(
-        self, *, bits: tuple[int, ...] = (1, 4), windows: tuple[int, ...] = (2,), fpr: float = 0.05, bounds: Bounds | None = None
+        self, *, bits: tuple[int, ...] = (3,), windows: tuple[int, ...] | None = None, fpr: float = 0.05,
+        bounds: Bounds | None = None,
     ) -> None:
         if not bits and not windows:
             raise UsageError("no squeezer was named", want="a colour depth or a median window")
-        if any(not 1 <= depth <= 16 for depth in bits) or any(side < 2 for side in windows):
+        if any(not 1 <= depth <= 16 for depth in bits) or any(side < 2 for side in windows or ()):
             raise UsageError(f"bits are {bits} and windows {windows}", want="depths of 1 to 16 and windows of 2 or more")
         self.bits, self.windows, self.bounds = bits, windows, bounds
         self._threshold = Threshold(fpr)
@@ -99,7 +101,8 @@ class FeatureSqueezing:
         low, high = (torch.as_tensor(end).to(x) for end in (given or (0.0, 1.0)))
         found = [reduce_depth(x, bits, low, high) for bits in self.bits]
         if x.ndim == 4:
-            found += [median_filter(x, side) for side in self.windows]
+            windows = self.windows if self.windows is not None else (2,) if min(x.shape[2:]) >= 16 else ()
+            found += [median_filter(x, side) for side in windows]
         if not found:
             raise UsageError(f"median windows need images, x has shape {tuple(x.shape)}", want="(n, channels, height, width)")
         return found

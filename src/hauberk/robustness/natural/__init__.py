@@ -3,6 +3,7 @@
 from hauberk.robustness.natural.blur import defocus_blur as defocus_blur
 from hauberk.robustness.natural.blur import gaussian_blur as gaussian_blur
 from hauberk.robustness.natural.blur import motion_blur as motion_blur
+from hauberk.robustness.natural.contract import SMALL_SIDE as SMALL_SIDE
 from hauberk.robustness.natural.contract import Corruption as Corruption
 from hauberk.robustness.natural.geometry import rotate as rotate
 from hauberk.robustness.natural.geometry import translate as translate

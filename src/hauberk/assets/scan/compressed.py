@@ -1,0 +1,49 @@
+"""Compressed files (gzip, zlib, bzip2, xz, lzma): unpacked within limits, then scanned as what they hold."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import tempfile
+import zlib
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from hauberk.assets.scan.scanner import Scan, file_format
+from hauberk.assets.scan.verdict import Unverifiable
+
+# Makes a decompressor: an object with decompress(data, max_length), eof and unused_data.
+_MAKERS: dict[bytes, Callable[[], Any]] = {
+    b"\x1f\x8b": lambda: zlib.decompressobj(31), b"BZh": bz2.BZ2Decompressor, b"\xfd7zXZ\x00": lzma.LZMADecompressor,
+    b"]\x00\x00": lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE), b"x\x01": zlib.decompressobj, b"x\x5e": zlib.decompressobj,
+    b"x\x9c": zlib.decompressobj, b"x\xda": zlib.decompressobj,
+}
+CHUNK = 2**18
+
+
+@file_format("compressed", lambda head, size: head.startswith(tuple(_MAKERS)), carries_code=True)
+def scan_compressed(scan: Scan, source: BinaryIO, where: str) -> None:
+    """Unpack to a temporary file that has no name, watching size and ratio, and scan that."""
+    head = source.read(8)
+    source.seek(0)
+    unpack = next(make for magic, make in _MAKERS.items() if head.startswith(magic))()
+    with tempfile.SpooledTemporaryFile(max_size=2**26) as whole:
+        packed = unpacked = 0
+        while not unpack.eof:
+            # zlib hands back the input it did not take; bz2 and lzma keep it, and say whether they need more.
+            data = getattr(unpack, "unconsumed_tail", b"")
+            if not data and getattr(unpack, "needs_input", True):
+                data = source.read(CHUNK)
+                packed += len(data)
+            out = unpack.decompress(data, CHUNK)
+            if not out and not data and not unpack.eof:
+                raise Unverifiable("the compressed data is cut off")
+            unpacked += len(out)
+            scan.meter.spend(len(out))
+            if unpacked > 2**20 and unpacked > scan.limits.ratio * max(packed, 1):
+                raise Unverifiable(f"it unpacks to more than {scan.limits.ratio} times its size")
+            whole.write(out)
+        if unpack.unused_data or source.read(1):
+            raise Unverifiable("bytes follow the compressed data")
+        inner: BinaryIO = whole  # type: ignore[assignment]
+        scan.part(inner, f"{where}:unpacked" if where else "unpacked")

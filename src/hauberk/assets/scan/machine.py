@@ -1,0 +1,361 @@
+"""The inert pickle machine: follows every opcode on stand-ins, so that no trick with the memo or the stack hides a name.
+
+Nothing is imported, called or allocated on the pickle's behalf. `pickletools.genops` cuts the stream; where it stumbles, or where
+the real machine would, the pickle cannot be verified.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from hauberk.assets.scan import rules
+from hauberk.assets.scan.allowlist import Use, canonical, judge
+from hauberk.assets.scan.values import MARK, Global, Items, Made
+from hauberk.assets.scan.verdict import Level, Unverifiable
+
+if TYPE_CHECKING:
+    from hauberk.assets.scan.scanner import Scan
+
+_CONSTANTS = """
+    INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8
+    UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT BINFLOAT
+"""
+CONSTANTS = frozenset(_CONSTANTS.split())
+PLAIN = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+
+
+class Bounded:
+    """A stream that never reads more than is there: a length in an opcode must not become an allocation."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        here = stream.tell()
+        self._end = stream.seek(0, io.SEEK_END)
+        stream.seek(here)
+        self._stream, self.tell = stream, stream.tell
+
+    def read(self, size: int) -> bytes:
+        """Return at most `size` bytes."""
+        return self._stream.read(size) if size < 4096 else self._stream.read(min(size, self._end - self._stream.tell()))
+
+    def readline(self) -> bytes:
+        """Return the rest of the line; one longer than 16 MiB comes without its end, which no opcode accepts."""
+        return self._stream.readline(2**24)
+
+
+class Machine:
+    """Runs one pickle on stand-ins.
+
+    Arguments:
+        scan: where issues go and limits are kept.
+        where: the part that is read, for issues.
+        on_build: told of every object filled, right after its opcode, with the stream in its place: joblib puts raw arrays there.
+    """
+
+    def __init__(self, scan: Scan, where: str, on_build: Callable[[Made, BinaryIO], None] | None = None) -> None:
+        self.scan, self.where, self.on_build = scan, where, on_build
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.persistent: list[Any] = []
+        self.version, self.at = 0, 0
+
+    def run(self, stream: BinaryIO) -> Any:
+        """Follow one pickle from the stream's place to its STOP and return a stand-in for what it would load.
+
+        Raises:
+            Unverifiable, ValueError and others: where the pickle is cut off, malformed or beyond the limits.
+        """
+        for opcode, arg, position in pickletools.genops(cast(BinaryIO, Bounded(stream))):
+            self.at = position or 0
+            self.scan.meter.step()
+            name = opcode.name
+            if name in CONSTANTS:
+                if isinstance(arg, (str, bytes)):
+                    self.scan.meter.spend(len(arg))
+                self.stack.append(arg)
+            elif name in PLAIN:
+                self.stack.append(PLAIN[name])
+            elif name == "STOP":
+                if len(self.stack) != 1 or self.stack[0] is MARK:
+                    raise Unverifiable(f"the pickle ends with {len(self.stack)} objects on its stack, not one")
+                return self.stack[0]
+            else:
+                getattr(self, f"_{name.lower()}", self._unknown)(arg)
+                if name == "BUILD" and self.on_build is not None and isinstance(self.stack[-1], Made):
+                    self.on_build(self.stack[-1], stream)
+        raise Unverifiable("the pickle has no end")
+
+    def warn(self, level: Level, what: str) -> None:
+        """Add an issue at the opcode being followed."""
+        self.scan.issue(level, f"{self.where}@{self.at}" if self.where else f"@{self.at}", what)
+
+    def pop(self) -> Any:
+        """Take the topmost object. Raises Unverifiable where the real machine would underflow."""
+        if not self.stack or self.stack[-1] is MARK:
+            raise Unverifiable(f"the stack runs empty at byte {self.at}")
+        return self.stack.pop()
+
+    def items(self) -> list[Any]:
+        """Take all down to the mark."""
+        for place in range(len(self.stack) - 1, -1, -1):
+            if self.stack[place] is MARK:
+                taken = self.stack[place + 1 :]
+                del self.stack[place:]
+                return self.stored(taken)
+        raise Unverifiable(f"a mark is missing at byte {self.at}")
+
+    def top(self) -> Any:
+        """Return the topmost object."""
+        if not self.stack or self.stack[-1] is MARK:
+            raise Unverifiable(f"the stack runs empty at byte {self.at}")
+        return self.stack[-1]
+
+    def stored(self, values: list[Any]) -> list[Any]:
+        """Return the values that are about to be stored or passed; a callable whose arguments go unseen is an issue."""
+        for value in values:
+            if not rules.may_hand_on(value):
+                self.warn(Level.DANGEROUS, f"hands on {value.full}, to be called where no scan sees its arguments")
+        return values
+
+    def import_name(self, module: object, name: object) -> None:
+        """Push a name, judged; nothing is imported."""
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise Unverifiable(f"a name is put together from {type(module).__name__} and {type(name).__name__} at byte {self.at}")
+        module, name = canonical(module, name)
+        made = Global(module, name, judge(module, name))
+        self.scan.refers(made.full[:200])
+        if made.ruling.level is not Level.SAFE:
+            self.warn(made.ruling.level, f"imports {made.full[:200]}")
+        self.stack.append(made)
+
+    def call(self, callee: object, args: object) -> None:
+        """Push what a call would give, and judge the call."""
+        if not isinstance(callee, Global):
+            self.warn(Level.DANGEROUS, "calls an object that is built in the stream")
+            self.stack.append(Made("unknown"))
+            return
+        if not isinstance(args, tuple):
+            # What stands for a tuple but is not one here was made by a call: its content is not known.
+            self.warn(Level.UNVERIFIABLE, f"calls {callee.full} with arguments that cannot be followed")
+            args = ()
+        if callee.ruling.level is Level.SAFE:
+            if callee.ruling.use is not Use.CALL:
+                self.warn(Level.UNKNOWN, f"calls {callee.full}")
+            why = rules.refusal(callee.full, args)
+            if why:
+                self.warn(Level.DANGEROUS, f"{callee.full} {why}")
+            if callee.full == "torch.storage._load_from_bytes":
+                self._nested(args)
+        made_of = args[0].full if callee.full.startswith("copyreg.") and args and isinstance(args[0], Global) else callee.full
+        self.stack.append(Made(made_of, args))
+
+    def make(self, cls: object, args: object, named: object = None) -> None:
+        """Push an object made without its constructor, and judge its class."""
+        if not isinstance(cls, Global) or not isinstance(args, tuple):
+            raise Unverifiable(f"an object is made of something that cannot be followed at byte {self.at}")
+        empty = not args and (named is None or (isinstance(named, Items) and not named.pairs))
+        if cls.ruling.level is Level.SAFE:
+            if cls.ruling.use is Use.VALUE or (cls.ruling.use is Use.CLASS and not empty):
+                self.warn(Level.UNKNOWN, f"makes {cls.full} with arguments")
+            why = rules.refusal(cls.full, args) if cls.ruling.use is Use.CALL else ""
+            if why or (cls.full in rules.RULES and named is not None and not empty):
+                self.warn(Level.DANGEROUS, f"{cls.full} {why or 'is given named arguments'}")
+        self.stack.append(Made(cls.full, args))
+
+    def _nested(self, args: tuple[Any, ...]) -> None:
+        if len(args) != 1 or not isinstance(args[0], (bytes, bytearray)):
+            self.warn(Level.UNVERIFIABLE, "loads a pickle from bytes that cannot be followed")
+            return
+        self.scan.part(io.BytesIO(bytes(args[0])), f"{self.where}@{self.at}:nested")
+
+    def _unknown(self, _: object) -> None:
+        raise Unverifiable(f"an opcode that is not known at byte {self.at}")
+
+    def _proto(self, arg: int) -> None:
+        if not 0 <= arg <= 5:
+            raise Unverifiable(f"pickle protocol {arg} is not known")
+        self.version = arg
+
+    def _frame(self, _: int) -> None:
+        return
+
+    def _global(self, arg: str) -> None:
+        module, _, name = arg.partition(" ")
+        if " " in name or not name:
+            raise Unverifiable(f"a name with spaces at byte {self.at}")
+        self.import_name(module, name)
+
+    def _stack_global(self, _: None) -> None:
+        name, module = self.pop(), self.pop()
+        self.import_name(module, name)
+
+    def _inst(self, arg: str) -> None:
+        args = tuple(self.items())
+        self._global(arg)
+        self._instance(self.pop(), args)
+
+    def _obj(self, _: None) -> None:
+        taken = self.items()
+        if not taken:
+            raise Unverifiable(f"an object of nothing at byte {self.at}")
+        self._instance(taken[0], tuple(taken[1:]))
+
+    def _instance(self, cls: object, args: tuple[Any, ...]) -> None:
+        # The real machine skips the constructor only for a plain class without arguments.
+        if not args and isinstance(cls, Global) and cls.ruling.use is Use.CLASS:
+            self.make(cls, args)
+        else:
+            self.call(cls, args)
+
+    def _reduce(self, _: None) -> None:
+        args = self.pop()
+        self.call(self.pop(), args)
+
+    def _newobj(self, _: None) -> None:
+        args = self.pop()
+        self.make(self.pop(), args)
+
+    def _newobj_ex(self, _: None) -> None:
+        named, args = self.pop(), self.pop()
+        self.make(self.pop(), args, named)
+
+    def _build(self, _: None) -> None:
+        (state,) = self.stored([self.pop()])
+        target = self.top()
+        if isinstance(target, Global):
+            self.warn(Level.DANGEROUS, f"changes {target.full} itself, for all who use it")
+        elif isinstance(target, Made):
+            target.state = state
+        else:
+            raise Unverifiable(f"a {type(target).__name__} is filled like an object at byte {self.at}")
+
+    def _into(self, values: list[Any]) -> None:
+        target = self.top()
+        if isinstance(target, Global):
+            self.warn(Level.DANGEROUS, f"changes {target.full} itself, for all who use it")
+        elif isinstance(target, list):
+            target.extend(values)
+        elif not isinstance(target, (Made, set)):
+            raise Unverifiable(f"items are added to a {type(target).__name__} at byte {self.at}")
+
+    def _append(self, _: None) -> None:
+        self._into(self.stored([self.pop()]))
+
+    def _appends(self, _: None) -> None:
+        self._into(self.items())
+
+    def _additems(self, _: None) -> None:
+        self._into(self.items())
+
+    def _pairs(self, values: list[Any]) -> None:
+        if len(values) % 2:
+            raise Unverifiable(f"a key without a value at byte {self.at}")
+        target = self.top()
+        if isinstance(target, Items):
+            target.pairs.extend(zip(values[::2], values[1::2], strict=True))
+        elif isinstance(target, Global):
+            self.warn(Level.DANGEROUS, f"changes {target.full} itself, for all who use it")
+        elif not isinstance(target, (Made, list)):
+            raise Unverifiable(f"keys are set in a {type(target).__name__} at byte {self.at}")
+
+    def _setitem(self, _: None) -> None:
+        value, key = self.pop(), self.pop()
+        self._pairs(self.stored([key, value]))
+
+    def _setitems(self, _: None) -> None:
+        self._pairs(self.items())
+
+    def _mark(self, _: None) -> None:
+        self.stack.append(MARK)
+
+    def _pop(self, _: None) -> None:
+        if not self.stack:
+            raise Unverifiable(f"the stack runs empty at byte {self.at}")
+        self.stack.pop()
+
+    def _pop_mark(self, _: None) -> None:
+        self.items()
+
+    def _dup(self, _: None) -> None:
+        self.stack.append(self.top())
+
+    def _tuple(self, _: None) -> None:
+        self.stack.append(tuple(self.items()))
+
+    def _tuple_of(self, count: int) -> None:
+        taken = [self.pop() for _ in range(count)]
+        self.stack.append(tuple(self.stored(taken[::-1])))
+
+    def _tuple1(self, _: None) -> None:
+        self._tuple_of(1)
+
+    def _tuple2(self, _: None) -> None:
+        self._tuple_of(2)
+
+    def _tuple3(self, _: None) -> None:
+        self._tuple_of(3)
+
+    def _empty_tuple(self, _: None) -> None:
+        self.stack.append(())
+
+    def _empty_list(self, _: None) -> None:
+        self.stack.append([])
+
+    def _list(self, _: None) -> None:
+        self.stack.append(self.items())
+
+    def _empty_dict(self, _: None) -> None:
+        self.stack.append(Items())
+
+    def _dict(self, _: None) -> None:
+        values = self.items()
+        self.stack.append(Items())
+        self._pairs(values)
+
+    def _empty_set(self, _: None) -> None:
+        self.stack.append(Made("builtins.set"))
+
+    def _frozenset(self, _: None) -> None:
+        self.stack.append(Made("builtins.frozenset", tuple(self.items())))
+
+    def _get(self, arg: object) -> None:
+        if not isinstance(arg, int) or arg not in self.memo:
+            raise Unverifiable(f"memo entry {arg} is read before it is written, at byte {self.at}")
+        self.stack.append(self.memo[arg])
+
+    _binget = _long_binget = _get
+
+    def _put(self, arg: int) -> None:
+        if arg < 0:
+            raise Unverifiable(f"memo entry {arg} at byte {self.at}")
+        self.memo[arg] = self.top()
+
+    _binput = _long_binput = _put
+
+    def _memoize(self, _: None) -> None:
+        self.memo[len(self.memo)] = self.top()
+
+    def _persid(self, arg: str) -> None:
+        self.persistent.append(arg)
+        self.stack.append(Made("persistent"))
+
+    def _binpersid(self, _: None) -> None:
+        key = self.pop()
+        self.persistent.append(key)
+        # torch's legacy files name a class this way, and its reader hands that very class on.
+        named = isinstance(key, tuple) and len(key) > 1 and key[0] == "module" and isinstance(key[1], Global)
+        self.stack.append(key[1] if named else Made("persistent"))
+
+    def _extension(self, arg: int) -> None:
+        self.warn(Level.UNKNOWN, f"imports extension {arg}, whose meaning only the loading program knows")
+        self.stack.append(Made("unknown"))
+
+    _ext1 = _ext2 = _ext4 = _extension
+
+    def _next_buffer(self, _: None) -> None:
+        self.stack.append(Made("buffer"))
+
+    def _readonly_buffer(self, _: None) -> None:
+        self.top()

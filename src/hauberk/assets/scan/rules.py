@@ -1,0 +1,117 @@
+"""Calls that are harmless with some arguments only. A callable with a rule may be called on the spot, never handed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hauberk.assets.scan.allowlist import Use
+from hauberk.assets.scan.values import Global, Made
+
+Rule = Callable[[tuple[Any, ...]], str]
+LARGEST = 2**26  # bytes that a call may allocate out of nothing
+
+_PLAIN = "object dict list tuple set frozenset int float str"
+_BASES = {f"builtins.{name}" for name in (*_PLAIN.split(), "bytes", "complex")}
+_FACTORIES = {f"builtins.{name}" for name in (*_PLAIN.split(), "bool")} - {"builtins.frozenset"}
+_REBUILDERS = (
+    "torch._utils._rebuild_tensor", "torch._utils._rebuild_parameter", "torch._utils._rebuild_qtensor",
+    "torch._utils._rebuild_sparse_tensor",
+)
+
+
+def _reconstructor(args: tuple[Any, ...]) -> str:
+    if len(args) != 3 or not _is_class(args[0]):
+        return "makes an object of something that is not a listed class"
+    base = args[1].full if isinstance(args[1], Global) else ""
+    fine = base in _BASES and (base != "builtins.object" or args[2] is None)
+    return "" if fine else f"makes an object through the base '{base}'"
+
+
+def _new(args: tuple[Any, ...]) -> str:
+    if not args or not _is_class(args[0]):
+        return "makes an object of something that is not a listed class"
+    rest = args[1:]
+    if args[0].ruling.use is Use.CALL:
+        # With __newobj_ex__ the arguments are a tuple in a tuple; a rule that cannot read them refuses.
+        return refusal(args[0].full, rest)
+    empty = all((isinstance(one, tuple) and not one) or isinstance(one, type(None)) for one in rest)
+    return "" if empty else f"gives arguments to {args[0].full}.__new__"
+
+
+def _encode(args: tuple[Any, ...]) -> str:
+    fine = len(args) == 2 and isinstance(args[0], str) and args[1] in ("latin1", "latin-1")
+    return "" if fine else "encodes with a codec other than latin1"
+
+
+def _partial(args: tuple[Any, ...]) -> str:
+    fine = bool(args) and _is_class(args[0]) and args[0].full not in RULES
+    return "" if fine else "prepares a call of something that is not listed as harmless"
+
+
+def _default(args: tuple[Any, ...]) -> str:
+    fine = not args or args[0] is None or (isinstance(args[0], Global) and args[0].full in _FACTORIES)
+    return "" if fine else "sets a default factory other than a plain type"
+
+
+def _from_type(args: tuple[Any, ...]) -> str:
+    fine = len(args) == 4 and isinstance(args[0], Global) and args[0].full.startswith(_REBUILDERS) and _is_class(args[1])
+    return "" if fine else "rebuilds a tensor through something that is not a torch rebuild function"
+
+
+def _set_state(args: tuple[Any, ...]) -> str:
+    return "" if len(args) == 2 and isinstance(args[0], Made) else "sets the state of something that is not an instance"
+
+
+def _container(args: tuple[Any, ...]) -> str:
+    if any(isinstance(one, Made) and one.of == "builtins.range" for one in args):
+        return "unrolls a range into memory"
+    return ""
+
+
+def _buffer(args: tuple[Any, ...]) -> str:
+    if any(isinstance(one, int) and one > LARGEST for one in args):
+        return f"asks for {max(one for one in args if isinstance(one, int))} bytes out of nothing"
+    return _container(args)
+
+
+def _text(args: tuple[Any, ...]) -> str:
+    # str(x) and int(x) of an instance would call what it was filled with.
+    fine = all(isinstance(one, (str, bytes, int, float, type(None))) for one in args)
+    return "" if fine else "converts an object built in the stream"
+
+
+def _bit_generator(args: tuple[Any, ...]) -> str:
+    fine = not args or isinstance(args[0], str) or (
+        isinstance(args[0], Global) and args[0].module.startswith("numpy.random.") and args[0].ruling.use is Use.CLASS
+    )
+    return "" if fine and len(args) <= 2 else "makes a bit generator of something else"
+
+
+RULES: dict[str, Rule] = {
+    "copyreg._reconstructor": _reconstructor, "copyreg.__newobj__": _new, "copyreg.__newobj_ex__": _new,
+    "_codecs.encode": _encode,
+    "functools.partial": _partial, "collections.defaultdict": _default, "torch._tensor._rebuild_from_type_v2": _from_type,
+    "torch._utils._set_obj_state": _set_state, "torch.storage._load_from_bytes": lambda args: "",
+    **{f"builtins.{name}": _container for name in ("list", "tuple", "set", "frozenset", "dict")}, "builtins.bytearray": _buffer,
+    "builtins.bytes": _buffer, **{f"builtins.{name}": _text for name in ("str", "int", "float", "complex")},
+    "numpy.random._pickle.__bit_generator_ctor": _bit_generator, "numpy.random._pickle.__generator_ctor": lambda args: "",
+    "numpy.random._pickle.__randomstate_ctor": lambda args: "",
+}
+# Plain types may be handed on all the same: they are dtypes and factories as often as calls.
+HANDED_ON = _BASES | {"builtins.bool", "builtins.bytearray"}
+
+
+def refusal(full: str, args: tuple[Any, ...]) -> str:
+    """Return why calling `full` with these arguments is not harmless; empty when it is."""
+    rule = RULES.get(full)
+    return "" if rule is None else rule(args)
+
+
+def may_hand_on(value: object) -> bool:
+    """Whether a value may be stored or passed: not a callable that is harmless with some arguments only."""
+    return not isinstance(value, Global) or value.full not in RULES or value.full in HANDED_ON
+
+
+def _is_class(value: object) -> bool:
+    return isinstance(value, Global) and value.ruling.use in (Use.CLASS, Use.CALL)

@@ -1,0 +1,49 @@
+"""What lies on the stack of the inert pickle machine: stand-ins that never become the real thing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hauberk.assets.scan.allowlist import Ruling
+
+
+@dataclasses.dataclass(eq=False)
+class Global:
+    """A name that the pickle imports."""
+
+    module: str
+    name: str
+    ruling: Ruling
+
+    @property
+    def full(self) -> str:
+        """`module.name`."""
+        return f"{self.module}.{self.name}"
+
+
+@dataclasses.dataclass(eq=False)
+class Made:
+    """What calling a global, or making its class empty, would have given; `state` is what it was filled with."""
+
+    of: str
+    args: tuple[Any, ...] = ()
+    state: Any = None
+
+
+@dataclasses.dataclass(eq=False)
+class Items:
+    """A dictionary: pairs in the order they were set, since stand-ins cannot be hashed like the real keys."""
+
+    pairs: list[tuple[Any, Any]] = dataclasses.field(default_factory=list)
+
+    def get(self, key: str) -> Any:
+        """Return the last value set under a text key; None when there is none."""
+        return next((value for one, value in reversed(self.pairs) if isinstance(one, str) and one == key), None)
+
+
+class Mark:
+    """The mark that tuples, lists and calls are gathered from."""
+
+
+MARK = Mark()

@@ -1,0 +1,101 @@
+"""Model files and the software behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hauberk.assets.bom import cyclonedx, inventory
+from hauberk.assets.files import sha256
+from hauberk.assets.scan import Level, ScanResult, scan_file
+from hauberk.checks.context import Context, NotRun
+from hauberk.core.finding import Advice, Finding, Status, Table
+from hauberk.core.kinds import check
+
+FILE_TAGS = ("aisec:model-file-attack", "aisec:supply-chain-attack", "atlas:AML.T0018.002", "atlas:AML.T0011.000", "owasp:ML06",
+             "nist:NISTAML.051")
+
+
+@check(
+    "assets/unsafe-opcodes", pillar="assets", better="lower", tags=FILE_TAGS,
+    question="Would opening the model's files run code?",
+    advice=(
+        Advice("Do not load the file: have the weights alone saved as safetensors where the model comes from", "", "AML.M0014"),
+        Advice("Accept signed files from known makers only", "", "AML.M0013"),
+    ),
+)
+def unsafe_opcodes(context: Context) -> Finding:
+    """Files that are not safe to open: dangerous and unverifiable ones fail, unknown code warns."""
+    results = context.shared("file scans", lambda _: [scan_file(path) for path in _files(context)])
+    blocked = [one for one in results if one.level is not Level.SAFE]
+    worst = max(one.level for one in results)
+    status = {Level.SAFE: Status.PASS, Level.UNKNOWN: Status.WARN}.get(worst, Status.FAIL)
+    files = Table("Files", ("file", "format", "verdict", "parts", "names imported"), [
+        (Path(one.path).name, one.format, one.level.words, one.parts, len(one.globals)) for one in results
+    ])
+    issues = [(Path(one.path).name, issue.level.words, issue.where, issue.what) for one in results for issue in one.issues]
+    evidence = [files, Table("What was found", ("file", "verdict", "place", "what"), issues[:50])] if issues else [files]
+    if len(issues) > 50:
+        context.note(f"{len(issues) - 50} further issues are not shown")
+    context.note("files are followed opcode by opcode, never loaded; names not on the list of harmless ones are unknown code")
+    summary = f"none of {len(results)} files runs code when it is opened" if not blocked else _blamed(blocked, len(results))
+    return context.finding(summary, value=float(len(blocked)), n=len(results), status=status, evidence=evidence)
+
+
+@check(
+    "assets/file-hash", pillar="assets", tags=FILE_TAGS, question="Which files exactly was the model loaded from?",
+    advice=(Advice("Keep weights as safetensors, which cannot hold code", "", "AML.M0014"),),
+)
+def file_hash(context: Context) -> Finding:
+    """SHA-256 of each file: to be compared with the maker's, and with the next assessment's."""
+    results = context.shared("file scans", lambda _: [scan_file(path) for path in _files(context)])
+    rows = []
+    for one in results:
+        path = Path(one.path)
+        try:
+            rows.append((path.name, path.stat().st_size, sha256(path), one.format, "yes" if one.carries_code else "no"))
+        except OSError as error:
+            raise NotRun(f"{path.name} cannot be read ({error.strerror or error})") from error
+    carriers = [one for one in results if one.carries_code]
+    if carriers:
+        context.note(f"{len(carriers)} of {len(results)} files are in a format that can hold code: see assets/unsafe-opcodes")
+    return context.finding(
+        f"{len(rows)} files; the first has SHA-256 {rows[0][2][:16]}…", n=len(rows), status=Status.PASS,
+        evidence=(Table("Files", ("file", "bytes", "SHA-256", "format", "can hold code"), rows),),
+    )
+
+
+@check(
+    "assets/inventory", pillar="assets", question="Which software stands behind the model, in which versions?",
+    tags=("aisec:dependent-software-attack", "atlas:AML.T0010.001", "owasp:ML06", "nist:NISTAML.05"),
+    advice=(Advice("Keep this bill of materials with the model, and check it against advisories", "", "AML.M0023"),),
+)
+def bill_of_materials(context: Context) -> Finding:
+    """An AI bill of materials: every package of which something is imported, as CycloneDX and as a table."""
+    components = inventory()
+    bill = cyclonedx(components, model=context.target.name)
+    rows = [
+        (one.name, one.version, one.license, "hauberk" if one.required_by_us else "model or environment", one.purl)
+        for one in components
+    ]
+    unknown = [one.name for one in components if not one.version]
+    if unknown:
+        context.note(f"no version is known of: {', '.join(unknown[:10])}")
+    context.note("informational: what is imported in this process; versions are stated, not judged")
+    packages = sum(one.kind == "package" for one in components)
+    columns = ("name", "version", "licence", "asked for by", "purl")
+    return context.finding(
+        f"{packages} packages are in use beside Python {components[0].version}", value=float(packages), n=packages,
+        status=Status.PASS, evidence=(Table(f"{bill['bomFormat']} {bill['specVersion']} components", columns, rows),),
+    )
+
+
+def _files(context: Context) -> Sequence[Path]:
+    if not context.target.files:
+        raise NotRun("the model came from memory, not from a file")
+    return context.target.files
+
+
+def _blamed(blocked: Sequence[ScanResult], total: int) -> str:
+    worst = max(blocked, key=lambda one: one.level)
+    return f"{len(blocked)} of {total} files are not safe to open; {Path(worst.path).name}: {worst.issues[0].what}"

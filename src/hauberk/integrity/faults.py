@@ -1,0 +1,121 @@
+"""Faults of memory: random bits of the weights flipped, and put back exactly."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.core.errors import ModelError, UsageError, nearest
+
+# dtype -> (integer of the same width, bits of the exponent, bits of the mantissa)
+_LAYOUT = {
+    torch.float64: (torch.int64, 11, 52), torch.float32: (torch.int32, 8, 23), torch.float16: (torch.int16, 5, 10),
+    torch.bfloat16: (torch.int16, 8, 7),
+}
+PARTS = ("any", "sign", "exponent", "mantissa")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """One flipped bit: the parameter, the place in it, and the bit, 0 being the lowest of the mantissa."""
+
+    parameter: str
+    position: int
+    bit: int
+    before: float
+    after: float
+
+
+@contextlib.contextmanager
+def flipped_bits(module: nn.Module, count: int, *, generator: torch.Generator, part: str = "any") -> Iterator[list[Flip]]:
+    """Flip `count` distinct random bits of the weights for the block; afterwards the weights are what they were, bit by bit.
+
+    Every bit of every floating parameter is equally likely, within the part named: so faults strike a memory. The weights are put
+    back also when the block ends in an error.
+
+    Arguments:
+        module: changed in place during the block.
+        count: bits to flip.
+        generator: of the choice.
+        part: `any`, `sign`, `exponent` or `mantissa`.
+
+    Returns:
+        What was flipped, in the order drawn.
+
+    Raises:
+        ModelError: for a module without floating parameters.
+        UsageError: for an unknown part, or more bits than there are.
+    """
+    weights = {name: value.detach() for name, value in module.named_parameters() if value.dtype in _LAYOUT}
+    if not any(value.numel() for value in weights.values()):
+        raise ModelError("the model has no floating-point weights", want="parameters of float16, bfloat16, float32 or float64")
+    plan = _draw(weights, count, part, generator)
+    memory = {name: value.view(_LAYOUT[value.dtype][0]) for name, value in weights.items()}  # the same bits, as integers
+    saved: dict[tuple[str, int], int] = {}
+    flips = []
+    try:
+        for name, position, bit in plan:
+            words, place = memory[name], _place(position, weights[name].shape)
+            word, before = int(words[place]), float(weights[name][place])
+            saved.setdefault((name, position), word)
+            words[place] = word ^ _mask(words.dtype, bit)
+            flips.append(Flip(name, position, bit, before, float(weights[name][place])))
+        yield flips
+    finally:
+        for (name, position), word in saved.items():
+            memory[name][_place(position, weights[name].shape)] = word
+
+
+def _draw(weights: dict[str, Tensor], count: int, part: str, generator: torch.Generator) -> list[tuple[str, int, int]]:
+    """Return `count` distinct (parameter, position, bit), all equally likely."""
+    if part not in PARTS:
+        raise UsageError(f"part is '{part}'", want=" | ".join(PARTS), fix=nearest(part, PARTS))
+    names = list(weights)
+    bits = [_bits(weights[name].dtype, part) for name in names]
+    ends = list(itertools.accumulate(weights[name].numel() * len(own) for name, own in zip(names, bits, strict=True)))
+    total = ends[-1]
+    if not 0 <= count <= total:
+        raise UsageError(f"{count} flips were asked for", want=f"0 to {total}, the bits there are")
+    drawn: dict[int, None] = {}  # keeps the order
+    if count > total // 2:
+        drawn = dict.fromkeys(torch.randperm(total, generator=generator, device=generator.device)[:count].tolist())
+    while len(drawn) < count:
+        # Drawn again where taken: much less than a permutation of all bits of a large model.
+        more = torch.randint(total, (count - len(drawn),), generator=generator, device=generator.device)
+        drawn.update(dict.fromkeys(more.tolist()))
+    plan = []
+    for flat in drawn:
+        which = bisect.bisect_right(ends, flat)
+        inside = flat - (ends[which - 1] if which else 0)
+        plan.append((names[which], inside // len(bits[which]), bits[which][inside % len(bits[which])]))
+    return plan
+
+
+def _bits(dtype: torch.dtype, part: str) -> range:
+    _, exponent, mantissa = _LAYOUT[dtype]
+    ends = {
+        "any": (0, mantissa + exponent + 1), "mantissa": (0, mantissa), "exponent": (mantissa, mantissa + exponent),
+        "sign": (mantissa + exponent, mantissa + exponent + 1),
+    }
+    return range(*ends[part])
+
+
+def _place(position: int, shape: torch.Size) -> tuple[int, ...]:
+    """Return the index of a position counted row by row, whatever the strides."""
+    place = []
+    for side in reversed(shape):
+        position, here = divmod(position, side)
+        place.append(here)
+    return tuple(reversed(place))
+
+
+def _mask(dtype: torch.dtype, bit: int) -> int:
+    width = torch.iinfo(dtype).bits
+    # The highest bit is the sign of the integer.
+    return -(1 << bit) if bit == width - 1 else 1 << bit

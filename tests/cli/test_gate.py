@@ -1,0 +1,86 @@
+"""hauberk gate: limits that hold today's report, and that a plan accepts."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from hauberk.checks.context import grade
+from hauberk.cli import app
+from hauberk.cli.gate import gate_table
+from hauberk.core.finding import Finding, Interval, Status
+from hauberk.core.stats import wilson
+from hauberk.io.plan import parse_plan
+from hauberk.report.report import Report
+
+
+def finding(name: str, status: Status = Status.PASS, **more: Any) -> Finding:
+    return Finding(name, name.split("/")[0], "?", status, **more)
+
+
+REPORT = Report([
+    finding("robustness/clean-accuracy", value=0.97, n=1000, interval=wilson(970, 1000), unit="accuracy"),
+    finding("privacy/membership-loss", Status.WARN, value=0.02, n=500, interval=wilson(10, 500), unit="rate", better="lower"),
+    finding("assets/unsafe-opcodes", value=0.0, n=3, better="lower"),
+    finding("trust/determinism", summary="the same answers twice"),
+    finding("privacy/gap", Status.NOT_RUN, reason="no train data was given"),
+    finding("trust/drift", value=0.3, interval=Interval(float("-inf"), float("inf"), "student")),
+])
+
+
+def test_each_limit_is_the_unfavourable_end_of_the_interval() -> None:
+    # Wilson: 970 of 1000 gives [.957497, .978906]; 10 of 500 gives [.0108991, .0364202].
+    text = gate_table(REPORT)
+    assert tomllib.loads(text) == {"gate": {
+        "robustness/clean-accuracy": {"min": 0.9574, "run": True}, "privacy/membership-loss": {"max": 0.03643, "run": True},
+        "assets/unsafe-opcodes": {"max": 0.0, "run": True}, "trust/determinism": {"run": True}, "trust/drift": {"run": True},
+    }}
+    rows = text.splitlines()
+    assert rows[2] == "# pass: 97.0% accuracy [95.7% to 97.9%] n=1,000"
+    assert "# privacy/gap: not run (no train data was given); no gate" in rows
+
+
+def test_a_margin_widens_the_limits() -> None:
+    table = tomllib.loads(gate_table(REPORT, 0.1))["gate"]
+    assert table["robustness/clean-accuracy"]["min"] == 0.8574
+    assert table["privacy/membership-loss"]["max"] == 0.1365
+    assert table["assets/unsafe-opcodes"]["max"] == 0.1
+
+
+@given(
+    value=st.floats(-1e6, 1e6), below=st.floats(0, 1e3), above=st.floats(0, 1e3), better=st.sampled_from(["higher", "lower"])
+)
+def test_the_report_that_made_a_gate_passes_it(value: float, below: float, above: float, better: str) -> None:
+    interval = Interval(value - below, value + above)
+    made = finding("a/b", value=value, interval=interval, better=better)
+    gate = tomllib.loads(gate_table(Report([made])))["gate"]["a/b"]
+    assert grade(value, interval, {"better": better, "warn": None, "fail": None}, gate) == (Status.PASS, "")
+    limit, end = (gate["min"], interval.low) if better == "higher" else (gate["max"], interval.high)
+    assert abs(limit - end) <= max(1e-3 * abs(end), 1e-3)
+
+
+def test_the_file_is_a_gate_of_a_plan_and_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(REPORT.to_json())
+    place = tmp_path / "gate.toml"
+    run = CliRunner().invoke(app, ["gate", "--from", str(tmp_path), "--output", str(place)])
+    assert run.exit_code == 0
+    assert run.stdout == f"{place} is written: 5 gates. Next: hauberk assess --gate {place}\n"
+    plan = parse_plan({"model": {"path": "x"}, "data": {"test": "x"}, **tomllib.loads(place.read_text())})
+    assert plan.gate["robustness/clean-accuracy"].min == 0.9574
+    before = place.read_bytes()
+    again = CliRunner().invoke(app, ["gate", "--from", str(tmp_path), "--output", str(place)])
+    assert (again.exit_code, place.read_bytes()) == (2, before)
+    assert again.stderr == f"error: {place} exists already. Expected a new file. Use --force to write over it.\n"
+    printed = CliRunner().invoke(app, ["gate", "--from", str(tmp_path)])
+    assert (printed.exit_code, printed.stdout) == (0, place.read_text())
+
+
+@pytest.mark.parametrize("arguments", [["gate"], ["gate", "--from", "none.json"], ["gate", "--margin", "-1", "--from", "x"]])
+def test_usage_errors_exit_with_two(arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, arguments).exit_code == 2

@@ -1,0 +1,124 @@
+"""hauberk list and explain: the registry as people read it; help, versions and completion."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import hauberk
+from hauberk.cli import app
+from hauberk.core.access import Access
+from hauberk.core.card import KINDS, Card, load_methods
+
+COMMANDS = ("assess", "init", "schema", "list", "explain", "attack", "diff", "gate")
+CARDS = list(load_methods().cards())
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    run = CliRunner().invoke(app, list(arguments))
+    return run.exit_code, run.stdout, run.stderr
+
+
+def names(text: str) -> set[tuple[str, str]]:
+    return {(row.split()[0], row.split()[1]) for row in text.splitlines()[1:]}
+
+
+def test_list_names_every_method_once() -> None:
+    code, out, _ = call("list")
+    assert code == 0
+    assert len(out.splitlines()) == 1 + len(CARDS)
+    assert names(out) == {(card.kind, card.name) for card in CARDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_list_of_one_kind(kind: str) -> None:
+    code, out, _ = call("list", "--kind", kind)
+    assert (code, names(out)) == (0, {(card.kind, card.name) for card in CARDS if card.kind == kind})
+
+
+@pytest.mark.parametrize("access", list(Access))
+def test_list_of_what_an_access_suffices_for(access: Access) -> None:
+    code, out, _ = call("list", "--access", access.name.lower())
+    assert (code, names(out)) == (0, {(card.kind, card.name) for card in CARDS if card.access is None or card.access <= access})
+
+
+def test_list_refuses_a_kind_that_is_none() -> None:
+    code, out, err = call("list", "--kind", "atack")
+    assert (code, out) == (2, "")
+    assert err == f"error: --kind is 'atack'. Expected {' | '.join(KINDS)}. Did you mean 'attack'?\n"
+    assert call("list", "--access", "white")[0] == 2
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: f"{card.kind}:{card.name}")
+def test_every_card_is_explained(card: Card) -> None:
+    code, out, _ = call("explain", card.name, "--kind", card.kind)
+    assert code == 0
+    rows = out.splitlines()
+    assert rows[:2] == [card.name, card.question]
+    assert f"  {card.summary}" in rows
+    assert ("  needs    " + (f"{card.access.name} access" if card.access else "no access to a model")) in rows
+    for tag in card.tags:
+        assert tag in out
+    for option in card.options.values():
+        default = " (required)" if option.default is inspect.Parameter.empty else f" = {option.default!r}"
+        assert any(row.split()[:1] == [option.name] and row.endswith(default) for row in rows)
+    for advice in card.facts.get("advice", ()):
+        assert advice.text in out
+        assert advice.command in out
+
+
+def test_explain_names_the_nearest() -> None:
+    assert call("explain", "pgdd") == (2, "", "error: there is no method called 'pgdd'. Did you mean 'pgd'?\n")
+
+
+def test_explain_shows_options_and_limits() -> None:
+    _, out, _ = call("explain", "pgd")
+    assert "  steps         int = 40\n" in out
+    assert "  step_size     float | None = None\n" in out
+    assert "  source   Madry et al. 2018, arXiv:1706.06083\n" in out
+    _, out, _ = call("explain", "robustness/clean-accuracy")
+    assert "  limits   warns below 0.8, fails below 0.5\n" in out
+    assert "  hauberk assess --select robustness/clean-accuracy\n" in out
+
+
+def test_version_and_schema() -> None:
+    assert call("--version") == (0, f"hauberk {hauberk.__version__}\n", "")
+    code, out, _ = call("schema")
+    assert code == 0
+    assert set(json.loads(out)["properties"]) >= {"model", "data", "threat", "run", "gate"}
+
+
+def test_usage_errors_exit_with_two() -> None:
+    assert call("asess")[0] == 2
+    assert call("assess", "--no-such-option")[0] == 2
+    assert call("explain")[0] == 2
+
+
+def test_help_of_every_command_loads_neither_torch_nor_scipy_nor_sklearn() -> None:
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom hauberk.cli import app\n"
+        f"for name in {('', *COMMANDS)!r}:\n"
+        "    run = CliRunner().invoke(app, [*name.split(), '--help'])\n"
+        "    assert run.exit_code == 0 and 'Usage: hauberk' in run.stdout, name\n"
+        "print(sorted({'torch', 'scipy', 'sklearn', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "[]\n"), run.stderr
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    def complete(words: str, position: int) -> list[str]:
+        environment = {**os.environ, "_HAUBERK_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(position)}
+        code = "import sys; sys.argv = ['hauberk']; from hauberk.cli import main; main()"
+        run = subprocess.run([sys.executable, "-c", code], env=environment, check=False, capture_output=True, text=True)
+        return run.stdout.split()
+
+    assert complete("hauberk as", 1) == ["assess"]
+    assert complete("hauberk assess --fail", 2) == ["--fail-on"]
+    assert complete("hauberk assess --preset st", 3) == ["standard"]

@@ -1,0 +1,372 @@
+"""What every attack promises, run over the registry: an attack joins by being registered, with every norm it names."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hauberk import Access, Budget, Goal, Target, Threat
+from hauberk.core.card import Card, load_methods
+from hauberk.core.errors import AccessDenied, BudgetExceeded, DataError, UsageError
+from hauberk.core.rng import generator
+
+ATTACKS = list(load_methods().cards("attack"))
+CASES = [pytest.param(card, norm, id=f"{card.name}-{norm}") for card in ATTACKS for norm in card.facts["norms"]]
+RADIUS = {"linf": 0.15, "l2": 0.5, "l1": 1.5, "l0": 3.0}
+each_case = pytest.mark.parametrize(("card", "norm"), CASES)
+each_attack = pytest.mark.parametrize("card", [pytest.param(card, id=card.name) for card in ATTACKS])
+
+
+class Net(nn.Module):
+    """A small smooth network on (n, 1, 4, 4) with parts that behave otherwise in training; it keeps count of its own."""
+
+    def __init__(self, classes: int = 3, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        draw = generator(5, "net", classes)
+        self.first, self.norm, self.drop = nn.Linear(16, 24), nn.BatchNorm1d(24), nn.Dropout(0.5)
+        self.last = nn.Linear(24, classes)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=draw) * (1.0 if parameter.ndim == 1 else 0.6))
+            self.norm.bias.zero_()
+            self.last.bias.zero_()
+            self.to(dtype).eval()
+            self.last.bias.copy_(-self(inputs(400, dtype)).mean(0))  # every class is somebody's answer
+        self.rows, self.differentiated = 0, 0
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.last(self.drop(torch.tanh(self.norm(self.first(x.flatten(1))))))
+        if hasattr(self, "seen"):
+            self.rows += len(x)
+            self.seen.append(x.detach().clone())
+            if out.requires_grad and x.requires_grad:
+                out.register_hook(self._count)
+        return out
+
+    def _count(self, gradient: Tensor) -> None:
+        self.differentiated += len(gradient)
+
+
+def inputs(n: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """Images (n, 1, 4, 4), some of whose pixels lie exactly at an end of the range."""
+    return (torch.rand(n, 1, 4, 4, generator=generator(seed, "inputs")) * 1.2 - 0.1).clamp(0, 1).to(dtype)
+
+
+def labelled(net: nn.Module, n: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Inputs and the labels the model gives them; every eighth label is wrong."""
+    x = inputs(n, dtype)
+    with torch.no_grad():
+        logits = net(x)
+    y = logits.argmax(1)
+    y[::8] = (y[::8] + 1) % logits.shape[1]
+    return x, y
+
+
+def size(z: Tensor, x: Tensor, norm: str) -> Tensor:
+    delta = (z.double() - x.double()).flatten(1).abs()
+    return {"linf": delta.amax(1), "l2": delta.square().sum(1).sqrt(), "l1": delta.sum(1), "l0": (delta > 0).sum(1).double()}[norm]
+
+
+def labels(net: nn.Module, z: Tensor) -> Tensor:
+    with torch.no_grad():
+        return net(z).argmax(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@each_case
+def test_points_are_allowed_to_the_last_bit(card: Card, norm: str, dtype: torch.dtype) -> None:
+    net = Net(dtype=torch.float32 if dtype is torch.bfloat16 else dtype)
+    x = inputs(12, dtype)
+    y = labels(net, x.to(net.last.weight.dtype))
+    eps = RADIUS[norm] * torch.linspace(0, 2, 12, dtype=torch.float64)
+    z = card.function(net, x, y, Threat(norm, eps, bounds=(0.0, 1.0)))
+    assert (z.shape, z.dtype, z.device) == (x.shape, dtype, x.device)
+    assert bool(z.isfinite().all())
+    assert bool((size(z, x, norm) <= eps).all())
+    assert float(z.double().min()) >= 0 and float(z.double().max()) <= 1
+    assert torch.equal(z[0], x[0])
+    assert not z.requires_grad
+
+
+@each_case
+def test_the_model_and_the_random_state_stay_as_they_were(card: Card, norm: str) -> None:
+    net = Net()
+    x, y = labelled(net, 10)
+    net.train()
+    net.last.eval()
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    net.first.weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    modes = [part.training for part in net.modules()]
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    kept = x.clone(), y.clone()
+    card.function(net, x, y, Threat(norm, RADIUS[norm]))
+    assert [part.training for part in net.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(torch.equal(parameter.grad, torch.full_like(parameter, 3.0)) for parameter in net.parameters())
+    assert [parameter.requires_grad for parameter in net.parameters()].count(False) == 1
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert np.array_equal(states[1], np.random.get_state()[1]) and states[2] == random.getstate()
+    assert torch.equal(x, kept[0]) and torch.equal(y, kept[1]) and x.grad is None and not x.requires_grad
+
+
+@each_case
+def test_one_seed_gives_the_same_bits_whatever_the_global_state(card: Card, norm: str) -> None:
+    net = Net()
+    x, y = labelled(net, 10)
+    threat = Threat(norm, RADIUS[norm])
+    options: dict[str, Any] = {"seed": 3} if "seed" in card.options else {}
+    first = card.function(net, x, y, threat, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(5)
+        assert torch.equal(first, card.function(net, x, y, threat, **options))
+    if card.facts["baseline"]:
+        assert not torch.equal(first, card.function(net, x, y, threat, seed=4))
+
+
+@each_case
+def test_a_sample_does_not_feel_the_batch_it_is_in(card: Card, norm: str) -> None:
+    net = Net(dtype=torch.float64)
+    x, y = labelled(net, 40, torch.float64)
+    threat = Threat(norm, RADIUS[norm])
+    together = card.function(net, x, y, threat)
+    if card.facts["undivided"]:  # it learns from the whole batch: nothing to compare but that it is not cut
+        assert torch.equal(together, card.function(Target(net, batch_size=7), x, y, threat))
+        return
+    if "seed" not in card.options:
+        alone = torch.cat([card.function(net, x[i : i + 1], y[i : i + 1], threat) for i in range(40)])
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+        torch.testing.assert_close(together, card.function(Target(net, batch_size=7), x, y, threat), rtol=0, atol=1e-12)
+        return
+    alone = torch.cat([card.function(net, x[i : i + 1], y[i : i + 1], threat, seed=i) for i in range(40)])
+    parted = card.function(Target(net, batch_size=7), x, y, threat)
+    rates = [float((labels(net, z) != y).double().mean()) for z in (together, alone, parted)]
+    # Paired samples: 6 of 40 that turn out otherwise by chance is beyond three standard errors for these attacks.
+    assert max(rates) - min(rates) <= 6 / 40
+
+
+@each_case
+def test_the_best_point_seen_is_the_one_returned(card: Card, norm: str) -> None:
+    if card.facts["undivided"]:
+        pytest.skip("it asks about other inputs than candidates")
+    net = Net()
+    x, y = labelled(net, 16)
+    threat = Threat(norm, RADIUS[norm], bounds=(0.0, 1.0))
+    for i in range(16):
+        net.seen.clear()
+        z = card.function(net, x[i : i + 1], y[i : i + 1], threat)
+        seen = torch.cat(net.seen)
+        allowed = threat.contains(seen, x[i : i + 1].expand_as(seen))
+        won = bool((labels(net, seen)[allowed] != y[i]).any())
+        if card.name in ("fgm", "fgsm") and not won:
+            continue  # one step: its end is not looked at
+        assert bool(labels(net, z) != y[i]) == won, f"sample {i}"
+
+
+@each_case
+def test_the_ledger_is_what_hooks_count(card: Card, norm: str) -> None:
+    net = Net()
+    x, y = labelled(net, 20)
+    target = Target(net, batch_size=8)
+    net.rows = 0
+    card.function(target, x, y, Threat(norm, RADIUS[norm]))
+    assert target.ledger.queries == net.rows > 0
+    assert target.ledger.gradients == net.differentiated
+    assert (net.differentiated > 0) == (card.access is Access.GRADIENT)
+
+
+@each_attack
+def test_a_budget_is_never_passed(card: Card) -> None:
+    net = Net()
+    x, y = labelled(net, 8)
+    threat = Threat(card.facts["norms"][0], RADIUS[card.facts["norms"][0]])
+    net.rows = 0
+    target = Target(net, budget=Budget(queries=9))
+    try:
+        card.function(target, x, y, threat)
+    except BudgetExceeded:
+        assert card.name not in ("fgm", "fgsm")
+    assert net.rows == target.ledger.queries <= 9
+    with pytest.raises(BudgetExceeded):
+        card.function(Target(net, budget=Budget(queries=7)), x, y, threat)
+
+
+@each_case
+def test_the_declared_access_suffices_and_less_is_refused(card: Card, norm: str) -> None:
+    net = Net()
+    x, y = labelled(net, 8)
+    threat = Threat(norm, RADIUS[norm])
+    granted = card.function(Target(net, access=card.access), x, y, threat)
+    assert torch.equal(granted, card.function(net, x, y, threat))
+    for access in Access:
+        if access < card.access:
+            with pytest.raises(AccessDenied, match=f"{card.name} needs {card.access.name} access"):
+                card.function(Target(net, access=access), x, y, threat)
+    if card.access is not Access.GRADIENT:  # anything that answers is a target
+        def answers(inputs: Tensor) -> np.ndarray:
+            with torch.no_grad():
+                out = net(inputs)
+            return (out.argmax(1) if card.access is Access.LABEL else out).numpy()
+
+        outputs = "labels" if card.access is Access.LABEL else "logits"
+        assert torch.equal(granted, card.function(Target(answers, outputs=outputs), x, y, threat))
+
+
+@each_case
+def test_two_classes_no_radius_and_no_samples(card: Card, norm: str) -> None:
+    net = Net(classes=2)
+    x, y = labelled(net, 8)
+    z = card.function(net, x, y, Threat(norm, 3 * RADIUS[norm]))
+    if not card.facts["baseline"]:
+        assert float((labels(net, z) != y).double().mean()) >= 0.5
+    assert torch.equal(card.function(net, x, y, Threat(norm, 0.0)), x)
+    target = Target(net)
+    empty = card.function(target, x[:0], y[:0], Threat(norm, RADIUS[norm]))
+    assert empty.shape == (0, 1, 4, 4) and empty.dtype is x.dtype and target.ledger.queries == 0
+
+
+@each_case
+def test_success_is_never_below_random_noise(card: Card, norm: str) -> None:
+    net = Net()
+    x, y = labelled(net, 64)
+    threat = Threat(norm, RADIUS[norm])
+    noise = load_methods().get("random-noise", "attack").function
+    chance = (labels(net, noise(net, x, y, threat, draws=8)) != y).double().mean()
+    assert (labels(net, card.function(net, x, y, threat)) != y).double().mean() >= chance - (0.05 if card.facts["baseline"] else 0)
+
+
+def halfspace(norm: str) -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
+    """A linear model of two classes, 24 inputs, their labels, and the least radius that turns each, by bisection."""
+    net = nn.Linear(12, 2).double()
+    draw = generator(11, "halfspace")
+    with torch.no_grad():
+        net.weight.copy_(torch.randn(2, 12, generator=draw, dtype=torch.float64))
+        centre = (net.weight[1] - net.weight[0]) @ torch.full((12,), 0.5, dtype=torch.float64)
+        net.bias.copy_(torch.stack([centre, centre * 0]))
+    x = torch.rand(24, 12, generator=draw, dtype=torch.float64)
+    y = labels(net, x)
+    slope = (net.weight[1] - net.weight[0]).detach() * torch.where(y == 0, 1.0, -1.0)[:, None]
+    low, high = torch.zeros(24, dtype=torch.float64), torch.full((24,), 12.0, dtype=torch.float64)
+    for _ in range(60 if norm != "l0" else 12):
+        middle = (low + high) / 2
+        middle = middle.round() if norm == "l0" else middle
+        turned = labels(net, Threat(norm, middle, bounds=(0.0, 1.0)).around(x).maximise(slope)) != y
+        low, high = torch.where(turned, low, middle), torch.where(turned, middle, high)
+    return net.eval(), x, y, high
+
+
+@each_case
+def test_on_a_linear_model_it_is_as_good_as_the_closed_form(card: Card, norm: str) -> None:
+    net, x, y, least = halfspace(norm)
+
+    def rate(eps: Tensor) -> float:
+        return float((labels(net, card.function(net, x, y, Threat(norm, eps))) != y).double().mean())
+
+    short, enough = (least - 1, least) if norm == "l0" else (0.99 * least, 1.02 * least)
+    assert rate(short) == 0  # nothing can succeed below the least radius
+    if card.facts["minimum_norm"]:
+        z = card.function(net, x, y, Threat(norm, math.inf))
+        assert bool((labels(net, z) != y).all())
+        ratio = size(z, x, norm) / least
+        assert float(ratio.median()) <= 1.05 and float(ratio.max()) <= 1.25
+    elif card.access is Access.GRADIENT:
+        assert rate(enough) == 1.0
+    elif not card.facts["baseline"]:
+        assert rate(2 * least) >= (0.8 if card.facts["undivided"] else 0.9)
+
+
+def hostile() -> dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], type[Exception], str]]:
+    """What is wrong with the input, the error it must give, and a word of its message."""
+    return {
+        "nan": (lambda x, y: (x.masked_fill(x > 0.5, math.nan), y), DataError, "NaN"),
+        "outside": (lambda x, y: (x * 2, y), DataError, "outside the bounds"),
+        "bytes": (lambda x, y: ((x * 255).byte(), y), DataError, "floating point"),
+        "one sample": (lambda x, y: (x[0, 0, 0], y), DataError, "shape"),
+        "no axis": (lambda x, y: (x[:, 0, 0, 0], y), DataError, "batch of samples"),
+        "labels short": (lambda x, y: (x, y[:-1]), DataError, "shape"),
+        "labels one-hot": (lambda x, y: (x, torch.eye(3)[y]), DataError, "shape"),
+        "labels real": (lambda x, y: (x, y.float()), DataError, "integer"),
+        "labels negative": (lambda x, y: (x, y - 5), DataError, "label -"),
+    }
+
+
+@pytest.mark.parametrize("wrong", list(hostile()))
+@each_attack
+def test_bad_input_is_refused_before_anything_is_asked(card: Card, wrong: str) -> None:
+    net = Net()
+    target, (x, y) = Target(net), labelled(net, 6)
+    spoil, error, word = hostile()[wrong]
+    with pytest.raises(error, match=word):
+        card.function(target, *spoil(x, y), Threat(card.facts["norms"][0], 0.1))
+    assert target.ledger.queries == 0
+
+
+@each_attack
+def test_bad_threats_and_options_are_refused(card: Card) -> None:
+    net = Net()
+    x, y = labelled(net, 6)
+    norm = card.facts["norms"][0]
+    with pytest.raises(UsageError, match="one per sample"):
+        card.function(net, x, y, Threat(norm, torch.tensor([0.1, 0.2])))
+    with pytest.raises(UsageError, match="mask has shape"):
+        card.function(net, x, y, Threat(norm, 0.1, mask=torch.ones(3, dtype=torch.bool)))
+    with pytest.raises(UsageError, match="finite bounds"):
+        card.function(net, x, y, Threat(norm, math.inf, bounds=(-math.inf, math.inf)))
+    with pytest.raises(UsageError, match="no option 'stepz'"):
+        card.function(net, x, y, Threat(norm, 0.1), stepz=3)
+    with pytest.raises(UsageError, match="Threat"):
+        card.function(net, x, y, 0.1)
+    for other in {"linf", "l2", "l1", "l0"} - set(card.facts["norms"]):
+        with pytest.raises(UsageError, match="was given the norm"):
+            card.function(net, x, y, Threat(other, 0.1))
+    for goal in set(Goal) - set(card.facts["goals"]):
+        with pytest.raises(UsageError, match="was given the goal"):
+            card.function(net, x, y, Threat(norm, 0.1, goal=goal))
+
+
+@each_case
+def test_frozen_features_stay_and_the_others_still_suffice(card: Card, norm: str) -> None:
+    net = Net()
+    x, y = labelled(net, 24)
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[:, 1:, :3] = True
+    z = card.function(net, x, y, Threat(norm, math.inf, mask=mask))
+    assert torch.equal(z[:, ~mask], x[:, ~mask])
+    if not card.facts["baseline"]:
+        assert float((labels(net, z) != y).double().mean()) >= 0.8
+    shifted = torch.stack([mask.roll(i % 2, 2) for i in range(24)])  # one mask per sample
+    own = card.function(net, x, y, Threat(norm, 2 * RADIUS[norm], mask=shifted))
+    assert torch.equal(own[~shifted], x[~shifted])
+
+
+@each_case
+def test_a_chosen_label_is_reached(card: Card, norm: str) -> None:
+    if Goal.TARGETED not in card.facts["goals"]:
+        pytest.skip("untargeted alone")
+    net = Net()
+    x, _ = labelled(net, 24)
+    wanted = (labels(net, x) + 1) % 3
+    z = card.function(net, x, wanted, Threat(norm, math.inf if card.facts["minimum_norm"] else 3 * RADIUS[norm]).targeted())
+    assert float((labels(net, z) == wanted).double().mean()) >= (0.1 if card.facts["baseline"] else 0.75)
+
+
+@each_case
+def test_confidence_is_brought_below_the_threshold(card: Card, norm: str) -> None:
+    if Goal.CONFIDENCE not in card.facts["goals"]:
+        pytest.skip("labels say nothing of confidence")
+    net = Net()
+    x = inputs(24)
+    y = labels(net, x)
+    threat = Threat(norm, 3 * RADIUS[norm], goal=Goal.CONFIDENCE, confidence=0.25)
+    with torch.no_grad():
+        share = net(card.function(net, x, y, threat)).softmax(1).gather(1, y[:, None])[:, 0]
+    assert float((share < 0.25).double().mean()) >= 0.75

@@ -1,0 +1,120 @@
+"""What every corruption promises, over the registry: a new one is tested from the moment it is registered."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.datasets import load_sample_image
+from torch import Tensor
+
+from hauberk import Data
+from hauberk.core import rng
+from hauberk.core.card import Card, load_methods
+from hauberk.core.errors import DataError, UsageError
+
+CARDS = list(load_methods().cards("corruption"))
+pytestmark = pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+
+
+@pytest.fixture(scope="module")
+def photo() -> Tensor:
+    """Two crops of a photograph, (2, 3, 96, 80): large enough for the levels of large images."""
+    pixels = torch.tensor(load_sample_image("china.jpg")).permute(2, 0, 1).float() / 255
+    return torch.stack([pixels[:, 100:196, 200:280], pixels[:, 250:346, 300:380]])
+
+
+@pytest.fixture(scope="module")
+def images(digits: Data) -> Tensor:
+    return digits.test.first(64)[0]
+
+
+def draws(seed: int = 0) -> torch.Generator:
+    return rng.generator(seed, "conformance")
+
+
+def away(card: Card, x: Tensor, severity: int) -> float:
+    z = card.function(x, severity, generator=draws())
+    return float((z - x).flatten(1).double().norm(dim=1).mean())
+
+
+def test_severity_0_is_the_identity_and_no_alias(card: Card, images: Tensor) -> None:
+    z = card.function(images, 0, generator=draws())
+    assert torch.equal(z, images)
+    assert z.data_ptr() != images.data_ptr()
+
+
+def test_distance_grows_with_severity(card: Card, images: Tensor, photo: Tensor) -> None:
+    for x in (images, photo):
+        found = [away(card, x, severity) for severity in range(6)]
+        assert found[0] == 0
+        assert found[1] > 0
+        # Small images: two levels may round to the same number of pixels.
+        assert all(after >= before * (1 - 1e-3) for before, after in zip(found, found[1:], strict=False))
+        assert found[5] > 1.2 * found[1]
+
+
+def test_shape_dtype_bounds_and_input_are_kept(card: Card, images: Tensor, photo: Tensor) -> None:
+    for x in (images, photo, images.double(), images.half(), images.bfloat16(), photo[:, :2], images[:, :, :, :5]):
+        before = x.clone()
+        for severity in (1, 5):
+            z = card.function(x, severity, generator=draws())
+            assert z.shape == x.shape and z.dtype == x.dtype and z.device == x.device
+            assert bool(z.isfinite().all())
+            assert 0 <= float(z.min()) and float(z.max()) <= 1
+        assert torch.equal(x, before)
+
+
+def test_same_generator_same_bits_and_the_global_stream_is_left_alone(card: Card, images: Tensor) -> None:
+    state = torch.get_rng_state()
+    first, second = (card.function(images, 3, generator=draws(4)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(card.function(images, 3), card.function(images, 3))
+    assert torch.equal(torch.get_rng_state(), state)
+    if card.facts["family"] in ("noise", "geometry") or card.name == "motion-blur":
+        assert not torch.equal(first, card.function(images, 3, generator=draws(5)))
+
+
+def test_other_bounds_scale_the_same_change(card: Card, images: Tensor) -> None:
+    x = images.double()
+    expected = card.function(x, 4, generator=draws()) * 4 - 3
+    found = card.function(x * 4 - 3, 4, generator=draws(), bounds=(-3.0, 1.0))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    per_feature = (torch.zeros(1, 8, 8), torch.full((1, 8, 8), 2.0))
+    found = card.function(x * 2, 4, generator=draws(), bounds=per_feature)
+    torch.testing.assert_close(found, card.function(x, 4, generator=draws()) * 2, rtol=0, atol=1e-9)
+
+
+def test_images_do_not_leak_into_each_other(card: Card, images: Tensor) -> None:
+    """With the same draws, an image is corrupted the same whatever the others of the batch are."""
+    other = torch.cat([images[:1], 1 - images[1:]])
+    first, second = (card.function(x, 4, generator=draws()) for x in (images, other))
+    if card.name == "shot-noise":  # the number of draws of a Poisson variable depends on its mean
+        first, second = (card.function(x[:1], 4, generator=draws()) for x in (images, other))
+    torch.testing.assert_close(first[:1], second[:1], rtol=0, atol=1e-6)
+
+
+def test_empty_batches_pass(card: Card, images: Tensor) -> None:
+    assert card.function(images[:0], 3).shape == (0, 1, 8, 8)
+
+
+def test_bad_input_is_refused(card: Card, images: Tensor) -> None:
+    for severity in (-1, 6, 2.0, True):
+        with pytest.raises(UsageError, match="severity"):
+            card.function(images, severity)
+    with pytest.raises(DataError, match="floating images"):
+        card.function(images.flatten(1), 1)
+    with pytest.raises(DataError, match="floating images"):
+        card.function((images * 255).byte(), 1)
+    with pytest.raises(DataError, match=r"spans \[0, 2\]"):
+        card.function(images * 2, 1)
+    with pytest.raises(DataError, match="finite"):
+        card.function(torch.full_like(images, torch.nan), 1)
+    with pytest.raises(UsageError, match="finite ends"):
+        card.function(images, 1, bounds=(0.0, float("inf")))
+
+
+def test_the_card_says_what_a_reader_needs(card: Card) -> None:
+    assert list(card.options) == ["generator", "bounds"]
+    assert card.question.endswith("?") and card.paper
+    assert len(card.facts["small"]) == len(card.facts["large"]) == 5
+    assert "severity: 0" in (card.function.__doc__ or "")

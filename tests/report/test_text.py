@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import sample_report
+from pages import Page
+from test_html import hostile_report
+
+from hauberk.core.finding import Finding, Status
+from hauberk.report.notebook import finding_html, report_html
+from hauberk.report.report import Report
+from hauberk.report.text import concise, full, github
+
+
+@pytest.mark.parametrize("report", [sample_report.report(), Report([]), hostile_report()], ids=["usual", "empty", "hostile"])
+@pytest.mark.parametrize("form", [full, concise])
+def test_text_fits_a_terminal_and_does_not_command_it(form: object, report: Report) -> None:
+    made = form(report)  # type: ignore[operator]
+    assert all(len(row) <= 100 for row in made.splitlines())
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800]", made) and made.endswith("\n")
+
+
+def test_full_ends_with_the_verdict_and_what_to_do() -> None:
+    made = full(sample_report.report())
+    end = made[made.index("VERDICT") :].splitlines()
+    assert end[3:9] == [
+        "  Robustness  fail         2 fail, 4 warn, 3 pass, 1 not run",
+        "  Integrity   warn         1 warn, 3 pass, 1 not run",
+        "  Privacy     error        1 fail, 1 warn, 1 pass, 1 error, 1 not run",
+        "  Assets      warn         1 warn, 2 pass, 1 not run",
+        "  Trust       warn         1 warn, 4 pass, 1 not run",
+        "  30 findings: 3 fail, 8 warn, 13 pass, 1 error, 5 not run",
+    ]
+    assert [row[:4] for row in end if re.match(r"  \d\. ", row)] == ["  1.", "  2.", "  3."]
+    assert "  2. Train on adversarial examples (AML.M0003 Model Hardening)" in end
+    assert end[-1] == "Again: hauberk assess plan.lock.toml"
+
+
+def test_concise_has_a_line_per_finding() -> None:
+    rows = concise(sample_report.report()).splitlines()
+    assert len(rows) == 31
+    assert rows[2] == "fail     robustness/pgd-linf         16.1% accuracy [13.1% to 19.6%] n=500"
+    assert rows[9] == "not run  robustness/patch            no patch threat was named (plan: threat.mask)"
+    assert rows[-1] == "30 findings: 3 fail, 8 warn, 13 pass, 1 error, 5 not run"
+
+
+def test_github_annotates_all_that_does_not_pass() -> None:
+    rows = github(sample_report.report()).splitlines()
+    kinds = [row.split(" ", 1)[0] for row in rows if row.startswith("::")]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"::error": 4, "::warning": 8, "::notice": 5}
+    assert rows[1].startswith("::error title=robustness/pgd-linf (fail)::16.1%25 of 500 samples keep their label To do: Train")
+
+
+def test_github_commands_cannot_be_forged() -> None:
+    text = "a\n::error::forged\r\n%0A::set-env name=x::y"
+    finding = Finding("a/b,title=c:d", "a", "?", Status.FAIL, summary=text)
+    rows = github(Report([finding])).splitlines()
+    assert rows[0] == "::error title=a/b%2Ctitle=c%3Ad (fail)::a ::error::forged %250A::set-env name=x::y"
+    assert len([row for row in rows if row.startswith("::")]) == 1
+
+
+def test_a_notebook_shows_a_report() -> None:
+    made = report_html(sample_report.report())
+    page = Page(made)
+    assert made == sample_report.report()._repr_html_()
+    assert "digits CNN: Fix before release" in page.text and "Privacy Error 1 fail, 1 warn" in page.text
+    assert sum(found.get("scope") == "row" for found in page.all("th")) == 30
+    assert not page.all("script") and not re.search("https?://", made)
+
+
+def test_a_notebook_shows_a_finding_with_its_figures() -> None:
+    finding = sample_report.findings()[2]
+    page = Page(finding_html(finding))
+    assert page.all("details", class_="finding") == [{"class": "finding", "open": ""}]
+    assert len(page.all("img")) == 6 and page.all("svg", class_="plot") and "16.1% accuracy" in page.text
+
+
+def test_the_style_of_a_fragment_stays_in_it() -> None:
+    css = re.findall(r"<style>(.*?)</style>", finding_html(sample_report.findings()[0]), re.S)[0]
+    outer, depth = "", 0
+    for letter in css:
+        depth -= letter == "}"
+        outer += letter if depth == 0 else ""
+        depth += letter == "{"
+    heads = {head.strip() for head in re.split(r"[{}]", outer) if head.strip()}
+    assert heads == {".hauberk", "@media screen and (prefers-color-scheme: dark)"}
+    assert Page(report_html(hostile_report())).all("script") == []
