@@ -14,6 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "concepts").glob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHOP = """import torch
+from torch import nn
+
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(13, 16), nn.ReLU(), nn.Linear(16, 3))
+"""  # the model that the examples speak of
 NOT_HERE = ("make ", "pip ", "git ")  # set-up, tried by hand in a fresh clone
 
 
@@ -39,6 +47,7 @@ def test_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
     if not code and not any(map(commands, consoles)):
         return  # words alone
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONWARNINGS": "error"}
+    (tmp_path / "shop.py").write_text(SHOP, encoding="utf-8")
     if code:
         (tmp_path / "page.py").write_text(code, encoding="utf-8")
         run = subprocess.run(

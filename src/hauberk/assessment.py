@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -120,6 +119,5 @@ def default_threats(data: Data) -> tuple[Threat, ...]:
     return (Linf(round(0.1 * float((high - low).mean()), 6)),)
 
 
-@functools.cache
 def _ignore(_: Finding) -> None:
     return None

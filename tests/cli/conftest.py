@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from hauberk import Data
 from hauberk.cli import app
 
-NET = '''"""The network of the tests; it waits at a gradient while a file called `block` lies in the current folder."""
+NET = '''"""The network of the tests; it waits at the gradient of many samples while a file `block` lies in the current folder."""
 
 import time
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import nn
 
 class Patient(nn.Sequential):
     def forward(self, x):
-        while x.requires_grad and Path("block").exists():
+        while x.requires_grad and len(x) > 32 and Path("block").exists():
             time.sleep(0.05)
         return super().forward(x)
 
@@ -83,14 +83,20 @@ def hauberk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Starts the command line in an empty folder, as a process of its own."""
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the command line in an empty folder, as a process of its own; none outlives the test."""
+    started = []
 
     def run(*arguments: object) -> subprocess.Popen[str]:
         code = "import sys; sys.argv[0] = 'hauberk'; from hauberk.cli import main; main()"
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
+        started.append(process)
+        return process
 
-    return run
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -50,6 +51,7 @@ def test_a_plan_becomes_a_report_folder(hauberk: Run, shop: Path, digits: Data, 
     x, y = digits.test.first(200)
     assert (clean.value, clean.n) == (int((digits_model(x).argmax(1) == y).sum()) / 200, 200)
     assert finding_line(clean).plain in run.stderr.splitlines()
+    assert run.stderr.splitlines()[-1] == "report: report/index.html"
 
 
 def test_a_single_check_passes_and_a_gate_fails_it(hauberk: Run, shop: Path, tmp_path: Path) -> None:
@@ -263,6 +265,21 @@ def test_a_terminal_shows_bars_and_colours(monkeypatch: pytest.MonkeyPatch) -> N
     assert "\x1b[32mpass   \x1b[0m  robustness/clean-accuracy" in page.getvalue()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", page.getvalue())
     assert "pass     robustness/clean-accuracy           97.0% accuracy [95.7% to 97.9%] n=1,000" in plain
+
+
+def test_statuses_of_the_summary_are_coloured_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    page = io.StringIO()
+    made = functools.partial(rich.console.Console, file=page, force_terminal=True, width=120, _environ={"TERM": "xterm"})
+    monkeypatch.setattr(rich.console, "Console", made)
+    rows = ["ROBUSTNESS", "  fail     Is it?", "  Privacy     warn  1 warn", "not run  a/b", "passed along", "           fail"]
+    assess._print("\n".join(rows), coloured=True)
+    shown = page.getvalue().splitlines()
+    assert shown[:4] == [
+        "\x1b[1mROBUSTNESS\x1b[0m", "  \x1b[31mfail\x1b[0m     Is it?", "  Privacy     \x1b[33mwarn\x1b[0m  1 warn",
+        "\x1b[2mnot run\x1b[0m  a/b",
+    ]
+    assert shown[4:] == rows[4:]
 
 
 def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:

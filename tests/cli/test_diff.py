@@ -45,6 +45,8 @@ def test_lower_is_better_turns_the_sign() -> None:
 def test_a_status_that_flips_within_the_noise_is_no_change_for_the_worse() -> None:
     assert verdict(rate(600, 1000), rate(545, 1000, Status.FAIL)) == "changed"
     assert verdict(rate(600, 1000), rate(530, 1000, Status.FAIL)) == "worse"
+    (change,) = compare(Report([rate(600, 1000)]), Report([rate(600, 1000, Status.FAIL)]))
+    assert (change.verdict, change.words[-24:]) == ("changed", "; judged by other limits")
 
 
 def test_without_intervals_the_status_decides() -> None:

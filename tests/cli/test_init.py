@@ -69,7 +69,8 @@ def test_nothing_is_written_over_unasked(hauberk: Run, shop: Path) -> None:
 
 def test_what_does_not_fit_writes_no_plan(hauberk: Run, shop: Path) -> None:
     np.savez("flat.npz", x=np.zeros((4, 7), dtype=np.float32), y=np.arange(4))
-    for model, data in ((f"{shop / 'net.py'}:build", "flat.npz"), (f"{shop / 'net.py'}:bild", shop / "test.npz"), ("m.py:f", "x.npz")):
+    net = shop / "net.py"
+    for model, data in ((f"{net}:build", "flat.npz"), (f"{net}:bild", shop / "test.npz"), ("m.py:f", "x.npz")):
         run = hauberk("init", model, data)
         assert run.exit_code == 2
         assert run.stderr.splitlines()[-1].startswith("error: ")

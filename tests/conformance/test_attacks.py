@@ -24,6 +24,16 @@ each_case = pytest.mark.parametrize(("card", "norm"), CASES)
 each_attack = pytest.mark.parametrize("card", [pytest.param(card, id=card.name) for card in ATTACKS])
 
 
+# Options that bound the effort, wherever an attack has one of that name: its promises do not depend on them.
+EFFORT = {"queries": 200, "rounds": 1, "steps": 20}
+
+
+def play(card: Card, *arguments: Any, **options: Any) -> Tensor:
+    """Run the attack with bounded effort."""
+    effort = {name: size for name, size in EFFORT.items() if name in card.options}
+    return card.function(*arguments, **{**effort, **options})
+
+
 class Net(nn.Module):
     """A small smooth network on (n, 1, 4, 4) with parts that behave otherwise in training; it keeps count of its own."""
 
@@ -87,7 +97,7 @@ def test_points_are_allowed_to_the_last_bit(card: Card, norm: str, dtype: torch.
     x = inputs(12, dtype)
     y = labels(net, x.to(net.last.weight.dtype))
     eps = RADIUS[norm] * torch.linspace(0, 2, 12, dtype=torch.float64)
-    z = card.function(net, x, y, Threat(norm, eps, bounds=(0.0, 1.0)))
+    z = play(card, net, x, y, Threat(norm, eps, bounds=(0.0, 1.0)))
     assert (z.shape, z.dtype, z.device) == (x.shape, dtype, x.device)
     assert bool(z.isfinite().all())
     assert bool((size(z, x, norm) <= eps).all())
@@ -109,7 +119,7 @@ def test_the_model_and_the_random_state_stay_as_they_were(card: Card, norm: str)
     modes = [part.training for part in net.modules()]
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     kept = x.clone(), y.clone()
-    card.function(net, x, y, Threat(norm, RADIUS[norm]))
+    play(card, net, x, y, Threat(norm, RADIUS[norm]))
     assert [part.training for part in net.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(torch.equal(parameter.grad, torch.full_like(parameter, 3.0)) for parameter in net.parameters())
@@ -125,33 +135,33 @@ def test_one_seed_gives_the_same_bits_whatever_the_global_state(card: Card, norm
     x, y = labelled(net, 10)
     threat = Threat(norm, RADIUS[norm])
     options: dict[str, Any] = {"seed": 3} if "seed" in card.options else {}
-    first = card.function(net, x, y, threat, **options)
+    first = play(card, net, x, y, threat, **options)
     with torch.random.fork_rng(devices=[]):
         torch.rand(5)
-        assert torch.equal(first, card.function(net, x, y, threat, **options))
+        assert torch.equal(first, play(card, net, x, y, threat, **options))
     if card.facts["baseline"]:
-        assert not torch.equal(first, card.function(net, x, y, threat, seed=4))
+        assert not torch.equal(first, play(card, net, x, y, threat, seed=4))
 
 
 @each_case
 def test_a_sample_does_not_feel_the_batch_it_is_in(card: Card, norm: str) -> None:
     net = Net(dtype=torch.float64)
-    x, y = labelled(net, 40, torch.float64)
+    x, y = labelled(net, 32, torch.float64)
     threat = Threat(norm, RADIUS[norm])
-    together = card.function(net, x, y, threat)
+    together = play(card, net, x, y, threat)
     if card.facts["undivided"]:  # it learns from the whole batch: nothing to compare but that it is not cut
-        assert torch.equal(together, card.function(Target(net, batch_size=7), x, y, threat))
+        assert torch.equal(together, play(card, Target(net, batch_size=7), x, y, threat))
         return
     if "seed" not in card.options:
-        alone = torch.cat([card.function(net, x[i : i + 1], y[i : i + 1], threat) for i in range(40)])
+        alone = torch.cat([play(card, net, x[i : i + 1], y[i : i + 1], threat) for i in range(32)])
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
-        torch.testing.assert_close(together, card.function(Target(net, batch_size=7), x, y, threat), rtol=0, atol=1e-12)
+        torch.testing.assert_close(together, play(card, Target(net, batch_size=7), x, y, threat), rtol=0, atol=1e-12)
         return
-    alone = torch.cat([card.function(net, x[i : i + 1], y[i : i + 1], threat, seed=i) for i in range(40)])
-    parted = card.function(Target(net, batch_size=7), x, y, threat)
+    alone = torch.cat([play(card, net, x[i : i + 1], y[i : i + 1], threat, seed=i) for i in range(32)])
+    parted = play(card, Target(net, batch_size=7), x, y, threat)
     rates = [float((labels(net, z) != y).double().mean()) for z in (together, alone, parted)]
-    # Paired samples: 6 of 40 that turn out otherwise by chance is beyond three standard errors for these attacks.
-    assert max(rates) - min(rates) <= 6 / 40
+    # Paired samples: 6 of 32 that turn out otherwise by chance is beyond three standard errors for these attacks.
+    assert max(rates) - min(rates) <= 6 / 32
 
 
 @each_case
@@ -163,7 +173,7 @@ def test_the_best_point_seen_is_the_one_returned(card: Card, norm: str) -> None:
     threat = Threat(norm, RADIUS[norm], bounds=(0.0, 1.0))
     for i in range(16):
         net.seen.clear()
-        z = card.function(net, x[i : i + 1], y[i : i + 1], threat)
+        z = play(card, net, x[i : i + 1], y[i : i + 1], threat)
         seen = torch.cat(net.seen)
         allowed = threat.contains(seen, x[i : i + 1].expand_as(seen))
         won = bool((labels(net, seen)[allowed] != y[i]).any())
@@ -178,7 +188,7 @@ def test_the_ledger_is_what_hooks_count(card: Card, norm: str) -> None:
     x, y = labelled(net, 20)
     target = Target(net, batch_size=8)
     net.rows = 0
-    card.function(target, x, y, Threat(norm, RADIUS[norm]))
+    play(card, target, x, y, Threat(norm, RADIUS[norm]))
     assert target.ledger.queries == net.rows > 0
     assert target.ledger.gradients == net.differentiated
     assert (net.differentiated > 0) == (card.access is Access.GRADIENT)
@@ -192,12 +202,12 @@ def test_a_budget_is_never_passed(card: Card) -> None:
     net.rows = 0
     target = Target(net, budget=Budget(queries=9))
     try:
-        card.function(target, x, y, threat)
+        play(card, target, x, y, threat)
     except BudgetExceeded:
         assert card.name not in ("fgm", "fgsm")
     assert net.rows == target.ledger.queries <= 9
     with pytest.raises(BudgetExceeded):
-        card.function(Target(net, budget=Budget(queries=7)), x, y, threat)
+        play(card, Target(net, budget=Budget(queries=7)), x, y, threat)
 
 
 @each_case
@@ -205,12 +215,12 @@ def test_the_declared_access_suffices_and_less_is_refused(card: Card, norm: str)
     net = Net()
     x, y = labelled(net, 8)
     threat = Threat(norm, RADIUS[norm])
-    granted = card.function(Target(net, access=card.access), x, y, threat)
-    assert torch.equal(granted, card.function(net, x, y, threat))
+    granted = play(card, Target(net, access=card.access), x, y, threat)
+    assert torch.equal(granted, play(card, net, x, y, threat))
     for access in Access:
         if access < card.access:
             with pytest.raises(AccessDenied, match=f"{card.name} needs {card.access.name} access"):
-                card.function(Target(net, access=access), x, y, threat)
+                play(card, Target(net, access=access), x, y, threat)
     if card.access is not Access.GRADIENT:  # anything that answers is a target
         def answers(inputs: Tensor) -> np.ndarray:
             with torch.no_grad():
@@ -218,19 +228,19 @@ def test_the_declared_access_suffices_and_less_is_refused(card: Card, norm: str)
             return (out.argmax(1) if card.access is Access.LABEL else out).numpy()
 
         outputs = "labels" if card.access is Access.LABEL else "logits"
-        assert torch.equal(granted, card.function(Target(answers, outputs=outputs), x, y, threat))
+        assert torch.equal(granted, play(card, Target(answers, outputs=outputs), x, y, threat))
 
 
 @each_case
 def test_two_classes_no_radius_and_no_samples(card: Card, norm: str) -> None:
     net = Net(classes=2)
     x, y = labelled(net, 8)
-    z = card.function(net, x, y, Threat(norm, 3 * RADIUS[norm]))
+    z = play(card, net, x, y, Threat(norm, 3 * RADIUS[norm]))
     if not card.facts["baseline"]:
         assert float((labels(net, z) != y).double().mean()) >= 0.5
-    assert torch.equal(card.function(net, x, y, Threat(norm, 0.0)), x)
+    assert torch.equal(play(card, net, x, y, Threat(norm, 0.0)), x)
     target = Target(net)
-    empty = card.function(target, x[:0], y[:0], Threat(norm, RADIUS[norm]))
+    empty = play(card, target, x[:0], y[:0], Threat(norm, RADIUS[norm]))
     assert empty.shape == (0, 1, 4, 4) and empty.dtype is x.dtype and target.ledger.queries == 0
 
 
@@ -241,7 +251,7 @@ def test_success_is_never_below_random_noise(card: Card, norm: str) -> None:
     threat = Threat(norm, RADIUS[norm])
     noise = load_methods().get("random-noise", "attack").function
     chance = (labels(net, noise(net, x, y, threat, draws=8)) != y).double().mean()
-    assert (labels(net, card.function(net, x, y, threat)) != y).double().mean() >= chance - (0.05 if card.facts["baseline"] else 0)
+    assert (labels(net, play(card, net, x, y, threat)) != y).double().mean() >= chance - (0.05 if card.facts["baseline"] else 0)
 
 
 def halfspace(norm: str) -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
@@ -306,7 +316,7 @@ def test_bad_input_is_refused_before_anything_is_asked(card: Card, wrong: str) -
     target, (x, y) = Target(net), labelled(net, 6)
     spoil, error, word = hostile()[wrong]
     with pytest.raises(error, match=word):
-        card.function(target, *spoil(x, y), Threat(card.facts["norms"][0], 0.1))
+        play(card, target, *spoil(x, y), Threat(card.facts["norms"][0], 0.1))
     assert target.ledger.queries == 0
 
 
@@ -316,21 +326,21 @@ def test_bad_threats_and_options_are_refused(card: Card) -> None:
     x, y = labelled(net, 6)
     norm = card.facts["norms"][0]
     with pytest.raises(UsageError, match="one per sample"):
-        card.function(net, x, y, Threat(norm, torch.tensor([0.1, 0.2])))
+        play(card, net, x, y, Threat(norm, torch.tensor([0.1, 0.2])))
     with pytest.raises(UsageError, match="mask has shape"):
-        card.function(net, x, y, Threat(norm, 0.1, mask=torch.ones(3, dtype=torch.bool)))
+        play(card, net, x, y, Threat(norm, 0.1, mask=torch.ones(3, dtype=torch.bool)))
     with pytest.raises(UsageError, match="finite bounds"):
-        card.function(net, x, y, Threat(norm, math.inf, bounds=(-math.inf, math.inf)))
+        play(card, net, x, y, Threat(norm, math.inf, bounds=(-math.inf, math.inf)))
     with pytest.raises(UsageError, match="no option 'stepz'"):
-        card.function(net, x, y, Threat(norm, 0.1), stepz=3)
+        play(card, net, x, y, Threat(norm, 0.1), stepz=3)
     with pytest.raises(UsageError, match="Threat"):
-        card.function(net, x, y, 0.1)
+        play(card, net, x, y, 0.1)
     for other in {"linf", "l2", "l1", "l0"} - set(card.facts["norms"]):
         with pytest.raises(UsageError, match="was given the norm"):
-            card.function(net, x, y, Threat(other, 0.1))
+            play(card, net, x, y, Threat(other, 0.1))
     for goal in set(Goal) - set(card.facts["goals"]):
         with pytest.raises(UsageError, match="was given the goal"):
-            card.function(net, x, y, Threat(norm, 0.1, goal=goal))
+            play(card, net, x, y, Threat(norm, 0.1, goal=goal))
 
 
 @each_case
@@ -344,7 +354,7 @@ def test_frozen_features_stay_and_the_others_still_suffice(card: Card, norm: str
     if not card.facts["baseline"]:
         assert float((labels(net, z) != y).double().mean()) >= 0.8
     shifted = torch.stack([mask.roll(i % 2, 2) for i in range(24)])  # one mask per sample
-    own = card.function(net, x, y, Threat(norm, 2 * RADIUS[norm], mask=shifted))
+    own = play(card, net, x, y, Threat(norm, 2 * RADIUS[norm], mask=shifted))
     assert torch.equal(own[~shifted], x[~shifted])
 
 
@@ -355,7 +365,7 @@ def test_a_chosen_label_is_reached(card: Card, norm: str) -> None:
     net = Net()
     x, _ = labelled(net, 24)
     wanted = (labels(net, x) + 1) % 3
-    z = card.function(net, x, wanted, Threat(norm, math.inf if card.facts["minimum_norm"] else 3 * RADIUS[norm]).targeted())
+    z = play(card, net, x, wanted, Threat(norm, math.inf if card.facts["minimum_norm"] else 3 * RADIUS[norm]).targeted())
     assert float((labels(net, z) == wanted).double().mean()) >= (0.1 if card.facts["baseline"] else 0.75)
 
 
@@ -368,5 +378,5 @@ def test_confidence_is_brought_below_the_threshold(card: Card, norm: str) -> Non
     y = labels(net, x)
     threat = Threat(norm, 3 * RADIUS[norm], goal=Goal.CONFIDENCE, confidence=0.25)
     with torch.no_grad():
-        share = net(card.function(net, x, y, threat)).softmax(1).gather(1, y[:, None])[:, 0]
+        share = net(play(card, net, x, y, threat)).softmax(1).gather(1, y[:, None])[:, 0]
     assert float((share < 0.25).double().mean()) >= 0.75

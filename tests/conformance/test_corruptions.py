@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from sklearn.datasets import load_sample_image
@@ -49,8 +51,8 @@ def test_distance_grows_with_severity(card: Card, images: Tensor, photo: Tensor)
         assert found[0] == 0
         assert found[1] > 0
         # Small images: two levels may round to the same number of pixels.
-        assert all(after >= before * (1 - 1e-3) for before, after in zip(found, found[1:], strict=False))
-        assert found[5] > 1.2 * found[1]
+        assert all(after >= before * (1 - 1e-3) for before, after in itertools.pairwise(found))
+        assert found[5] > 1.1 * found[1]
 
 
 def test_shape_dtype_bounds_and_input_are_kept(card: Card, images: Tensor, photo: Tensor) -> None:
@@ -60,7 +62,7 @@ def test_shape_dtype_bounds_and_input_are_kept(card: Card, images: Tensor, photo
             z = card.function(x, severity, generator=draws())
             assert z.shape == x.shape and z.dtype == x.dtype and z.device == x.device
             assert bool(z.isfinite().all())
-            assert 0 <= float(z.min()) and float(z.max()) <= 1
+            assert float(z.min()) >= 0 and float(z.max()) <= 1
         assert torch.equal(x, before)
 
 

@@ -145,7 +145,7 @@ def test_a_module_without_gradient_is_narrowed_to_scores() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return logits(x.detach())
 
-    target = Target(Cut())
+    target = Target(Cut().eval())
     assert validate(target, data()) == [
         "no gradient flows from the model's answers to its input: it is assessed at SCORE access"
     ]

@@ -169,6 +169,10 @@ def test_sources_that_are_not_there_name_the_next_step(tmp_path):
         load_data((np.zeros((5, 2)), np.zeros(5, int)), train=(np.zeros((5, 3)), np.zeros(5, int)))
     with pytest.raises(DataError, match="modality is 'pictures'"):
         load_data("sklearn:iris", modality="pictures")
+    with pytest.raises(DataError, match=r"label is 'grade'.*no columns"):
+        load_data("sklearn:iris", label="grade")
+    with pytest.raises(DataError, match=r"arrays has no group 'sex'.*Split\(x, y, groups\)"):
+        load_data((np.zeros((5, 2)), np.zeros(5, int)), groups=["sex"])
     for bounds in ((1, 0), (0, 1, 2)):
         with pytest.raises(DataError, match="bounds are"):
             load_data("sklearn:iris", bounds=bounds)
@@ -176,12 +180,12 @@ def test_sources_that_are_not_there_name_the_next_step(tmp_path):
 
 MEASURE = """
 import resource, sys
-import pyarrow.parquet, hauberk
+import pyarrow.parquet, torch, hauberk
 hauberk.load_data("sklearn:iris")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 data = hauberk.load_data(sys.argv[1], train=sys.argv[2] if len(sys.argv) > 2 else None)
-for x, y in data.train.batches(500):
-    pass
+for start in range(0, len(data.train), 2500):  # a tenth of all, from everywhere
+    x, y = data.train.take(torch.arange(start, start + 250))
 print(len(data.train), len(data.test), float(x.max()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -196,7 +200,7 @@ def measured(*paths):
 def test_cifar_of_the_hub_is_read_in_parts(real_data):
     train, test, top, megabytes = measured(real_data / "cifar10-test.parquet", real_data / "cifar10-train.parquet")
     assert (train, test, top) == (50_000, 10_000, 1.0)
-    assert megabytes < 150  # decoded it is 586
+    assert megabytes < 200  # 55 encoded, some more on the way; decoded it is 703
 
 
 @pytest.mark.data

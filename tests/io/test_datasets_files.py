@@ -82,8 +82,8 @@ def test_fortran_order_and_big_endian_survive_the_archive(tmp_path):
 
 
 def test_a_stored_archive_is_mapped_and_not_read(tmp_path):
-    # 300 MB of zeros: neither opening it nor reading a few samples may take that much memory.
-    np.savez(tmp_path / "big.npz", x=np.zeros((100_000, 3000), np.uint8), y=np.zeros(100_000, np.uint8))
+    # 150 MB of zeros: neither opening it nor reading a few samples may take that much memory.
+    np.savez(tmp_path / "big.npz", x=np.zeros((50_000, 3000), np.uint8), y=np.zeros(50_000, np.uint8))
     script = (
         "import resource, sys, hauberk; hauberk.load_data('sklearn:iris')\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

@@ -124,3 +124,8 @@ def test_the_place_of_a_finding_is_a_uri(model: dict[str, str], uri: str) -> Non
     run = sarif(Report([Finding("trust/a", "trust", "?", Status.PASS)], {}, {"model": model}))["runs"][0]
     found = run["artifacts"][0]["location"]["uri"]
     assert found == uri and urllib.parse.urlparse(found).scheme == ""
+
+
+def test_without_a_plan_the_place_is_the_file_that_was_loaded() -> None:
+    report = Report([Finding("trust/a", "trust", "?", Status.PASS)], {"model": {"name": "net", "files": ["net.safetensors"]}})
+    assert sarif(report)["runs"][0]["artifacts"] == [{"location": {"uri": "net.safetensors"}}]

@@ -116,6 +116,11 @@ def test_columns_of_figures_line_up() -> None:
     assert re.findall(r"<td class=n>([^<]*)", html) == ["31,000", "12.0", "500", "0.1", "–", "3.9"]
 
 
+def test_columns_of_percentages_are_figures() -> None:
+    html = evidence_html(Table("t", ["a", "x", "version"], [["p", "71.4%", "1.0"], ["q", "< 0.1 %", "2.0"]]), "t")
+    assert re.findall(r"<td class=n>([^<]*)", html) == ["71.4%", "&lt; 0.1 %"]
+
+
 def test_interval_bar_places_value_and_interval() -> None:
     bar = interval_bar(Finding("a/b", "a", "?", Status.PASS, 0.5, "accuracy", 10, Interval(0.25, 0.75)))
     assert 'cx="48.0"' in bar and 'x="25.5" y="2" width="45.0"' in bar and "25.0% to 75.0%" in bar

@@ -68,7 +68,9 @@ def test_a_hidden_layer_equals_interval_arithmetic_by_enumeration() -> None:
 
 NETS = {
     "conv": (nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)),
-    "batch-norm": (nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)),
+    "batch-norm": (
+        nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5), nn.BatchNorm1d(5), nn.Linear(5, 3),
+    ),
     "pooling": (nn.MaxPool2d(2), nn.Conv2d(2, 3, 2), nn.LeakyReLU(0.2), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(3, 3)),
     "adaptive": (nn.Conv2d(2, 4, 3, padding="same"), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
     "squash": (Normalize([0.3, 0.5], [0.2, 0.4]), nn.Flatten(), nn.Dropout(), nn.Linear(72, 6), nn.Sigmoid(), nn.Linear(6, 3)),

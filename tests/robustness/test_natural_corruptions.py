@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+import itertools
 import math
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_noise_follows_its_law(severity: int) -> None:
 
 def test_impulses_are_nested_over_severities() -> None:
     struck = [natural.salt_and_pepper(GRAY, severity, generator=draws()) != GRAY for severity in range(6)]
-    assert all(bool((milder <= stronger).all()) for milder, stronger in zip(struck, struck[1:], strict=False))
+    assert all(bool((milder <= stronger).all()) for milder, stronger in itertools.pairwise(struck))
 
 
 @pytest.mark.parametrize("severity", [1, 2, 5])
@@ -87,7 +88,7 @@ def test_defocus_is_correlation_with_a_smoothed_disk(image: Tensor) -> None:
         expected = channels(image, ndimage.correlate, soft / soft.sum(), mode="nearest")
         torch.testing.assert_close(natural.defocus_blur(image, severity), expected, rtol=0, atol=1e-12)
     # A radius of 1.5 with a sharp rim covers the nine pixels around the centre alike.
-    torch.testing.assert_close(disk(1.5, 0.1)[1:-1, 1:-1], torch.full((3, 3), 1 / 9).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(disk(1.5, 0.1)[1:-1, 1:-1], torch.full((3, 3), 1 / 9, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 def test_motion_blur_is_correlation_with_a_half_gaussian_line(image: Tensor) -> None:
@@ -104,7 +105,7 @@ def test_motion_blur_is_correlation_with_a_half_gaussian_line(image: Tensor) -> 
     down, right = (kernels.sum(2) * line).sum(1), (kernels.sum(1) * line).sum(1)  # bilinear shares keep the centre of mass
     torch.testing.assert_close(torch.atan2(down, right), angles, rtol=0, atol=1e-9)
     mean = float((weights * np.arange(reach + 1)).sum() / weights.sum())
-    torch.testing.assert_close(torch.hypot(down, right), torch.full((2,), mean).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(torch.hypot(down, right), torch.full((2,), mean, dtype=torch.float64), rtol=0, atol=1e-9)
     expected = torch.cat([channels(image[i : i + 1], ndimage.correlate, kernels[i].numpy(), mode="nearest") for i in range(2)])
     torch.testing.assert_close(correlate(image, kernels), expected, rtol=0, atol=1e-12)
 
@@ -117,7 +118,7 @@ def test_motion_blur_draws_directions_within_45_degrees() -> None:
     line = torch.arange(-16, 17, dtype=torch.float64)
     down, right = (smear.sum(2) * line).sum(1), (smear.sum(1) * line).sum(1)
     assert bool((down.abs() <= right.abs() + 1e-9).all())
-    assert stats.kstest(np.degrees(np.arctan(down / right)), stats.uniform(-45, 90).cdf).pvalue > 1e-3
+    assert stats.kstest((down / right).atan().rad2deg().numpy(), stats.uniform(-45, 90).cdf).pvalue > 1e-3
 
 
 def test_brightness_equals_colorsys(image: Tensor) -> None:
@@ -166,7 +167,7 @@ def test_translation_moves_by_its_share_of_the_shorter_side() -> None:
         found = natural.translate(dots, severity, generator=draws())[:, 0]
         down = (found.sum(2) * torch.arange(40)).sum(1) - 20
         right = (found.sum(1) * torch.arange(60)).sum(1) - 30
-        torch.testing.assert_close(torch.hypot(down, right), torch.full((50,), share * 40).double(), rtol=0, atol=1e-6)
+        assert torch.hypot(down, right).tolist() == pytest.approx([share * 40] * 50, abs=1e-6)
 
 
 def test_jpeg_is_pillow_image_by_image(image: Tensor) -> None:

@@ -141,6 +141,17 @@ def test_the_summary_of_images_is_their_looks_and_components():
     assert found[:, 3:].var(0, correction=0).numpy() == pytest.approx(values)
 
 
+def test_wide_samples_get_the_components_of_the_full_covariance():
+    wide = torch.rand(20, 90, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    found = fit_summary(wide, image=False, components=5)(wide)
+    values = np.linalg.eigvalsh(np.cov(wide.numpy().T, bias=True))[::-1][:5]
+    assert found.var(0, correction=0).numpy() == pytest.approx(values)
+    assert np.corrcoef(found.numpy().T) == pytest.approx(np.eye(5), abs=1e-9)
+    large = torch.rand(12, 3, 64, 96, generator=torch.Generator().manual_seed(5))
+    summary = fit_summary(large, image=True)
+    assert summary.axes.shape == (3 * 32 * 32, 11)  # twelve samples span eleven directions about their mean
+
+
 def test_a_summary_keeps_short_rows_and_shortens_long_ones():
     x = torch.rand(30, 5, generator=torch.Generator().manual_seed(1))
     assert torch.equal(fit_summary(x, image=False)(x), x.double())

@@ -46,7 +46,7 @@ def calibration_adaptive_ece(context: Context) -> Finding:
 
 @check(
     "trust/brier", pillar="trust", unit="Brier score", better="lower", access=Access.SCORE,
-    question="How far are the probabilities from the truth?", paper="Brier 1950, doi:10.1175/1520-0493(1950)078",
+    question="How far are the probabilities from the truth?", paper="Brier 1950, Monthly Weather Review 78:1",
     tags=_TAGS, advice=(_MEND,),
 )
 def brier(context: Context) -> Finding:

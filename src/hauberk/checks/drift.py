@@ -24,6 +24,7 @@ _ADVICE = (
     ),
 )
 _SHIFT = 0.1
+_FITTED = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,11 +132,14 @@ def _samples(context: Context) -> Samples:
     def make(_: object) -> Samples:
         image = context.data.modality == "image" and len(context.data.test.shape) == 3
         order = torch.randperm(len(train), generator=rng.generator(context.seed, "drift", "train"))
-        fitted = min(n, len(train) // 2)
+        fitted = min(_FITTED, len(train) // 2)
         summary = fit_summary(train.x.take(order[:fitted]), image=image, names=context.data.feature_names)
         whole = summary.mean is None
         reference = order[:n] if whole else order[fitted : fitted + n]
-        old, new = summary(train.x.take(reference)), summary(context.data.test.x.take(context.positions(n, n, n)))
+        current = context.positions(n, n, n)
+        # In parts, so that large images never lie in memory together.
+        old = torch.cat([summary(train.x.take(part)) for part in reference.split(256)])
+        new = torch.cat([summary(context.data.test.x.take(part)) for part in current.split(256)])
         how = "features as they are" if whole else (
             f"{len(summary.names)} quantities per sample, made without the model; principal components are fitted on "
             f"{fitted} training samples that are not compared"

@@ -14,7 +14,7 @@ from hauberk.core.access import Budget
 from hauberk.core.card import Card, load_methods
 from hauberk.core.data import Data
 from hauberk.core.errors import BudgetExceeded, HauberkError, UsageError, nearest
-from hauberk.core.finding import Finding, Status
+from hauberk.core.finding import PILLARS, Finding, Status
 from hauberk.core.parallel import run_tasks
 from hauberk.core.target import Target
 
@@ -40,7 +40,8 @@ def select_checks(preset: str, select: Sequence[str] = (), ignore: Sequence[str]
         cards = [card for card in cards if any(_named(card.name, pattern) for pattern in select)]
     else:
         cards = [card for card in cards if card.runs_at(preset)]
-    return [card for card in cards if not any(_named(card.name, pattern) for pattern in ignore)]
+    kept = [card for card in cards if not any(_named(card.name, pattern) for pattern in ignore)]
+    return sorted(kept, key=lambda card: PILLARS.index(card.facts["pillar"]))  # stable: within a pillar as registered
 
 
 @dataclasses.dataclass

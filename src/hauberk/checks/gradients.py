@@ -12,7 +12,7 @@ from torch import Tensor
 from hauberk.checks.context import Context, NotRun
 from hauberk.core.access import Access
 from hauberk.core.errors import ModelError
-from hauberk.core.finding import Advice, Finding, Gallery, Status, Table
+from hauberk.core.finding import Advice, Evidence, Finding, Gallery, Status, Table
 from hauberk.core.kinds import check
 from hauberk.core.picture import picture
 from hauberk.core.target import Target
@@ -62,7 +62,7 @@ def gradient_leakage(context: Context) -> Finding:
         rows.append(("mean PSNR in dB", f"{sum(finite) / len(finite):.1f}"))
     leaked = figure["interval"].low > 0.01
     status = Status.PASS if not leaked else Status.FAIL if pixels else Status.WARN
-    evidence = (Table("Recovery", ("figure", "value"), rows), *_gallery(context, leaks))
+    evidence: list[Evidence] = [Table("Recovery", ("figure", "value"), rows), *_gallery(context, leaks)]
     return context.finding(
         f"for {figure['value']:.1%} of {figure['n']} samples the gradient hands over {what} exactly",
         threat=THREAT, status=status, evidence=evidence, **figure,

@@ -87,4 +87,5 @@ def _read(path: Path) -> list[Finding]:
 
 
 def _line(finding: Finding) -> str:
-    return json.dumps(finding.to_dict(), ensure_ascii=False, allow_nan=False) + "\n"
+    # ASCII alone: a lone surrogate in a message must not cost a finding.
+    return json.dumps(finding.to_dict(), allow_nan=False) + "\n"

@@ -40,6 +40,7 @@ def gradient_masking(context: Context) -> Finding:
         summary = f"{len(warned)} of {len(alarms)} alarms warn: {'; '.join(alarm.name for alarm in warned)}"
     else:
         summary = f"all {len(alarms)} alarms are quiet on {alarms[0].n} samples"
+    context.note("no interval: a count of alarms; the shares behind them have theirs in the table")
     for alarm in (*raised, *warned):
         context.note(f"{alarm.name}: {alarm.meaning}. {alarm.remedy}")
     return context.finding(

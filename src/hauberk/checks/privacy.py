@@ -157,7 +157,10 @@ def _row(name: str, one: Exposure) -> Sequence[str]:
         span = one.roc.tpr_interval(fpr)
         rates.append(f"{one.roc.tpr_at(fpr):.2%} [{span.low:.2%}, {span.high:.2%}]")
     area = one.auc_interval
-    return (name, *rates, f"{one.roc.auc:.3f}", f"{area.low:.3f} to {area.high:.3f}", f"{one.roc.balanced_accuracy:.3f}", f"p = {one.chance:.2g}")
+    return (
+        name, *rates, f"{one.roc.auc:.3f}", f"{area.low:.3f} to {area.high:.3f}", f"{one.roc.balanced_accuracy:.3f}",
+        f"p = {one.chance:.2g}",
+    )
 
 
 def _most_exposed(context: Context, sides: Sides, scores: MembershipScores) -> Table:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import enum
 import functools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hauberk.cli import options
-from hauberk.cli.console import EXIT_INTERRUPTED, command, complain
+from hauberk.cli.console import EXIT_INTERRUPTED, STYLES, command, complain, remark
+from hauberk.core.finding import Status
 
 if TYPE_CHECKING:
     from hauberk.io.plan_schema import Plan
     from hauberk.report.report import Report
+
+
+_STATUS = re.compile(r"(?: {2}[A-Z][a-z]+ +)?(?: {2})?(pass|warn|fail|error|not run)\b")
 
 
 class Format(enum.StrEnum):
@@ -84,7 +89,10 @@ def assess(
         chosen = _gated(chosen, gate)
     report = _carry_out(chosen, output, resume=resume, trust=trust, quiet=quiet, verbose=verbose)
     report.to_html(output)
-    typer.echo(render(report, output_format or (Format.CONCISE if quiet else Format.FULL)))
+    form = output_format or (Format.CONCISE if quiet else Format.FULL)
+    _print(render(report, form), coloured=form in (Format.FULL, Format.CONCISE))
+    if not quiet:
+        remark(f"report: {output / 'index.html'}")
     raise typer.Exit(report.exit_code(fail_on.value))
 
 
@@ -103,6 +111,23 @@ def render(report: Report, form: Format) -> str:
     from hauberk.report import text
 
     return {Format.FULL: text.full, Format.CONCISE: text.concise, Format.GITHUB: text.github}[form](report)
+
+
+def _print(text: str, *, coloured: bool) -> None:
+    """Write a rendered report on stdout, statuses coloured on a terminal."""
+    import rich.console
+    import rich.text
+
+    console = rich.console.Console(highlight=False)
+    if not coloured or not console.is_terminal:
+        typer.echo(text.rstrip("\n"))
+        return
+    for row in text.rstrip("\n").splitlines():
+        shown = rich.text.Text(row, style="bold" if row.isupper() else "")
+        found = _STATUS.match(row)
+        if found:
+            shown.stylize(STYLES[Status(found[1])], *found.span(1))
+        console.print(shown, soft_wrap=True)
 
 
 def _carry_out(plan: Plan, output: Path, *, resume: bool, trust: bool, quiet: bool, verbose: bool) -> Report:

@@ -85,7 +85,8 @@ def _change(name: str, old: Finding | None, new: Finding | None) -> Change:
             gained = (new.value > old.value) == (new.better == "higher")
             return Change(name, "better" if gained else "worse", words)
         if old.status is not new.status:
-            return Change(name, "changed", f"{words}; the intervals overlap: no more than chance")
+            why = "judged by other limits" if old.value == new.value else "the intervals overlap: no more than chance"
+            return Change(name, "changed", f"{words}; {why}")
         return Change(name, "same", words)
     if old.status is not new.status:  # no interval can tell: the verdict of the check does
         return Change(name, "worse" if new.status.severity > old.status.severity else "better", words)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hauberk.cli.console import command
+from hauberk.cli.console import command, remark
 
 if TYPE_CHECKING:
     from hauberk.core.finding import Finding
@@ -27,8 +27,8 @@ def gate(
 ) -> None:
     """Turn the findings of a report into limits for CI: what is reached today must hold tomorrow.
 
-    Each limit is the unfavourable end of the finding's interval, so that chance alone does not trip it. Use the table in a
-    plan, or the file with: hauberk assess --gate FILE.
+    Each limit is the unfavourable end of the finding's interval, so that chance alone does not trip it; where there is no
+    interval, the check's own limits stay. Use the table in a plan, or the file with: hauberk assess --gate FILE.
     """
     from hauberk.core.errors import UsageError
     from hauberk.core.files import write_whole
@@ -36,7 +36,11 @@ def gate(
 
     if output is not None and output.exists() and not force:
         raise UsageError(f"{output} exists already", want="a new file", fix="Use --force to write over it")
-    text = gate_table(Report.load(source), margin)
+    report = Report.load(source)
+    text = gate_table(report, margin)
+    failing = [finding.id for finding in report.findings if finding.status.value == "fail"]
+    if failing:
+        remark(f"failing in this report: {', '.join(failing)}. A check that judges by itself still fails: mend it, or ignore it")
     if output is None:
         typer.echo(text, nl=False)
         return
@@ -46,7 +50,7 @@ def gate(
 
 
 def gate_table(report: Report, margin: float = 0.0) -> str:
-    """Return the [gate] table of a report as TOML, a comment with value and interval above each limit."""
+    """Return the [gate] table of a report as TOML, with value and interval in a comment above each limit."""
     from hauberk.report.words import figure, line
 
     lines = ["# Limits made from a report by hauberk gate: a check fails beyond its limit, and where it does not run.", "[gate]"]
@@ -63,15 +67,19 @@ def gate_table(report: Report, margin: float = 0.0) -> str:
 
 
 def _limit(finding: Finding, margin: float) -> str:
-    """Return `min = …` or `max = …`: the unfavourable end of the interval, rounded away from the value."""
-    better = finding.better == "higher"
-    ends = [finding.value]
-    if finding.interval is not None:  # an end that is infinite comes back from a file as None
-        ends.append(finding.interval.low if better else finding.interval.high)
-    known = [end for end in ends if end is not None and math.isfinite(end)]
-    if len(known) < len(ends):
+    """Return `min = …` or `max = …`: the unfavourable end of the interval, rounded away from the value.
+
+    A figure without an interval gets none, and its check's own limits stay; nor does a p-value, which is no level to hold.
+    """
+    if finding.value is None or finding.interval is None or finding.unit == "p-value":
         return ""
-    return f"min = {_rounded(min(known) - margin, down=True)}" if better else f"max = {_rounded(max(known) + margin, down=False)}"
+    better = finding.better == "higher"
+    end: float | None = finding.interval.low if better else finding.interval.high
+    if end is None or not math.isfinite(end):  # an end that is infinite comes back from a file as None
+        return ""
+    if better:
+        return f"min = {_rounded(min(end, finding.value) - margin, down=True)}"
+    return f"max = {_rounded(max(end, finding.value) + margin, down=False)}"
 
 
 def _rounded(value: float, *, down: bool) -> str:

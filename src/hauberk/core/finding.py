@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-Number = float | int
+PILLARS = ("robustness", "integrity", "privacy", "assets", "trust")
 
 
 class Status(enum.Enum):

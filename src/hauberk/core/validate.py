@@ -56,12 +56,17 @@ def validate(target: Target, data: Data) -> list[str]:
 def _bounds(data: Data) -> tuple[Tensor, Tensor]:
     low, high = (torch.as_tensor(end).double() for end in data.bounds)
     for end in (low, high):
-        if end.ndim and torch.broadcast_shapes(end.shape, data.test.shape) != data.test.shape:
+        if not _fits(end, data.test.shape):
             raise DataError(f"the bounds have shape {tuple(end.shape)}", want=f"numbers, or one per feature: {data.test.shape}")
     if not bool((low <= high).all()) or not bool((low < high).any()):
         found = f"the bounds are {_span(low)} to {_span(high)}"
         raise DataError(found, want="the lowest input below the highest", fix="Swap the two ends")
     return low, high
+
+
+def _fits(end: Tensor, shape: tuple[int, ...]) -> bool:
+    sizes = zip(reversed(end.shape), reversed(shape), strict=False)
+    return end.ndim <= len(shape) and all(own in (1, wanted) for own, wanted in sizes)
 
 
 def _refuse_labels(role: str, split: Split, data: Data) -> None:

@@ -76,7 +76,8 @@ def load_data(
     elif train is None and not isinstance(given["test"], Source) and "train" in given["test"]:
         chosen["train"] = given["test"]["train"]
     if label is not None and not any(map(_has_columns, (test, train, trusted))):
-        raise DataError(f"label is '{label}', but this data has no columns", want="label with CSV or Parquet only", fix="Leave it out")
+        raise DataError(f"label is '{label}', but this data has no columns", want="label with CSV or Parquet only",
+                        fix="Leave it out")
     tables = {role: part for role, part in chosen.items() if not isinstance(part, Part)}
     about = given["test"] if isinstance(given["test"], Source) else None
     if tables:

@@ -13,6 +13,7 @@ import json
 import operator
 import pickle
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ _FUNCTIONS = frozenset(
     TruncToInt RoundToInt RoundDecimal ToFloat Identity floor ceiling""".split()  # noqa: SIM905
 )
 _SYMBOL = re.compile(r"(s|u|z|zuf|zf)\d+|oo|int_oo|true|false")
-_NAME = re.compile(r"[A-Za-z_][\w.]*")
+_NAME = re.compile(r"[\w.]+")  # of a node, or the path of a weight: no quotes, brackets, spaces
 _SPEC = re.compile(r'[\w\s.,:{}\[\]"\\\-]*')
 _GUARD_CALLS = ("size", "stride", "storage_offset", "dim")
 _NAMED = ("as_name", "name", "buffer_name", "parameter_name", "tensor_constant_name", "custom_obj_name", "class_fqn")
@@ -94,7 +95,9 @@ def _scan_pickle(path: Path, name: str, content: bytes) -> None:
     """Small parts, such as sample inputs, are pickled tensors; torch falls back to running them when the safe way fails."""
     try:
         if content:
-            torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch writes these parts in a newer protocol than it likes to read
+                torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise _refusal(path, f"'{name}' is a pickle of more than tensors") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ ROWS_SHOWN = 40
 POINTS_SHOWN = 24
 COLUMNS_SHOWN = 24
 CAPTIONS_SHOWN = 64
+_PERCENT = re.compile(r"[-+−<>~≈ ]*\d[\d,]*(\.\d+)? ?%")
 
 
 def evidence_html(evidence: Evidence, anchor: str) -> Markup:
@@ -65,7 +67,7 @@ def _heatmap(heat: Heatmap) -> Markup:
     left = _left_out(len(heat.rows) - ROWS_SHOWN, "row") + _left_out(len(heat.columns) - COLUMNS_SHOWN, "column")
     title = escape(line(heat.title, 200))
     return trusted(
-        f'<div class="figure wide"><div class="scroll" tabindex="0" role="region" aria-label="{title}"><table class="heat">'
+        f'<div class="figure wide"><div class="scroll" tabindex="0" role="group" aria-label="{title}"><table class="heat">'
         f'<caption>{title}</caption><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         f'<p class="key"><span class="ramp" aria-hidden="true"></span>the stronger the tint, the worse: '
         f"none at {number(best)}, full at {number(worst)}</p>{left}</div>"
@@ -92,7 +94,7 @@ def _table(table: Table) -> Markup:
 def _grid(title: str, columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     rows = list(rows)
     shown = [list(row)[:COLUMNS_SHOWN] for row in rows[:ROWS_SHOWN]]
-    figures = [all(is_number(row[at]) or row[at] is None for row in shown if at < len(row)) for at in range(COLUMNS_SHOWN)]
+    figures = [all(_is_figure(row[at]) for row in shown if at < len(row)) for at in range(COLUMNS_SHOWN)]
     head = "".join(
         f'<th scope="col"{_right(figures[at])}>{escape(line(one, 80))}</th>'
         for at, one in enumerate(list(columns)[:COLUMNS_SHOWN])
@@ -107,17 +109,21 @@ def _grid(title: str, columns: Sequence[Any], rows: Sequence[Sequence[Any]]) -> 
     name = escape(line(title, 200))
     left = _left_out(len(rows) - ROWS_SHOWN, "row") + _left_out(len(columns) - COLUMNS_SHOWN, "column")
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{name}"><table><caption>{name}</caption>'
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{name}"><table><caption>{name}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{left}"
     )
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or is_number(value) or (isinstance(value, str) and _PERCENT.fullmatch(value) is not None)
 
 
 def _decimals(values: Sequence[Any]) -> int | None:
     """Return how many decimals line a column of figures up, or None where they are too far apart for that."""
     sizes = [abs(float(one)) for one in values if is_number(one) and one]
-    if not sizes or all(isinstance(one, int) for one in values) or max(sizes) >= 1e4 or min(sizes) < 1e-4:
+    if not sizes or any(isinstance(one, str) for one in values) or all(isinstance(one, int) for one in values):
         return None
-    if max(sizes) / min(sizes) > 1e3:
+    if max(sizes) >= 1e4 or min(sizes) < 1e-4 or max(sizes) / min(sizes) > 1e3:
         return None
     shown = [number(one) for one in values if is_number(one)]
     return max(len(one.partition(".")[2]) for one in shown)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from hauberk.core.finding import Finding, Status
-from hauberk.report.report import PILLARS, Report
+from hauberk.core.finding import PILLARS, Finding, Status
+from hauberk.report.report import Report
 from hauberk.report.words import line, listed, plural
 
 SHOWN = (Status.FAIL, Status.WARN, Status.PASS, Status.ERROR, Status.NOT_RUN)

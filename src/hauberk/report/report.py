@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hauberk.core.errors import UsageError
-from hauberk.core.finding import Finding, Status, plain_values
+from hauberk.core.finding import PILLARS, Finding, Status, plain_values
 
 SCHEMA_VERSION = "1.0"
-PILLARS = ("robustness", "integrity", "privacy", "assets", "trust")
 EXIT_PASS, EXIT_FINDINGS, EXIT_USAGE, EXIT_ERROR = 0, 1, 2, 3
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +33,8 @@ def groups(scope: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
             made.append((_title(key), rows))
         else:
             plain.append(_row(key, value))
-    return [*made, *([("Run", plain)] if plain else [])]
+    # Model and data first, then how they were assessed, then the rest.
+    return [*made[:2], *([("Run", plain)] if plain else []), *made[2:]]
 
 
 def notices(scope: Mapping[str, Any]) -> list[str]:
@@ -67,7 +69,15 @@ def model_place(report: Report) -> str:
                 place = table.get(key)
                 if isinstance(place, str) and place.strip():
                     return _uri(place.strip())
-    return "plan.lock.toml"
+    files = scope_files(report.scope)
+    return _uri(files[0]) if files else "plan.lock.toml"
+
+
+def scope_files(scope: Mapping[str, Any]) -> list[str]:
+    """Return the files of the model that the scope names."""
+    model = scope.get("model")
+    files = model.get("files") if isinstance(model, Mapping) else None
+    return [one for one in files if isinstance(one, str) and one] if isinstance(files, (list, tuple)) else []
 
 
 def about(report: Report) -> str:
@@ -83,7 +93,7 @@ def about(report: Report) -> str:
             told.append(f"{line(scope[key], 40).lower()} {word}")
     for key in ("date", "time", "started", "finished"):
         if isinstance(scope.get(key), str):
-            told.append(line(scope[key], 40))
+            told.append(_moment(line(scope[key], 40)))
             break
     if is_number(scope.get("seconds")):
         told.append(seconds(scope["seconds"]))
@@ -121,7 +131,19 @@ def _value(key: str, value: Any) -> str:
         return seconds(value)
     if isinstance(value, int) and key.split()[-1] in ("seed", "port", "pid"):
         return str(value)
+    if key == "access" and isinstance(value, str):
+        return line(value, 40).lower()
+    if key == "date" and isinstance(value, str):
+        return _moment(value)
     return number(value) if isinstance(value, (int, float)) else clean(value, _LONGEST)
+
+
+def _moment(text: str) -> str:
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return moment.strftime("%Y-%m-%d %H:%M") + (" UTC" if moment.utcoffset() == datetime.timedelta(0) else "")
 
 
 def _is_hash(value: Any) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hauberk.core.errors import DataError
 
@@ -33,11 +34,10 @@ class Summary:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the quantities of the samples x, shape (n, ...), as (n, len(names)), float64."""
-        flat = x.detach().cpu().double().flatten(1)
         if self.mean is None or self.axes is None:
-            return flat
-        parts = [(flat - self.mean) @ self.axes]
-        return torch.cat([_looks(x.detach().cpu().double()), *parts], 1) if self.image else parts[0]
+            return x.detach().cpu().double().flatten(1)
+        components = (_rows(x, self.image) - self.mean) @ self.axes
+        return torch.cat([_looks(x.detach().cpu().double()), components], 1) if self.image else components
 
 
 def fit_summary(x: Tensor, *, image: bool, names: Sequence[str] = (), components: int = 16, most: int = 64) -> Summary:
@@ -45,7 +45,7 @@ def fit_summary(x: Tensor, *, image: bool, names: Sequence[str] = (), components
 
     Arguments:
         x: samples that take no part in the comparison, shape (n, ...).
-        image: whether they are images, (n, channels, height, width).
+        image: whether they are images, (n, channels, height, width); components of large ones are those of a 32x32 reduction.
         names: of the features, for samples that stay as they are.
         components: principal components at most.
         most: samples that are not images and have no more features than this stay as they are.
@@ -55,19 +55,31 @@ def fit_summary(x: Tensor, *, image: bool, names: Sequence[str] = (), components
     """
     if len(x) < 2:
         raise DataError(f"{len(x)} samples were given to fit a summary on", want="at least 2")
-    flat = x.detach().cpu().double().flatten(1)
+    flat = _rows(x, image)
     width = flat.shape[1]
     if not image and width <= most:
         called = tuple(names) if len(names) == width else tuple(f"feature {column}" for column in range(width))
         return Summary(called, None, None, False)
     mean = flat.mean(0)
-    _, lengths, axes = torch.linalg.svd(flat - mean, full_matrices=False)
-    held = int((lengths > 1e-9 * lengths[0].clamp(min=1e-300)).sum()) if len(lengths) else 0
-    axes = axes[: min(components, held)].T
+    centred = flat - mean
+    # The smaller of the two product matrices has the same leading directions.
+    wide = width > len(flat)
+    squares, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    held = int((squares > 1e-10 * squares[-1].clamp(min=1e-300)).sum())
+    kept = vectors.flip(1)[:, : min(components, held)]
+    axes = (centred.T @ kept) / squares.flip(0)[: kept.shape[1]].sqrt() if wide else kept
     # The sign of a component is free: the largest weight is made positive, so that runs on other machines agree.
     axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign() if axes.numel() else axes
     called = tuple(f"component {number + 1}" for number in range(axes.shape[1]))
     return Summary((("brightness", "contrast", "sharpness") if image else ()) + called, mean, axes, image)
+
+
+def _rows(x: Tensor, image: bool) -> Tensor:
+    """Samples as rows, (n, features), float64; images of more than 32 pixels a side are reduced to that by averaging."""
+    x = x.detach().cpu().double()
+    if image and max(x.shape[2:]) > 32:
+        x = functional.adaptive_avg_pool2d(x, (min(x.shape[2], 32), min(x.shape[3], 32)))
+    return x.flatten(1)
 
 
 def _looks(x: Tensor) -> Tensor:

@@ -57,13 +57,10 @@ def substitute(
     view.need(Access.SCORE if soft else Access.LABEL, "a substitute")
     if not len(pool):
         raise DataError("the pool is empty", want="at least one input to ask about")
-    if soft:
-        answers = view.scores(pool).cpu().float()
-    else:
-        labels = view.labels(pool).cpu()
-        # Labels do not say how many classes there are: the student knows those it was told of.
-        answers = torch.eye(int(labels.max()) + 1)[labels]
-    learner = student if student is not None else _student(pool, answers.shape[1], seed)
+    answers = (view.scores(pool).float() if soft else view.labels(pool)).cpu()
+    # Labels do not say how many classes there are: a student of ours knows those it was told of.
+    classes = answers.shape[1] if soft else int(answers.max()) + 1
+    learner = student if student is not None else _student(pool, classes, seed)
 
     def imitate(model: nn.Module, x: Tensor, index: Tensor) -> Tensor:
         wanted = answers.to(x.device)[index.to(x.device)]

@@ -34,7 +34,7 @@ class Bounded:
         here = stream.tell()
         self._end = stream.seek(0, io.SEEK_END)
         stream.seek(here)
-        self._stream, self.tell = stream, stream.tell
+        self._stream, self.tell, self.escaped = stream, stream.tell, False
 
     def read(self, size: int) -> bytes:
         """Return at most `size` bytes."""
@@ -42,7 +42,9 @@ class Bounded:
 
     def readline(self) -> bytes:
         """Return the rest of the line; one longer than 16 MiB comes without its end, which no opcode accepts."""
-        return self._stream.readline(2**24)
+        line = self._stream.readline(2**24)
+        self.escaped = self.escaped or b"\\" in line
+        return line
 
 
 class Machine:
@@ -67,10 +69,15 @@ class Machine:
         Raises:
             Unverifiable, ValueError and others: where the pickle is cut off, malformed or beyond the limits.
         """
-        for opcode, arg, position in pickletools.genops(cast(BinaryIO, Bounded(stream))):
+        bounded = Bounded(stream)
+        for opcode, arg, position in pickletools.genops(cast(BinaryIO, bounded)):
             self.at = position or 0
             self.scan.meter.step()
             name = opcode.name
+            if bounded.escaped and name in ("GLOBAL", "INST"):
+                # genops undoes escapes that the real machine takes as they stand: the two would read different names.
+                raise Unverifiable(f"a name with a backslash at byte {self.at}")
+            bounded.escaped = False
             if name in CONSTANTS:
                 if isinstance(arg, (str, bytes)):
                     self.scan.meter.spend(len(arg))

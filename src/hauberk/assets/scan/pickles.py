@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from hauberk.assets.scan.arrays import item_size
 from hauberk.assets.scan.machine import Machine
-from hauberk.assets.scan.scanner import STUMBLES, Scan, file_format
+from hauberk.assets.scan.scanner import Scan, file_format
 from hauberk.assets.scan.values import Global, Items, Made
 from hauberk.assets.scan.verdict import Unverifiable
 
@@ -45,7 +45,8 @@ def scan_pickles(scan: Scan, source: BinaryIO, where: str) -> None:
 
 def follow(scan: Scan, source: BinaryIO, where: str) -> Any:
     """Follow one pickle from the source's place and return a stand-in for its value."""
-    start, skipped = source.tell(), []
+    start = source.tell()
+    skipped: list[int] = []
 
     def on_build(made: Made, stream: BinaryIO) -> None:
         before = stream.tell()
@@ -57,7 +58,7 @@ def follow(scan: Scan, source: BinaryIO, where: str) -> Any:
         # joblib steps over its arrays; plain pickle would run them. What it would meet before it stumbles counts as well.
         end = source.tell()
         source.seek(start)
-        with contextlib.suppress(*STUMBLES):
+        with contextlib.suppress(Exception):
             Machine(scan, f"{where} (read by pickle)").run(source)
         source.seek(end)
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -13,11 +13,6 @@ from hauberk.assets.scan.limits import Limits, Meter
 from hauberk.assets.scan.verdict import Issue, Level, ScanResult, Unverifiable
 
 HEAD = 64
-# What a parser of hostile bytes may stumble over. Anything else is a defect of ours, and ends the same way: not safe.
-STUMBLES = (
-    Unverifiable, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, ArithmeticError, EOFError, OSError,
-    RecursionError, MemoryError, struct.error, SyntaxError, NotImplementedError, RuntimeError,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +73,14 @@ class Scan:
         """Scan one part, whatever format it has, and return the name of that format; trouble becomes an issue."""
         self.result.parts += 1
         self.depth += 1
+        # Parsers of the standard library warn of odd bytes; odd bytes are what a scan expects.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            name = self._part(source, where)
+        self.depth -= 1
+        return name
+
+    def _part(self, source: BinaryIO, where: str) -> str:
         name = "unknown"
         try:
             if self.depth > self.limits.depth:
@@ -94,12 +97,10 @@ class Scan:
                 raise Unverifiable(f"it is in no format that is known here (first bytes {head[:8].hex(' ')})")
             name = known.name
             known.scan(self, source, where)
-        except STUMBLES as error:
+        except Exception as error:  # whatever a parser of hostile bytes stumbles over, and our own defects: never safe
             known_why = isinstance(error, Unverifiable)
             why = str(error) if known_why else f"it is malformed ({type(error).__name__}: {str(error)[:120]})"
             self.issue(Level.UNVERIFIABLE, where, why)
-        finally:
-            self.depth -= 1
         return name
 
 

@@ -79,7 +79,7 @@ def nearest(points: Tensor, count: int) -> tuple[Tensor, Tensor]:
         squares[here, start + here] = torch.inf
         found = squares.topk(count, dim=1, largest=False).indices
         # Measured again without cancellation, so that copies are at distance zero.
-        gaps = (exact[found].double() - part[:, None].double()).norm(dim=2)
+        gaps = (points[found].double() - points[start : start + rows, None].double()).norm(dim=2)
         gaps, order = gaps.sort(dim=1, stable=True)
         distances.append(gaps)
         positions.append(found.gather(1, order))

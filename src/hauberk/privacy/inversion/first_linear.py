@@ -32,15 +32,15 @@ def first_linear_layer(
 
     Returns:
         `x` of shape (1, in_features), float64: what entered the layer, which is the sample itself only where nothing but
-        flattening comes before it; not finite where the gradient vanished. `loss` of shape (1,): the share of dW that one sample does not
-        explain; far from 0 when the gradient is of several samples or positions.
+        flattening comes before it; not finite where the gradient vanished. `loss` of shape (1,): the share of dW that one sample
+        does not explain; far from 0 when the gradient is of several samples or positions.
 
     Raises:
         ModelError: when there is no such layer, or it has no bias.
         DataError: when its gradients are not given.
     """
     name = first_linear(module) if layer is None else layer
-    weight, bias = (_gradient(module, gradients, name, part) for part in ("weight", "bias"))
+    bias, weight = (_gradient(module, gradients, name, part) for part in ("bias", "weight"))
     size = bias.abs().max()
     # A converged model's gradients are tiny: scale first, or their squares underflow.
     scaled, rows = bias / size, weight / size

@@ -57,12 +57,13 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 def log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return log p and log(1 - p), both of shape (n, classes), to full relative precision at both ends."""
     log_p = logits.log_softmax(1)
-    top = logits.argmax(1)
-    lead = gap(logits, top)  # log-odds against the top class
-    log_p = log_p.scatter(1, top[:, None], -functional.softplus(lead)[:, None])
-    # Below one half, log1p(-p) is exact; only the top class can be above, and there 1 - p is what the others hold.
     log_rest = torch.log1p(-log_p.exp().clamp(max=0.5))
-    return log_p, log_rest.scatter(1, top[:, None], -functional.softplus(-lead)[:, None])
+    # Both are exact up to one half. One class at most is above, and of that one 1 - p is what the others hold.
+    top = logits.argmax(1, keepdim=True)
+    lead = gap(logits, top[:, 0])[:, None]  # log-odds against the top class
+    above = lead < 0
+    log_p = log_p.scatter(1, top, torch.where(above, -functional.softplus(lead), log_p.gather(1, top)))
+    return log_p, log_rest.scatter(1, top, torch.where(above, -functional.softplus(-lead), log_rest.gather(1, top)))
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -76,6 +77,8 @@ def label_entropy(logits: Tensor, y: Tensor) -> Tensor:
     log_p, log_rest = log_probabilities(logits)
     p, rest = log_p.exp(), log_rest.exp()
     lowest = torch.finfo(log_p.dtype).min
-    others = -(p * log_rest.clamp(min=lowest)).scatter(1, y[:, None], 0.0).sum(1)
+    terms = -(p * log_rest.clamp(min=lowest)).scatter(1, y[:, None], 0.0)
+    # Summed from small to large: the place of the label must not decide the last bit, which ranks records that are equal.
+    others = terms.sort(1).values.sum(1)
     own = -(rest * log_p.clamp(min=lowest)).gather(1, y[:, None])[:, 0]
     return own + others
