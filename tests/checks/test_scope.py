@@ -116,8 +116,8 @@ def test_the_scope_is_plain_and_says_what_was_assessed(tmp_path: Path) -> None:
     found = scope(target, DATA, settings, notices=["one", "two", "one"])
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["model"] == {
-        "name": "toy net", "outputs": "auto", "files": [], "type": "Linear", "parameters": 15, "sha256": hash_module(target.module),
-        "covered": "parameters and buffers",
+        "name": "toy net", "outputs": "auto", "files": [], "type": "Linear", "parameters": 15,
+        "sha256": hash_module(target.module), "covered": "parameters and buffers",
     }
     assert found["data"]["samples"] == {"test": 30, "train": 6} and found["data"]["shape"] == [4]
     assert (found["data"]["name"], found["data"]["classes"], found["data"]["bounds"]) == ("toys", 3, [0.0, 1.0])

@@ -20,13 +20,13 @@ from typer.testing import Result
 
 from hauberk import Data
 from hauberk.checks.context import Context
-from hauberk.cli import assess
+from hauberk.cli import assess, prepare
 from hauberk.cli.watch import Watcher, finding_line
 from hauberk.core import progress
-from hauberk.core.card import Card, load_methods, registry
+from hauberk.core.card import Card, registry
 from hauberk.core.errors import UsageError
 from hauberk.core.finding import Finding, Interval, Status
-from hauberk.io.plan import read_plan
+from hauberk.io.plan import changed, read_plan
 from hauberk.report import text
 from hauberk.report.report import Report
 
@@ -73,28 +73,38 @@ def test_gates_made_from_a_report_hold_for_the_same_run(hauberk: Run, shop: Path
     assert hauberk("diff", "first", "report").exit_code == 0
 
 
-def test_a_gated_check_runs_whatever_the_preset(hauberk: Run, shop: Path) -> None:
-    thorough = next(card.name for card in load_methods().cards("check") if card.name not in (CLEAN, PGD))
-    plan = (shop / "plan.toml").read_text().replace('select = ["robustness/clean-accuracy", "robustness/pgd-linf"]', "")
-    place = shop / "gated.toml"
-    place.write_text(plan + f'[gate]\n"{thorough}" = {{ run = true }}\n')
-    from hauberk.cli.prepare import selection
+def made_check(name: str, function: Callable[[Context], Finding], preset: str) -> Card:
+    facts = {"pillar": "trust", "unit": "", "better": "higher", "warn": None, "fail": None, "advice": ()}
+    return Card(name, "check", function, "Does it break?", facts=facts, preset=preset)
 
-    names = selection(read_plan(place))
-    quick = [card.name for card in load_methods().cards("check") if card.runs_at("quick")]
-    assert names == [*quick, *([thorough] if thorough not in quick else [])]
-    run = hauberk("assess", place, "--select", CLEAN)
-    assert f"gates without a check in this run: {thorough}" in run.stderr.splitlines()
+
+def broken(context: Context) -> Finding:
+    """Break."""
+    raise RuntimeError("the cause")
+
+
+def test_a_gated_check_runs_whatever_the_preset(
+    hauberk: Run, shop: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(registry._cards["check"], "trust/late", made_check("trust/late", broken, "thorough"))
+    plan = read_plan(shop)
+    plain = changed(plan, {"run": {"select": []}}, name="test")
+    gated = changed(plain, {"gate": {"trust/late": {"run": True}}}, name="test")
+    quick = {card.name for card in registry.cards("check") if card.runs_at("quick")}
+    assert set(prepare.selection(plain)) == quick
+    assert set(prepare.selection(gated)) == {*quick, "trust/late"}
+    assert set(prepare.selection(changed(gated, {"run": {"ignore": ["trust"]}}, name="test"))) == {
+        name for name in quick if not name.startswith("trust/")
+    }
+    # What the user selects is run and nothing else, but the gate that is left without its check is told.
+    (tmp_path / "gate.toml").write_text('[gate]\n"trust/late" = { run = true }\n')
+    run = hauberk("assess", shop, "--select", CLEAN, "--gate", "gate.toml")
+    assert run.exit_code == 0
+    assert "gates without a check in this run: trust/late" in run.stderr.splitlines()
 
 
 def test_a_check_in_error_exits_with_three(hauberk: Run, shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(context: Context) -> Finding:
-        """Break."""
-        raise RuntimeError("the cause")
-
-    facts = {"pillar": "trust", "unit": "", "better": "higher", "warn": None, "fail": None, "advice": ()}
-    card = Card("trust/broken", "check", broken, "Does it break?", facts=facts, preset="quick")
-    monkeypatch.setitem(registry._cards["check"], card.name, card)
+    monkeypatch.setitem(registry._cards["check"], "trust/broken", made_check("trust/broken", broken, "quick"))
     run = hauberk("assess", shop, "--select", "trust/broken", "--fail-on", "never")
     assert run.exit_code == 3
     assert "error    trust/broken                        RuntimeError: the cause" in run.stderr.splitlines()

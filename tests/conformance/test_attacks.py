@@ -82,7 +82,8 @@ def labelled(net: nn.Module, n: int, dtype: torch.dtype = torch.float32) -> tupl
 
 def size(z: Tensor, x: Tensor, norm: str) -> Tensor:
     delta = (z.double() - x.double()).flatten(1).abs()
-    return {"linf": delta.amax(1), "l2": delta.square().sum(1).sqrt(), "l1": delta.sum(1), "l0": (delta > 0).sum(1).double()}[norm]
+    sizes = {"linf": delta.amax(1), "l2": delta.square().sum(1).sqrt(), "l1": delta.sum(1), "l0": (delta > 0).sum(1).double()}
+    return sizes[norm]
 
 
 def labels(net: nn.Module, z: Tensor) -> Tensor:

@@ -62,12 +62,25 @@ def test_a_line_cut_anywhere_is_dropped_and_the_others_kept(tmp_path, kept):
     path = filled(tmp_path, finding("a"), finding("b", summary="ε"))
     content = path.read_bytes()
     second = content.index(b"\n") + 1
-    # 59 cuts spread over the second line; one of them falls inside the two bytes of ε.
+    # 59 cuts spread over the second line, one of them inside the character ε.
     spread = {second + (len(content) - second - 1) * step // 59 for step in range(59)}
-    places = sorted(spread | {content.rindex("ε".encode()) + 1})
+    places = sorted(spread | {content.rindex(b"\\u03b5") + 3})
     path.write_bytes(content[: places[kept - 1]])
     assert names(tmp_path) == ["a"]
     assert path.read_bytes() == content[:second]
+
+
+def test_bytes_that_are_no_text_cost_no_other_finding(tmp_path):
+    path = filled(tmp_path, finding("a"), finding("b"))
+    path.write_bytes(path.read_bytes() + '{"summary": "ε'.encode()[:-1])
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_a_lone_surrogate_in_a_message_is_kept(tmp_path):
+    filled(tmp_path, finding("a", summary="half of a pair: \ud800"))
+    journal = Journal(tmp_path, MARK, resume=True)
+    journal.close()
+    assert [one.summary for one in journal.findings] == ["half of a pair: \ud800"]
 
 
 def test_text_with_odd_separators_is_one_line(tmp_path):

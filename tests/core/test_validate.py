@@ -51,7 +51,7 @@ def test_good_input_passes_without_a_word() -> None:
         (broken(39, float("inf")), Y, "the {role} sample at index 39 holds inf"),
         (broken(5, 1.5), Y, r"the {role} sample at index 5 holds 1.5, outside the bounds. Expected all inputs in \[0, 1\]"),
         (broken(6, -0.25), Y, "the {role} sample at index 6 holds -0.25, outside the bounds"),
-        (X, labelled(9, 4), "the {role} label at index 9 is 4 .1 labels are out of range.. Expected 0 to 3, as there are 4 classes"),
+        (X, labelled(9, 4), "the {role} label at index 9 is 4 .1 labels are out of range.. Expected 0 to 3, as"),
         (X, labelled(8, -1), "the {role} label at index 8 is -1"),
         (X, Y.double(), "labels have dtype"),
     ],
@@ -86,9 +86,9 @@ def test_bounds_per_feature_are_kept_per_feature() -> None:
     high = torch.ones(6)
     high[2] = 3
     validate(Target(logits), data(broken(0, 2.5), bounds=(torch.zeros(6), high)))
-    with pytest.raises(DataError, match="index 4 holds 2.5"):
-        x = X.clone()
-        x[4, 3] = 2.5
+    x = X.clone()
+    x[4, 3] = 2.5
+    with pytest.raises(DataError, match=r"index 4 holds 2\.5"):
         validate(Target(logits), data(x, bounds=(torch.zeros(6), high)))
     with pytest.raises(DataError, match=r"the bounds have shape \(5,\)"):
         validate(Target(logits), data(bounds=(torch.zeros(5), torch.ones(5))))
@@ -121,7 +121,7 @@ def test_scores_that_are_not_finite_are_refused() -> None:
 
 
 def test_labels_out_of_range_from_the_model_are_refused() -> None:
-    with pytest.raises(ModelError, match="answered the label 9. Expected 0 to 3"):
+    with pytest.raises(ModelError, match=r"answered the label 9\. Expected 0 to 3"):
         validate(Target(lambda x: torch.full((len(x),), 9)), data())
     target = Target(lambda x: logits(x).argmax(1))
     assert validate(target, data()) == ["the model answers labels alone: it is assessed at LABEL access"]

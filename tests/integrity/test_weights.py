@@ -25,7 +25,8 @@ def test_gain_is_the_ratio_of_root_mean_squares(net: nn.Sequential) -> None:
     assert states["0"].gain == pytest.approx(2, rel=1e-6)
     assert states["0"].weights == 64
     out = net(x).detach().double()
-    assert states["2"].gain == pytest.approx(float(out.square().mean().sqrt() / (2 * x).double().square().mean().sqrt()), rel=1e-6)
+    expected = out.square().mean().sqrt() / (2 * x).double().square().mean().sqrt()
+    assert states["2"].gain == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_a_dead_unit_is_counted_over_all_parts(net: nn.Sequential) -> None:

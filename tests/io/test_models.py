@@ -140,7 +140,7 @@ def code(tmp_path: Path) -> Path:
 def test_a_factory_an_instance_and_a_function_in_a_file(code: Path) -> None:
     for attribute in ("build", "made", "Models.build"):
         target = hauberk.load_model(f"{code}:{attribute}")
-        assert [part.training for part in target.module.modules()] == [False, False, False]  # the mode of a fresh module is no sign
+        assert [part.training for part in target.module.modules()] == [False, False, False]
         assert target.access is Access.GRADIENT and target.notices == ()
         assert target.files == (code.resolve(),) and target.name == f"shop.py:{attribute}"
     assert hauberk.load_model(f"{code}:scores").logits(torch.ones(2, 3)).tolist() == [[2.0] * 3] * 2
@@ -199,7 +199,7 @@ def test_weights_that_do_not_fit_say_where(code: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"'0.weight' has shape \(4, 2\), the model wants \(3, 2\)"):
         hauberk.load_model(f"{code}:build", weights=tmp_path / "w.safetensors")
     save_file({"0.weight": torch.ones(3, 2), "head": torch.ones(3)}, tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match="1 missing, such as '0.bias'; 1 unknown, such as 'head'"):
+    with pytest.raises(ModelError, match=r"1 missing, such as '0.bias'; 1 unknown, such as 'head'"):
         hauberk.load_model(f"{code}:build", weights=tmp_path / "w.safetensors")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ModelError, match="holds a list"):
@@ -312,12 +312,12 @@ def test_what_is_no_classifier_is_told_apart() -> None:
     assert torch.allclose(target.logits(torch.tensor(IRIS))[:, 1], torch.tensor(IRIS[:, 0] * 2)) and target.access is Access.SCORE
     with pytest.raises(ModelError, match="gives"):
         hauberk.load_model(LogisticRegression(), outputs="logit")
-    with pytest.raises(ModelError, match="refused a batch.*not fitted"):
+    with pytest.raises(ModelError, match=r"refused a batch.*not fitted"):
         hauberk.load_model(LogisticRegression()).labels(torch.tensor(IRIS))
-    with pytest.raises(ModelError, match="refused a batch of shape .150, 3"):
+    with pytest.raises(ModelError, match=r"refused a batch of shape .150, 3"):
         hauberk.load_model(LogisticRegression(max_iter=500).fit(IRIS, KIND)).labels(torch.tensor(IRIS[:, :3]))
     outliers = hauberk.load_model(IsolationForest(random_state=0).fit(IRIS), outputs="labels")
-    with pytest.raises(ModelError, match="predicts the label -1. Expected labels 0, 1, 2"):
+    with pytest.raises(ModelError, match=r"predicts the label -1\. Expected labels 0, 1, 2"):
         outliers.labels(torch.tensor(IRIS))
     many = MultiOutputClassifier(LogisticRegression(max_iter=500)).fit(IRIS, np.stack([KIND, KIND], 1))
     with pytest.raises(ModelError, match="answers 2 questions at once"):

@@ -169,7 +169,8 @@ def test_an_expression_that_is_python_is_not_evaluated(files: Path, tmp_path: Pa
     mark = tmp_path / "ran"
     attacks = [
         f"__import__('pathlib').Path('{mark}').touch()", f"open('{mark}', 'w')", f"Symbol.__class__.mro()[0]('{mark}')",
-        "(lambda: 1)()", "[1 for _ in (1,)]", "exec(chr(49))", "Symbol('a b')", "s0.free_symbols", "s0 if s1 else s2", "Integer(" * 3000,
+        "(lambda: 1)()", "[1 for _ in (1,)]", "exec(chr(49))", "Symbol('a b')", "s0.free_symbols", "s0 if s1 else s2",
+        "Integer(" * 3000,
     ]
     for attack in attacks:
         def change(program: dict, attack: str = attack) -> None:
@@ -184,8 +185,9 @@ def test_an_expression_that_is_python_is_not_evaluated(files: Path, tmp_path: Pa
 
 def test_operators_that_are_any_function_are_not_called(files: Path, tmp_path: Path) -> None:
     for name in (
-        "torch.os.system", "torch.load", "torch.hub.load", "torch.ops.load_library", "torch.ops.aten.from_file.default", "math.os",
-        "_operator.attrgetter", "_operator.methodcaller", "torch.ops.aten.relu.__class__", "os.system", "torch.ops.aten.no_such.default",
+        "torch.os.system", "torch.load", "torch.hub.load", "torch.ops.load_library", "torch.ops.aten.from_file.default",
+        "math.os", "_operator.attrgetter", "_operator.methodcaller", "torch.ops.aten.relu.__class__", "os.system",
+        "torch.ops.aten.no_such.default",
         "torch.ops.aten.relu.default.__call__", "torch.ops.higher_order.triton_kernel_wrapper_functional", "#evil",
     ):
         def change(program: dict, name: str = name) -> None:
@@ -285,7 +287,8 @@ def test_torchscript_is_supported_with_a_notice(files: Path, net: nn.Module) -> 
     target = hauberk.load_model(files / "script.pt")
     x = samples(5).requires_grad_()
     assert torch.allclose(target.logits(x), net(x), atol=1e-6) and target.logits(x).requires_grad
-    assert target.notices == ("the model is TorchScript, which torch no longer develops: export it with torch.export.save (.pt2)",)
+    (notice,) = target.notices
+    assert notice == "the model is TorchScript, which torch no longer develops: export it with torch.export.save (.pt2)"
 
 
 def test_a_script_that_writes_files_is_refused(tmp_path: Path) -> None:
@@ -310,10 +313,10 @@ def test_a_whole_pickled_module_needs_trust(files: Path, net: nn.Module) -> None
 
 
 def test_a_state_dict_alone_asks_for_its_code(files: Path) -> None:
-    with pytest.raises(ModelError, match=r"a state dict of \d+ tensors and no model.*package.module:attr' with weights = 'state.pt'"):
+    with pytest.raises(ModelError, match=r"a state dict of \d+ tensors and no model.*module:attr' with weights = 'state.pt'"):
         hauberk.load_model(files / "state.pt")
+    shutil.copy(files / "state.pt", files / "state.safetensors")
     with pytest.raises(ModelError, match="holds weights and no model"):
-        shutil.copy(files / "state.pt", files / "state.safetensors")
         hauberk.load_model(files / "state.safetensors")
 
 
@@ -370,10 +373,8 @@ def onnx_model(path: Path, batch: int | str, location: str = "", dtype: int = Te
         onnx.external_data_helper.set_external_data(weight, location, offset=0, length=len(weight.raw_data))
         weight.ClearField("raw_data")
         weight.data_location = TensorProto.EXTERNAL
-    made = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "weight"], ["scores"])], "linear",
-        [helper.make_tensor_value_info("x", dtype, [batch, 4])], [helper.make_tensor_value_info("scores", dtype, [batch, 3])], [weight],
-    )
+    x, scores = (helper.make_tensor_value_info(name, dtype, [batch, width]) for name, width in (("x", 4), ("scores", 3)))
+    made = helper.make_graph([helper.make_node("MatMul", ["x", "weight"], ["scores"])], "linear", [x], [scores], [weight])
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     path.write_bytes(model.SerializeToString())
     return path
@@ -417,7 +418,7 @@ def test_onnx_weights_beside_the_model_are_read_and_listed(tmp_path: Path) -> No
     assert torch.allclose(target.logits(torch.eye(4)), torch.from_numpy(WEIGHT))
     assert [path.name for path in target.files] == ["m.onnx", "m.bin"]
     (tmp_path / "m.bin").unlink()
-    with pytest.raises(ModelError, match="m.bin does not exist"):
+    with pytest.raises(ModelError, match=r"m\.bin does not exist"):
         hauberk.load_model(tmp_path / "m.onnx")
 
 

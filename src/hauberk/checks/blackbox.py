@@ -9,10 +9,18 @@ import torch
 from torch import Tensor
 
 from hauberk.checks.context import Context
-from hauberk.checks.evasion_runs import RESTRICT_QUERIES, TRAIN_ON_EXAMPLES, AttackRun, answer, clean_labels, evasion_run
-from hauberk.checks.evasion_runs import main_norm, untargeted
+from hauberk.checks.evasion_runs import (
+    RESTRICT_QUERIES,
+    TRAIN_ON_EXAMPLES,
+    AttackRun,
+    answer,
+    clean_labels,
+    evasion_run,
+    main_norm,
+    untargeted,
+)
 from hauberk.core.access import Access
-from hauberk.core.finding import Curve, Finding, Series, Table
+from hauberk.core.finding import Curve, Evidence, Finding, Series, Table
 from hauberk.core.kinds import check
 from hauberk.core.rng import derive_seed
 from hauberk.core.stats import wilson
@@ -72,7 +80,7 @@ def hop_skip_jump(context: Context) -> Finding:
     queries = context.settings.queries or context.settings.scaled(1000, 2500, 5000)
     clean = clean_labels(context)
     run = context.shared(("hop-skip-jump", count, queries), lambda target: _nearest(context, target, clean, count, queries))
-    radius = float(torch.as_tensor(threat.eps).double().mean())
+    radius = float(torch.as_tensor(threat.eps, dtype=torch.float64).mean())
     held = run.clean & (run.distance > radius)
     figure, reached = context.rate(held), run.distance[run.broken]
     median = float(reached.median()) if len(reached) else math.inf
@@ -89,7 +97,8 @@ def hop_skip_jump(context: Context) -> Finding:
             f"{median:.4g}" if len(reached) else "–", round(run.cost.queries / max(len(run.y), 1), 1),
         )],
     )
-    evidence = [table, *([_curve(run.distance[run.clean])] if len(reached) else []), *run.gallery(context)]
+    curves = [_curve(run.distance[run.clean])] if len(reached) else []
+    evidence: list[Evidence] = [table, *curves, *run.gallery(context)]
     return context.finding(summary, threat=threat, evidence=evidence, **figure)
 
 

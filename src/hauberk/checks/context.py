@@ -105,7 +105,7 @@ class Context:
             if threat.norm == norm:
                 return threat.within(self.data.bounds)
         main, width = self.threat, math.prod(self.data.test.shape)
-        base = float(torch.as_tensor(main.eps).double().mean())
+        base = float(torch.as_tensor(main.eps, dtype=torch.float64).mean())
         whole = {"linf": base, "l2": base * math.sqrt(width), "l1": base * width, "l0": math.inf}
         factor = {"linf": 1.0, "l2": 0.25, "l1": 0.125, "l0": 0.02}
         if main.norm == norm:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -98,7 +99,9 @@ class Sides:
 
 def _sides(context: Context) -> Sides:
     train, test = context.split("train"), context.data.test
-    n = min(context.settings.scaled(1000, 5000, 20_000), len(train), len(test))
+    # Large inputs: no more of them than half a gigabyte a side.
+    room = max(100, 2**27 // max(1, math.prod(test.shape)))
+    n = min(context.settings.scaled(1000, 5000, 20_000), len(train), len(test), room)
     if n < 20:
         raise NotRun(f"there are {len(train)} training and {len(test)} test records; at least 20 of each are needed")
     index = train.pick(n, context.seed, "members")

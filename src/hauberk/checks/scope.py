@@ -101,7 +101,7 @@ def _model(target: Target) -> dict[str, Any]:
 
 
 def _kind(module: nn.Module) -> str:
-    """Return the class of a module; of one that was wrapped to normalise its input or to take any batch, that of the inner one."""
+    """Return the class of a module; where it was wrapped to normalise or to take any batch, that of the inner one."""
     if isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[0], Normalize):
         return _kind(module[1])
     return _kind(module.inner) if isinstance(module, FixedBatch) else type(module).__name__

@@ -13,7 +13,7 @@ from hauberk.checks.blackbox import square_run, transfer_run
 from hauberk.checks.context import Context, NotRun
 from hauberk.checks.evasion_runs import COLUMNS, TRAIN_ON_EXAMPLES, AttackRun, clean_labels, evasion_run, untargeted
 from hauberk.core.access import Access
-from hauberk.core.finding import Curve, Finding, Series, Table
+from hauberk.core.finding import Curve, Evidence, Finding, Series, Table
 from hauberk.core.kinds import check
 from hauberk.core.rng import derive_seed
 from hauberk.core.stats import wilson
@@ -56,10 +56,10 @@ def worst_case(context: Context) -> Finding:
     question="How does the accuracy fall as the adversary may change more?", tags=TAGS, advice=(TRAIN_ON_EXAMPLES,),
 )
 def accuracy_vs_eps(context: Context) -> Finding:
-    """Accuracy at rising radii of the main threat, from one batched run with a radius per sample; the value is at the main one."""
+    """Accuracy at rising radii of the main threat, from one run with a radius per sample; the value is at the main one."""
     context.need_classes()
     threat = untargeted(context, context.threat.norm)
-    main = float(torch.as_tensor(threat.eps).double().mean())
+    main = float(torch.as_tensor(threat.eps, dtype=torch.float64).mean())
     if not math.isfinite(main) or main == 0:
         raise NotRun(f"the main threat has the radius {main:g}, so there is nothing to vary")
     if context.target.access < Access.GRADIENT and threat.norm not in ("linf", "l2"):
@@ -83,7 +83,7 @@ def accuracy_vs_eps(context: Context) -> Finding:
         (f"{radius:.4g}", f"{share:.1%}", f"{band.low:.1%} to {band.high:.1%}")
         for radius, share, band in zip(radii, shares, bands, strict=True)
     ]
-    evidence = [
+    evidence: list[Evidence] = [
         Curve(f"Accuracy against the radius, n = {n}", f"ε ({threat.norm})", "accuracy left", [series]),
         Table("Accuracy by radius", ("ε", "accuracy left", "95 % interval"), rows),
     ]

@@ -97,7 +97,12 @@ def load_plan_model(plan: Plan, data: Data, *, trust: bool = False) -> Target:
         )
     if plan.run.device != "cpu":
         _move(target, plan.run.device)
-    return target if table.access is None else target.seen_at(Access.parse(table.access))
+    if table.access is None:
+        return target
+    granted = target.access.name.lower()
+    if Access.parse(table.access) > target.access:
+        raise UsageError(f"model.access is '{table.access}', but this model can give {granted} alone", want=f"at most {granted}")
+    return target.seen_at(Access.parse(table.access))
 
 
 @contextlib.contextmanager

@@ -65,19 +65,24 @@ class CallablePredictor:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode for the block and give every part back the mode it had."""
-    if not module.training:
-        yield
-        return
-    # Flags are set one by one: exported programs refuse `.eval()`, and each part must get its own flag back.
-    flipped = [part for part in module.modules() if part.training]
-    for part in flipped:
-        part.training = False
+    """Put a module in evaluation mode for the block and give every part back the mode it had.
+
+    Where the module is in evaluation mode but a normalisation inside it is not, that part stays as it is served: it uses the
+    statistics of the batch. It does not learn from our questions, though: its running statistics are left alone.
+    """
+    if module.training:
+        # Flags are set one by one: exported programs refuse `.eval()`, and each part must get its own flag back.
+        attribute, touched = "training", [part for part in module.modules() if part.training]
+    else:
+        attribute = "track_running_stats"
+        touched = [part for part in module.modules() if part.training and getattr(part, attribute, False)]
+    for part in touched:
+        setattr(part, attribute, False)
     try:
         yield
     finally:
-        for part in flipped:
-            part.training = True
+        for part in touched:
+            setattr(part, attribute, True)
 
 
 class Normalize(nn.Module):

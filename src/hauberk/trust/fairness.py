@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hauberk.core.errors import DataError
 from hauberk.core.finding import Interval
-from hauberk.core.stats import wilson
+from hauberk.core.stats import newcombe, wilson
 from hauberk.trust.arrays import Floats, Ints, labels
 
 Flags = NDArray[np.bool_]
@@ -161,15 +161,6 @@ def equalised_odds(
     return _gap(_Rates(hits, bases, list(range(classes)) * 2, truth), member, rng, permutations, least)
 
 
-def newcombe(a: Rate, b: Rate, confidence: float = 0.95) -> Interval:
-    """Return the interval of the difference a - b of two independent shares (Newcombe 1998, method 10)."""
-    left, right = a.interval(confidence), b.interval(confidence)
-    gap = a.value - b.value
-    down = np.hypot(a.value - left.low, right.high - b.value)
-    up = np.hypot(left.high - a.value, b.value - right.low)
-    return Interval(float(max(-1.0, gap - down)), float(min(1.0, gap + up)), "newcombe", confidence)
-
-
 def ratio_interval(a: Rate, b: Rate, confidence: float = 0.95) -> Interval:
     """Return the interval of the ratio a / b of two independent shares (MOVER, Donner and Zou 2012); high may be infinite."""
     p, q, first, second = a.value, b.value, a.interval(confidence), b.interval(confidence)
@@ -211,7 +202,7 @@ def _gap(rates: _Rates, member: Ints, rng: np.random.Generator, permutations: in
     # A pair and its mirror image share one interval.
     confidence = 1 - 0.05 / (len(pairs) / 2)
     spans = [
-        newcombe(Rate(int(count[r, a]), int(n[r, a])), Rate(int(count[r, b]), int(n[r, b])), confidence) for r, a, b in pairs
+        newcombe(int(count[r, a]), int(n[r, a]), int(count[r, b]), int(n[r, b]), confidence) for r, a, b in pairs
     ]
     sorted_once, mixed, beyond = np.argsort(strata, kind="stable"), np.empty_like(place), 0
     for _ in range(permutations):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import numpy as np
 import torch
@@ -92,12 +91,15 @@ def blind_auc(members: Tensor, non_members: Tensor, *, seed: int, folds: int = 5
         seed: of the folds and the projection.
         folds: each is scored by a classifier fitted to the others.
     """
-    x = torch.cat([members, non_members]).flatten(1).double().cpu()
+    rows = torch.cat([members, non_members]).flatten(1)
+    if rows.shape[1] > 64:
+        draw = torch.randn(rows.shape[1], 64, generator=generator(seed, "blind projection"))
+        # In parts: large images in float64, all at once, would take more memory than the model.
+        x = torch.cat([part.cpu().float() @ draw for part in rows.split(256)]).double()
+    else:
+        x = rows.cpu().double()
     side = torch.cat([torch.ones(len(members)), -torch.ones(len(non_members))]).double()
     x = (x - x.mean(0)) / x.std(0).clamp(min=1e-9)
-    if x.shape[1] > 64:
-        draw = functools.partial(torch.randn, generator=generator(seed, "blind projection"), dtype=torch.float64)
-        x = x @ draw(x.shape[1], 64) / x.shape[1] ** 0.5
     x = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], 1)
     scores = torch.zeros(len(x), dtype=torch.float64)
     fold = torch.randperm(len(x), generator=generator(seed, "blind folds")) % folds

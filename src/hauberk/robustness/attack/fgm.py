@@ -17,7 +17,8 @@ _TAGS = ("aisec:digital-adversarial-attacks", "atlas:AML.T0043.000", "owasp:ML01
 
 
 @attack(
-    question="Does one step along the gradient change the answer?", access=Access.GRADIENT, paper=_PAPER, tags=_TAGS, preset="quick",
+    question="Does one step along the gradient change the answer?", access=Access.GRADIENT, paper=_PAPER, tags=_TAGS,
+    preset="quick",
 )
 def fgm(target: Target, x: Tensor, y: Tensor, threat: Threat, *, loss: str = "ce") -> Tensor:
     """Take one step to the point of the ball and box where the linearised loss is largest; for any norm.

@@ -49,8 +49,8 @@ def hop_skip_jump(
         seed: of starts and directions.
 
     Returns:
-        The nearest adversarial point seen for each sample, shape (n, ...). Samples that reach the goal undisturbed come back as they
-        are after one query, and so do those for which no start was found.
+        The nearest adversarial point seen for each sample, shape (n, ...). Samples that reach the goal undisturbed come back as
+        they are after one query, and so do those for which no start was found.
     """
     noise = generator(seed, "hop skip jump", device=x.device)
     box = threat.with_eps(math.inf).around(x)  # bounds and mask alone: the walk begins far away
@@ -207,8 +207,8 @@ def _starts(walk: _Walk, pool: Tensor | None, draws: int, noise: torch.Generator
     for row in range(len(z) if len(own_inputs) else 0):
         # Behind a mask an input of the pool is no longer itself, so every sample asks about its own version of it.
         at = torch.full((len(own_inputs),), row, device=z.device)
-        tried = walk.box.subset(at)
-        own = own_inputs.clamp(tried.low, tried.high)[: int(walk.left[row])]
+        box = walk.box.subset(at)
+        own = own_inputs.clamp(box.low, box.high)[: int(walk.left[row])]
         hits = own[walk.asked(own, at[: len(own)])]
         if len(hits):
             z[row], found[row] = hits[(hits - walk.box.x[row]).flatten(1).norm(dim=1).argmin()], True

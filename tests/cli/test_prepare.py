@@ -1,0 +1,159 @@
+"""What a plan names is loaded: endpoints, modules beside the plan, tables, devices, normalisation."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hauberk.cli.prepare import prepare
+from hauberk.core.access import Access
+from hauberk.core.errors import DataError, ModelError, UsageError
+from hauberk.io.plan import parse_plan
+
+WEIGHT = torch.tensor([[1.0, -2.0, 0.5], [0.25, 1.0, -1.0]])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a linear model in a package, and eight samples of three features."""
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "test.npz", x=draw.random((8, 3)).astype(np.float32), y=np.arange(8) % 2)
+    (tmp_path / "shopwindow").mkdir()
+    (tmp_path / "shopwindow" / "__init__.py").write_text("")
+    (tmp_path / "shopwindow" / "models.py").write_text(
+        "import torch\n\n\ndef build():\n    net = torch.nn.Linear(3, 2, bias=False)\n"
+        f"    net.weight.data = torch.tensor({WEIGHT.tolist()})\n    return net\n"
+    )
+    return tmp_path
+
+
+def plan_in(folder: Path, **tables: Any) -> Any:
+    data = {"test": "test.npz", "modality": "tabular", **tables.pop("data", {})}
+    return parse_plan({"model": {"path": "shopwindow.models:build"}, "data": data, **tables}, source=folder / "plan.toml")
+
+
+def test_modules_beside_the_plan_are_found_from_anywhere(folder: Path) -> None:
+    target, data, settings = prepare(plan_in(folder))
+    x, _ = data.test.first(8)
+    assert torch.equal(target.logits(x), x @ WEIGHT.T)
+    assert (target.access, target.bounds, data.bounds) == (Access.GRADIENT, (0.0, 1.0), (0.0, 1.0))
+    assert [threat.describe() for threat in settings.threats] == ["Linf, ε = 0.1, untargeted"]
+
+
+def test_threats_radii_gates_and_queries_reach_the_settings(folder: Path) -> None:
+    plan = plan_in(
+        folder, threat=[{"eps": [0.1, "1/4"]}, {"norm": "l2", "eps": 2, "queries": 77}],
+        run={"preset": "thorough", "seed": 9}, gate={"robustness/clean-accuracy": {"min": 0.5}},
+    )
+    _, _, settings = prepare(plan, True)
+    assert [(threat.norm, threat.eps) for threat in settings.threats] == [("linf", 0.25), ("l2", 2.0)]
+    assert (settings.radii, settings.queries, settings.trust) == ((0.1, 0.25), 77, True)
+    assert (settings.preset, settings.seed, settings.gates) == ("thorough", 9, {"robustness/clean-accuracy": {"min": 0.5}})
+    assert prepare(plan_in(folder, threat={"eps": 0.2}))[2].radii == ()
+
+
+def test_access_is_narrowed(folder: Path) -> None:
+    target, _, _ = prepare(plan_in(folder, model={"path": "shopwindow.models:build", "access": "label"}))
+    assert target.access is Access.LABEL
+
+
+def test_normalisation_belongs_to_the_model(folder: Path) -> None:
+    model = {"path": "shopwindow.models:build", "normalize": {"mean": [0.1, 0.2, "3/10"], "std": "1/2"}}
+    target, data, _ = prepare(plan_in(folder, model=model))
+    x, _ = data.test.first(8)
+    expected = ((x - torch.tensor([0.1, 0.2, 0.3])) / 0.5) @ WEIGHT.T
+    assert torch.allclose(target.logits(x), expected, atol=1e-6)
+
+
+def test_bounds_per_feature(folder: Path) -> None:
+    _, data, _ = prepare(plan_in(folder, data={"bounds": [[0, -1, 0], 2]}))
+    low, high = (torch.as_tensor(end) for end in data.bounds)
+    assert low.tolist() == [0.0, -1.0, 0.0]
+    assert (high == 2).all()
+
+
+def test_the_material_travels_to_a_worker(folder: Path) -> None:
+    material = pickle.loads(pickle.dumps(functools.partial(prepare, plan_in(folder), False)))
+    target, data, _ = material()
+    assert torch.equal(target.labels(data.test.first(8)[0]), (data.test.first(8)[0] @ WEIGHT.T).argmax(1))
+
+
+@pytest.mark.parametrize(("tables", "error", "words"), [
+    ({"data": {"test": "tset.npz"}}, DataError, "tset.npz does not exist"),
+    ({"model": {"path": "shopwindow.models:bild"}}, ModelError, "Did you mean 'build'?"),
+    ({"gate": {"robustness/clean-acuracy": {"min": 1}}}, UsageError,
+     "plan.toml: gate.\"robustness/clean-acuracy\" names no check. Did you mean 'robustness/clean-accuracy'?"),
+])
+def test_what_cannot_be_loaded(folder: Path, tables: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error) as refusal:
+        prepare(plan_in(folder, **tables))
+    assert words in str(refusal.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_device_that_is_not_there(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"^the device 'cuda' cannot be used .* Expected one of cpu\.$"):
+        prepare(plan_in(folder, run={"device": "cuda"}))
+
+
+class _Endpoint(http.server.BaseHTTPRequestHandler):
+    """Answers the linear model's scores to whoever knows the key."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        known = self.headers.get("X-Key") == "open sesame"
+        scores = (torch.tensor(body["rows"]) @ WEIGHT.T).tolist()
+        answer = json.dumps({"out": [{"s": row} for row in scores]} if known else {}).encode()
+        self.send_response(200 if known else 403)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    """The address of a server on this machine."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Endpoint) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/predict"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_endpoint_is_described_by_its_table(folder: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {
+        "url": endpoint, "template": '{"rows": "$INPUT"}', "response": "out[*].s", "headers": {"X-Key": "SHOP_KEY"},
+        "timeout": 5.0, "batch_size": 3,
+    }
+    plan = plan_in(folder, model=table)
+    target, data, _ = prepare(plan)
+    x, _ = data.test.first(8)
+    monkeypatch.delenv("SHOP_KEY", raising=False)
+    with pytest.raises(UsageError, match="SHOP_KEY"):
+        target.logits(x)
+    monkeypatch.setenv("SHOP_KEY", "open sesame")
+    assert torch.allclose(target.logits(x).float(), x @ WEIGHT.T, atol=1e-6)
+    assert (target.access, target.ledger.queries, target.ledger.calls) == (Access.SCORE, 8, 3)
+    with pytest.raises(UsageError, match=r"^model\.access is 'gradient', but this model can give score alone\."):
+        prepare(plan_in(folder, model={**table, "access": "gradient"}))
+    with pytest.raises(UsageError, match=r"run\.device is 'cuda', but this model runs where it is"):
+        prepare(plan_in(folder, model=table, run={"device": "cuda"}))
+
+
+def test_what_belongs_to_an_endpoint_needs_one() -> None:
+    with pytest.raises(UsageError, match="Expected template, response, headers and classes with a url alone"):
+        parse_plan({"model": {"path": "a.py:b", "headers": {"X": "Y"}}, "data": {"test": "t"}})
