@@ -78,6 +78,23 @@ def test_the_inventory_states_what_is_imported(data: Data) -> None:
     assert any(row[0] == "torch" for row in finding.evidence[0].rows)  # type: ignore[union-attr]
 
 
+def test_the_inventory_does_not_depend_on_what_is_imported_so_far(data: Data) -> None:
+    first = run("assets/inventory", data).value
+    import sqlite3.dbapi2  # noqa: F401
+
+    assert run("assets/inventory", data).value == first == sum(one.kind == "package" for one in inventory())
+    assert {one.name for one in inventory(["torch"])} <= {one.name for one in inventory()}
+
+
+def test_source_code_that_was_named_is_listed_and_not_judged(data: Data, tmp_path: Path) -> None:
+    source = tmp_path / "shop.py"
+    source.write_text("x = 1\n")
+    found = run("assets/unsafe-opcodes", data, source)
+    assert found.status is Status.NOT_RUN and "shop.py is source code" in found.reason
+    hashes = run("assets/file-hash", data, source)
+    assert hashes.evidence[0].rows[0][3:] == ("Python source", "yes")  # type: ignore[union-attr]
+
+
 def test_the_bill_is_cyclonedx(tmp_path: Path) -> None:
     place = tmp_path / "m.safetensors"
     place.write_bytes(b"abc")

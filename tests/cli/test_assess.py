@@ -189,6 +189,16 @@ def test_time_that_is_spent_is_not_green(hauberk: Run, shop: Path, tmp_path: Pat
     assert hauberk("assess", shop, "--budget", "0.000001s", "--gate", gate).exit_code == 1
 
 
+def test_the_budget_holds_for_workers_too(hauberk: Run, shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "gate.toml").write_text(f'[gate]\n"{CLEAN}" = {{ run = true }}\n')
+    run = hauberk("assess", shop, "--budget", "0.000001s", "--workers", "2", "--gate", "gate.toml")
+    reason = "the time budget of 1e-06 s was spent before its turn"
+    assert {one.id: (one.status, one.reason) for one in Report.load("report").findings} == {
+        CLEAN: (Status.FAIL, f"the gate wants it run, but {reason}"), PGD: (Status.NOT_RUN, reason),
+    }
+    assert run.exit_code == 1
+
+
 def test_two_workers_find_what_one_finds(hauberk: Run, shop: Path) -> None:
     hauberk("assess", shop)
     run = hauberk("assess", shop, "--workers", "2", "--output", "parallel")

@@ -7,7 +7,6 @@ import functools
 import importlib.metadata
 import platform
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,14 +35,13 @@ class Component:
 
 
 def inventory(modules: Iterable[str] | None = None) -> list[Component]:
-    """Return Python, the operating system, and every installed package of which something is imported, by name.
+    """Return Python, the operating system, and the installed packages, by name.
 
     Arguments:
-        modules: names of imported modules; None takes those of this process.
+        modules: names of imported modules, to keep only the packages they come from; None takes every package of the environment,
+            which does not depend on what happens to be imported so far.
     """
-    tops = {name.partition(".")[0] for name in (list(sys.modules) if modules is None else modules)}
-    places = _packages()
-    names = sorted({_plain(one) for top in tops for one in places.get(top, ())})
+    names = sorted(_installed() if modules is None else _behind(modules))
     ours, python = required("hauberk"), platform.python_version()
     found = [
         Component("python", python, "python", True, "PSF-2.0", f"pkg:generic/python@{python}"),
@@ -94,6 +92,15 @@ def cyclonedx(components: Sequence[Component], *, model: str, files: Sequence[st
     return {
         "bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1, "metadata": {"component": subject}, "components": software,
     }
+
+
+def _installed() -> set[str]:
+    return {_plain(one.metadata["Name"]) for one in importlib.metadata.distributions() if one.metadata["Name"]}
+
+
+def _behind(modules: Iterable[str]) -> set[str]:
+    places = _packages()
+    return {_plain(one) for top in {name.partition(".")[0] for name in modules} for one in places.get(top, ())}
 
 
 @functools.cache

@@ -26,7 +26,12 @@ FILE_TAGS = ("aisec:model-file-attack", "aisec:supply-chain-attack", "atlas:AML.
 )
 def unsafe_opcodes(context: Context) -> Finding:
     """Files that are not safe to open: dangerous and unverifiable ones fail, unknown code warns."""
-    results = context.shared("file scans", lambda _: [scan_file(path) for path in _files(context)])
+    results = _scans(context)
+    named = [Path(path).name for path in context.target.files if _is_source(path)]
+    if named:
+        context.note(f"{', '.join(named)}: source code that you named; it runs when the model is built, and was not judged")
+    if not results:
+        raise NotRun(f"{', '.join(named)} is source code, and no weights were loaded from a file")
     blocked = [one for one in results if one.level is not Level.SAFE]
     worst = max(one.level for one in results)
     status = {Level.SAFE: Status.PASS, Level.UNKNOWN: Status.WARN}.get(worst, Status.FAIL)
@@ -48,17 +53,18 @@ def unsafe_opcodes(context: Context) -> Finding:
 )
 def file_hash(context: Context) -> Finding:
     """SHA-256 of each file: to be compared with the maker's, and with the next assessment's."""
-    results = context.shared("file scans", lambda _: [scan_file(path) for path in _files(context)])
+    scans = {one.path: one for one in _scans(context)}
     rows = []
-    for one in results:
-        path = Path(one.path)
+    for path in map(Path, _files(context)):
+        scan = scans.get(str(path))
+        form, code = (scan.format, scan.carries_code) if scan is not None else ("Python source", True)
         try:
-            rows.append((path.name, path.stat().st_size, sha256(path), one.format, "yes" if one.carries_code else "no"))
+            rows.append((path.name, path.stat().st_size, sha256(path), form, "yes" if code else "no"))
         except OSError as error:
             raise NotRun(f"{path.name} cannot be read ({error.strerror or error})") from error
-    carriers = [one for one in results if one.carries_code]
+    carriers = sum(row[-1] == "yes" for row in rows)
     if carriers:
-        context.note(f"{len(carriers)} of {len(results)} files are in a format that can hold code: see assets/unsafe-opcodes")
+        context.note(f"{carriers} of {len(rows)} files are in a format that can hold code: see assets/unsafe-opcodes")
     return context.finding(
         f"{len(rows)} files; the first has SHA-256 {rows[0][2][:16]}…", n=len(rows), status=Status.PASS,
         evidence=(Table("Files", ("file", "bytes", "SHA-256", "format", "can hold code"), rows),),
@@ -71,7 +77,7 @@ def file_hash(context: Context) -> Finding:
     advice=(Advice("Keep this bill of materials with the model, and check it against advisories", "", "AML.M0023"),),
 )
 def bill_of_materials(context: Context) -> Finding:
-    """An AI bill of materials: every package of which something is imported, as CycloneDX and as a table."""
+    """An AI bill of materials: every package of the environment, in the terms of CycloneDX."""
     components = inventory()
     bill = cyclonedx(components, model=context.target.name)
     rows = [
@@ -81,13 +87,26 @@ def bill_of_materials(context: Context) -> Finding:
     unknown = [one.name for one in components if not one.version]
     if unknown:
         context.note(f"no version is known of: {', '.join(unknown[:10])}")
-    context.note("informational: what is imported in this process; versions are stated, not judged")
+    context.note("informational: what is installed where the assessment ran; versions are stated, not judged")
+    context.note("no interval: every installed package is counted")
+    if len(rows) > 200:
+        context.note(f"{len(rows) - 200} further packages are counted but not listed")
     packages = sum(one.kind == "package" for one in components)
     columns = ("name", "version", "licence", "asked for by", "purl")
     return context.finding(
-        f"{packages} packages are in use beside Python {components[0].version}", value=float(packages), n=packages,
-        status=Status.PASS, evidence=(Table(f"{bill['bomFormat']} {bill['specVersion']} components", columns, rows),),
+        f"{packages} packages are installed beside Python {components[0].version}", value=float(packages), n=packages,
+        status=Status.PASS, evidence=(Table(f"{bill['bomFormat']} {bill['specVersion']} components", columns, rows[:200]),),
     )
+
+
+def _scans(context: Context) -> list[ScanResult]:
+    """Return the scans of the files that are data; code that the user named is code, and no scan changes that."""
+    files = _files(context)
+    return context.shared("file scans", lambda _: [scan_file(path) for path in files if not _is_source(path)])
+
+
+def _is_source(path: str | Path) -> bool:
+    return Path(path).suffix == ".py"
 
 
 def _files(context: Context) -> Sequence[Path]:

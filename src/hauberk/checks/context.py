@@ -204,7 +204,8 @@ class Context:
             threat=threat.describe() if isinstance(threat, Threat) else threat,
             access=self.card.access.name if isinstance(self.card.access, Access) else "",
             queries=cost.queries, gradients=cost.gradients, seconds=self.seconds(), summary=summary,
-            evidence=tuple(evidence), tags=self.card.tags, advice=() if graded is Status.PASS else facts["advice"], notes=tuple(self.notes),
+            evidence=tuple(evidence), tags=self.card.tags, advice=() if graded is Status.PASS else facts["advice"],
+            notes=tuple(self.notes),
         )
 
     def seconds(self) -> float:
@@ -247,8 +248,8 @@ def grade(
 ) -> tuple[Status, str]:
     """Return the status of a value, and a note where its interval leaves the verdict open.
 
-    Beyond the `fail` limit it fails; beyond `warn`, or with an interval that crosses the `fail` limit, it warns. A gate's `min` or
-    `max` replaces the `fail` limit.
+    Beyond the `fail` limit it fails; beyond `warn`, or with an interval that crosses the `fail` limit, it warns. A gate's `min`
+    or `max` replaces the `fail` limit.
     """
     if value is None or not math.isfinite(value):
         return Status.WARN if facts.get("fail") is not None else Status.PASS, ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -50,6 +52,9 @@ class Job:
 
     check: str
     material: Callable[[], tuple[Target, Data, Settings]]
+    settings: Settings
+    seconds: float | None = None
+    until: float = math.inf  # wall clock, which processes share
 
 
 def run_checks(
@@ -66,14 +71,15 @@ def run_checks(
         material: makes target, data and settings in a worker; picklable.
     """
     if workers > 1 and material is not None:
-        jobs = [Job(card.name, material) for card in cards]
+        limit = (None, math.inf) if budget is None else (budget.seconds, time.time() + budget.left())
+        jobs = [Job(card.name, material, settings, *limit) for card in cards]
         for outcome in run_tasks(_work, jobs, workers=workers):
             yield outcome.value if outcome.value is not None else _broken(cards[outcome.index], outcome.error, settings)
         return
     memos: dict[Any, Memo] = {}
     for card in progress.track(cards, "checks"):
         if budget is not None and budget.left() <= 0:
-            yield _not_run(card, f"the time budget of {budget.seconds:g} s was spent before its turn", settings)
+            yield _too_late(card, budget.seconds, settings)
             continue
         yield run_check(card, target, data, settings, memos)
 
@@ -98,8 +104,15 @@ def run_check(
 
 
 def _work(job: Job) -> Finding:
+    card = load_methods().get(job.check, "check")
+    if time.time() >= job.until:
+        return _too_late(card, job.seconds, job.settings)
     target, data, settings = job.material()
-    return run_check(load_methods().get(job.check, "check"), target, data, settings)
+    return run_check(card, target, data, settings)
+
+
+def _too_late(card: Card, seconds: float | None, settings: Settings) -> Finding:
+    return _not_run(card, f"the time budget of {seconds or 0:g} s was spent before its turn", settings)
 
 
 def _blank(card: Card, status: Status, reason: str) -> Finding:

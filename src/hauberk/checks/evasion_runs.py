@@ -20,7 +20,7 @@ from hauberk.core.threat import Goal, Threat
 
 TRAIN_ON_EXAMPLES = Advice(
     "Train on adversarial examples",
-    "hauberk.fit(model, data.train, loss=hauberk.robustness.defend.adversarial(threat))", "AML.M0003",
+    "from hauberk.robustness.defend import adversarial; hauberk.fit(model, data.train, loss=adversarial(threat))", "AML.M0003",
 )
 RESTRICT_QUERIES = Advice("Limit how many queries one client may send, and watch for many near-equal ones", "", "AML.M0004")
 COLUMNS = (

@@ -98,7 +98,7 @@ class ModelTable(Table):
     template: str | None = Field(
         default=None, description='JSON of a request; "$INPUT" stands for a batch as nested lists, "$SAMPLE" for one sample'
     )
-    response: str | None = Field(default=None, description="where the scores or labels are in the answer, such as outputs.0.scores")
+    response: str | None = Field(default=None, description="where the scores or labels are in the answer: outputs.0.scores")
     headers: dict[str, str] = Field(default_factory=dict, description="by header, the environment variable that holds it")
     classes: list[str] = Field(default_factory=list, description="the labels in order, for an endpoint that answers words")
     timeout: float = Field(default=30.0, gt=0, description="seconds that one request to an endpoint may take")
