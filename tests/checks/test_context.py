@@ -127,10 +127,12 @@ def test_what_goes_wrong_in_a_check_is_in_its_finding(digits: Data, digits_model
     assert (low.status, low.reason) == (Status.NOT_RUN, "it needs SCORE access, LABEL is granted")
 
 
-def test_a_gate_overrides_the_status_a_check_sets_itself_only_for_the_worse(context: Context) -> None:
+def test_a_limit_in_the_plan_has_the_last_word_also_over_a_status_the_check_sets_itself(context: Context) -> None:
     gated = Context(context.target, context.data, Settings(gates={"trust/test": {"min": 0.5}}), card())
-    assert gated.finding("so", value=0.9, n=10, status=Status.WARN).status is Status.WARN
+    assert gated.finding("so", value=0.9, n=10, status=Status.FAIL).status is Status.PASS
     assert gated.finding("so", value=0.1, n=10, status=Status.PASS).status is Status.FAIL
+    must_run = Context(context.target, context.data, Settings(gates={"trust/test": {"run": True}}), card())
+    assert must_run.finding("so", status=Status.PASS).status is Status.PASS
 
 
 def test_checks_are_selected_by_name_pillar_and_glob() -> None:

@@ -62,7 +62,7 @@ def test_what_fails_today_is_told(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(Report([finding("privacy/leak", Status.FAIL, value=1.0)]).to_json())
     run = CliRunner().invoke(app, ["gate", "--from", str(tmp_path)])
     assert (run.exit_code, run.stderr) == (
-        0, "failing in this report: privacy/leak. A check that judges by itself still fails: mend it, or ignore it\n",
+        0, "failing in this report: privacy/leak. A limit made from a failure accepts it: mend it first, or mean it\n",
     )
 
 

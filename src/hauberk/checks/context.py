@@ -189,18 +189,18 @@ class Context:
             value, n, interval: the figure, the samples behind it, and its interval.
             threat: what it was measured under.
             evidence: tables, curves, heat maps, pictures.
-            status: None grades the value by the card's limits, or the plan's gate.
+            status: None grades the value by the card's limits. Either way a limit in the plan's gate has the last word.
         """
         facts = self.card.facts
         gate = self.settings.gates.get(self.card.name, {})
-        graded, why = grade(value, interval, facts, gate) if status is None or gate else (status, "")
+        by_limits = status is None or "min" in gate or "max" in gate
+        graded, why = grade(value, interval, facts, gate) if by_limits else (status or Status.PASS, "")
         if why:
             self.note(why)
         cost = self._cost()
         return Finding(
             id=self.card.name, pillar=facts["pillar"], question=self.card.question,
-            status=graded if status is None or graded.severity > status.severity else status,
-            value=value, unit=facts["unit"], n=n, interval=interval, better=facts["better"],
+            status=graded, value=value, unit=facts["unit"], n=n, interval=interval, better=facts["better"],
             threat=threat.describe() if isinstance(threat, Threat) else threat,
             access=self.card.access.name if isinstance(self.card.access, Access) else "",
             queries=cost.queries, gradients=cost.gradients, seconds=self.seconds(), summary=summary,

@@ -40,7 +40,7 @@ def gate(
     text = gate_table(report, margin)
     failing = [finding.id for finding in report.findings if finding.status.value == "fail"]
     if failing:
-        remark(f"failing in this report: {', '.join(failing)}. A check that judges by itself still fails: mend it, or ignore it")
+        remark(f"failing in this report: {', '.join(failing)}. A limit made from a failure accepts it: mend it first, or mean it")
     if output is None:
         typer.echo(text, nl=False)
         return
