@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+# A process per core, each with one thread: threads of two processes on one core only wait for each other.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
 .PHONY: demo test test-all lint types docs bench clean
 
 demo: $(VENV)/.run  ## train a small CNN on handwritten digits, assess it, write report/index.html
@@ -11,10 +14,10 @@ demo: $(VENV)/.run  ## train a small CNN on handwritten digits, assess it, write
 	$(BIN)/hauberk assess examples/digits/plan.toml --output report --fail-on never
 
 test: $(VENV)/.dev lint types docs  ## lint, strict types, documentation, the default tests
-	$(BIN)/python -m pytest -m "not slow" --durations 10
+	$(TEST) -m "not slow" --durations 10
 
 test-all: $(VENV)/.dev lint types docs  ## the same with the slow tests
-	$(BIN)/python -m pytest --durations 20
+	$(TEST) --durations 20
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from hauberk.core.card import KINDS, Card, load_methods
+from hauberk.core.card import KINDS, Card
+from hauberk.methods import load_methods
 
 HERE = Path(__file__).parent
 INTRO = {

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from hauberk import Data, Schedule, Split, fit
-from hauberk.core.card import load_methods
+from hauberk.methods import load_methods
 
 load_methods()
 

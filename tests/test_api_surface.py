@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import hauberk
-from hauberk.core.card import load_methods
+from hauberk.methods import load_methods
 
 GOLDEN = Path(__file__).parent / "golden" / "api_surface.json"
 

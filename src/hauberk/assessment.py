@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import hauberk
+import hauberk.methods  # fills the registry
 from hauberk.checks.context import Settings
 from hauberk.checks.engine import run_checks, select_checks
 from hauberk.checks.journal import Journal

@@ -1,5 +1,7 @@
 """Imports every area, which fills the registry. A new area is one line here."""
 
+from __future__ import annotations
+
 import hauberk.checks
 import hauberk.integrity.backdoor
 import hauberk.integrity.poison
@@ -10,5 +12,11 @@ import hauberk.robustness.defend
 import hauberk.robustness.detect
 import hauberk.robustness.natural
 import hauberk.robustness.verify
+from hauberk.core.card import Registry, registry
 
-__all__ = ["hauberk"]
+__all__ = ["hauberk", "load_methods"]
+
+
+def load_methods() -> Registry:
+    """Return the registry, full: importing this module has imported every area."""
+    return registry

@@ -18,8 +18,8 @@ from hauberk.assets.bom import cyclonedx, inventory, required
 from hauberk.assets.files import sha256
 from hauberk.checks.context import Settings
 from hauberk.checks.engine import run_check
-from hauberk.core.card import load_methods
 from hauberk.core.finding import Finding, Status
+from hauberk.methods import load_methods
 
 
 @pytest.fixture

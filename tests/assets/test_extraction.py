@@ -14,10 +14,10 @@ from hauberk.assets.extraction import fidelity_curve, solve_linear, substitute
 from hauberk.checks.context import Settings
 from hauberk.checks.engine import run_check
 from hauberk.core.access import Access
-from hauberk.core.card import load_methods
 from hauberk.core.errors import AccessDenied, DataError
 from hauberk.core.finding import Finding, Status
 from hauberk.core.rng import isolated
+from hauberk.methods import load_methods
 
 
 def run(name: str, target: Target, data: Data) -> Finding:

@@ -13,9 +13,10 @@ from hauberk import Data, Linf, Target
 from hauberk.checks.context import Context, Memo, NotRun, Settings, grade
 from hauberk.checks.engine import run_check, run_checks, select_checks
 from hauberk.core.access import Access
-from hauberk.core.card import Card, load_methods
+from hauberk.core.card import Card
 from hauberk.core.errors import UsageError
 from hauberk.core.finding import Interval, Status
+from hauberk.methods import load_methods
 
 FACTS = {"pillar": "trust", "unit": "rate", "better": "higher", "warn": 0.8, "fail": 0.5, "advice": ()}
 

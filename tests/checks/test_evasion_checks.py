@@ -13,10 +13,10 @@ from torch import nn
 from hauberk import L0, L2, Access, Data, Linf, Patch, Schedule, Split, Target, fit
 from hauberk.checks.context import Memo, Settings
 from hauberk.checks.engine import run_check
-from hauberk.core.card import load_methods
 from hauberk.core.finding import Curve, Finding, Gallery, Status, Table
 from hauberk.core.stats import wilson
 from hauberk.core.threat import Threat
+from hauberk.methods import load_methods
 
 NAMES = (
     "random-noise", "fgsm", "pgd-linf", "pgd-l2", "pgd-targeted", "square", "transfer", "hop-skip-jump", "worst-case",

@@ -16,10 +16,10 @@ from hauberk import Access, Data, Finding, Linf, Split, Target, fit
 from hauberk.checks.context import Settings
 from hauberk.checks.engine import run_check
 from hauberk.core import rng
-from hauberk.core.card import load_methods
 from hauberk.core.finding import Status
 from hauberk.core.train import Schedule
 from hauberk.integrity.poison import label_flip
+from hauberk.methods import load_methods
 from hauberk.robustness.attack import pgd
 from hauberk.robustness.verify import certified, ibp
 

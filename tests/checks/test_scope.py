@@ -22,8 +22,8 @@ from hauberk import L2, Data, Goal, Linf, Split, Target
 from hauberk.checks import scope as module
 from hauberk.checks.context import Settings
 from hauberk.checks.scope import fingerprint, hash_data, hash_files, hash_module, scope
-from hauberk.core.card import load_methods
 from hauberk.io.http import HttpModel
+from hauberk.methods import load_methods
 
 X = torch.rand(30, 4, generator=torch.Generator().manual_seed(2))
 Y = torch.arange(30) % 3

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from typer.testing import Result
 
 from hauberk.cli.attack import parse_options
-from hauberk.core.card import Card, load_methods
+from hauberk.core.card import Card
 from hauberk.core.errors import UsageError
 from hauberk.core.stats import wilson
+from hauberk.methods import load_methods
 
 Run = Callable[..., Result]
 

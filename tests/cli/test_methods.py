@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 import hauberk
 from hauberk.cli import app
 from hauberk.core.access import Access
-from hauberk.core.card import KINDS, Card, load_methods
+from hauberk.core.card import KINDS, Card
+from hauberk.methods import load_methods
 
 COMMANDS = ("assess", "init", "schema", "list", "explain", "attack", "diff", "gate")
 CARDS = list(load_methods().cards())

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from hauberk import Access, Budget, Goal, Target, Threat
-from hauberk.core.card import Card, load_methods
+from hauberk.core.card import Card
 from hauberk.core.errors import AccessDenied, BudgetExceeded, DataError, UsageError
 from hauberk.core.rng import generator
+from hauberk.methods import load_methods
 
 ATTACKS = list(load_methods().cards("attack"))
 CASES = [pytest.param(card, norm, id=f"{card.name}-{norm}") for card in ATTACKS for norm in card.facts["norms"]]

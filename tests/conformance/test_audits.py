@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from hauberk import Data, Split
-from hauberk.core.card import Card, load_methods
+from hauberk.core.card import Card
 from hauberk.core.errors import DataError
+from hauberk.methods import load_methods
 
 CARDS = list(load_methods().cards("audit"))
 pytestmark = pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)

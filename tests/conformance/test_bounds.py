@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hauberk import L2, Data, Linf
-from hauberk.core.card import Card, load_methods
+from hauberk.core.card import Card
+from hauberk.methods import load_methods
 from hauberk.robustness.attack import pgd
 
 CARDS = list(load_methods().cards("bound"))

@@ -23,9 +23,10 @@ from hauberk import Access, Data, Finding, Linf, Schedule, Split, Target, fit
 from hauberk.checks import engine
 from hauberk.checks.context import Context, NotRun, Settings
 from hauberk.core import rng
-from hauberk.core.card import PRESETS, Card, load_methods
+from hauberk.core.card import PRESETS, Card
 from hauberk.core.finding import PILLARS, Status
 from hauberk.core.threat import Threat
+from hauberk.methods import load_methods
 from hauberk.report.taxonomy import COLUMNS, MITIGATIONS
 from hauberk.report.words import is_share
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from hauberk import Data
 from hauberk.core import rng
-from hauberk.core.card import Card, load_methods
+from hauberk.core.card import Card
 from hauberk.core.errors import DataError, UsageError
+from hauberk.methods import load_methods
 
 CARDS = list(load_methods().cards("corruption"))
 pytestmark = pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)

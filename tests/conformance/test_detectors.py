@@ -11,9 +11,10 @@ from scipy import stats
 from torch import nn
 
 from hauberk import Access, Data, Linf, Split, Target
-from hauberk.core.card import Card, load_methods
+from hauberk.core.card import Card
 from hauberk.core.errors import DataError, UsageError
 from hauberk.core.roc import roc
+from hauberk.methods import load_methods
 from hauberk.robustness.attack import pgd
 
 CARDS = list(load_methods().cards("detector"))

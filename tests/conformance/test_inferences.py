@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from hauberk import Schedule, Split, Target, fit
 from hauberk.core.access import Access
-from hauberk.core.card import Card, load_methods
+from hauberk.core.card import Card
 from hauberk.core.errors import AccessDenied
 from hauberk.core.rng import isolated
 from hauberk.core.roc import auc_interval, roc
+from hauberk.methods import load_methods
 
 CARDS = list(load_methods().cards("inference"))
 Pair = tuple[Tensor, Tensor]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from hauberk import Data
-from hauberk.core.card import Card, load_methods
+from hauberk.core.card import Card
 from hauberk.core.errors import DataError, UsageError
+from hauberk.methods import load_methods
 
 CARDS = list(load_methods().cards("poison"))
 pytestmark = pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from hauberk import Data, Linf, Schedule, fit
-from hauberk.core.card import Card, load_methods
+from hauberk.core.card import Card
 from hauberk.core.train import Loss
+from hauberk.methods import load_methods
 
 CARDS = list(load_methods().cards("recipe"))
 pytestmark = pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hauberk.core.card import Card, load_methods
+from hauberk.core.card import Card
 from hauberk.core.errors import HauberkError
 from hauberk.core.kinds import Reconstruction
 from hauberk.core.rng import isolated
+from hauberk.methods import load_methods
 
 CARDS = list(load_methods().cards("reconstruction"))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from hauberk.core.access import Access, Budget, Ledger
-from hauberk.core.card import KINDS, Card, Registry, load_methods
+from hauberk.core.card import KINDS, Card, Registry
 from hauberk.core.errors import BudgetExceeded, HauberkError, UsageError, nearest
+from hauberk.methods import load_methods
 
 
 def documented(x: int, *, steps: int = 3) -> int:

@@ -13,10 +13,10 @@ from hauberk import Data, Schedule, Split, Target, fit
 from hauberk.checks.context import Settings
 from hauberk.checks.engine import run_check
 from hauberk.core.access import Access
-from hauberk.core.card import load_methods
 from hauberk.core.finding import Finding, Status
 from hauberk.core.rng import isolated
 from hauberk.core.stats import newcombe
+from hauberk.methods import load_methods
 
 
 def run(name: str, model: nn.Module | Target, data: Data, **settings: object) -> Finding:

@@ -110,7 +110,7 @@ def test_mitigations_have_their_atlas_names() -> None:
 
 
 def test_every_mitigation_and_cell_that_a_check_names_is_known() -> None:
-    from hauberk.core.card import load_methods
+    from hauberk.methods import load_methods
     from hauberk.report.taxonomy import MITIGATIONS
 
     slugs = {slug for cells in COLUMNS.values() for slug in cells}

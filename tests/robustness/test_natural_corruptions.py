@@ -15,7 +15,7 @@ from scipy import ndimage, stats
 from torch import Tensor
 
 from hauberk.core import rng
-from hauberk.core.card import load_methods
+from hauberk.methods import load_methods
 from hauberk.robustness import natural
 from hauberk.robustness.natural.blur import correlate, disk, motion_kernels
 from hauberk.robustness.natural.geometry import moved, turned

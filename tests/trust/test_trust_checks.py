@@ -10,8 +10,8 @@ from torch import nn
 from hauberk import Access, Data, Split, Target
 from hauberk.checks.context import Settings
 from hauberk.checks.engine import run_check
-from hauberk.core.card import load_methods
 from hauberk.core.finding import Status
+from hauberk.methods import load_methods
 from hauberk.trust import calibration
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from hauberk.checks.context import Context, Memo, NotRun, Settings
 from hauberk.core import progress, rng
 from hauberk.core.access import Budget
-from hauberk.core.card import Card, load_methods
+from hauberk.core.card import Card, registry
 from hauberk.core.data import Data
 from hauberk.core.errors import BudgetExceeded, HauberkError, UsageError, nearest
 from hauberk.core.finding import PILLARS, Finding, Status
@@ -32,7 +32,7 @@ def select_checks(preset: str, select: Sequence[str] = (), ignore: Sequence[str]
     Raises:
         UsageError: for a pattern that names nothing.
     """
-    cards = list(load_methods().cards("check"))
+    cards = list(registry.cards("check"))
     names = [card.name for card in cards]
     for pattern in (*select, *ignore):
         if not any(_named(name, pattern) for name in names):
@@ -104,7 +104,7 @@ def run_check(
 
 
 def _work(job: Job) -> Finding:
-    card = load_methods().get(job.check, "check")
+    card = registry.get(job.check, "check")
     if time.time() >= job.until:
         return _too_late(card, job.seconds, job.settings)
     target, data, settings = job.material()

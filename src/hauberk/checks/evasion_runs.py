@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hauberk.checks.context import Context, NotRun
 from hauberk.core.access import Ledger
-from hauberk.core.card import load_methods
+from hauberk.core.card import registry
 from hauberk.core.finding import Advice, Finding, Gallery, Table
 from hauberk.core.picture import picture
 from hauberk.core.rng import derive_seed, generator
@@ -132,7 +132,7 @@ def evasion_run(context: Context, name: str, norm: str, *, count: int | None = N
         x, y = context.sample()
         x, y, threat_here = x[:count], y[:count], threat.targeted() if aimed else threat
         goals = other_labels(context, y) if aimed else y
-        card, view = load_methods().get(name, "attack"), target.fresh()
+        card, view = registry.get(name, "attack"), target.fresh()
         if "seed" in card.options:
             given["seed"] = seed
         z = card.function(view, x, goals, threat_here, **given)

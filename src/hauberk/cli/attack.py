@@ -50,8 +50,8 @@ def attack(
     )
     from hauberk.cli.prepare import prepare
     from hauberk.cli.watch import Watcher
-    from hauberk.core.card import load_methods
     from hauberk.core.validate import validate
+    from hauberk.methods import load_methods
 
     card = load_methods().get(name, "attack")
     given = parse_options(card, option or ())

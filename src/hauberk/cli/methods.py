@@ -24,8 +24,9 @@ def list_methods(
 ) -> None:
     """List every method: attacks, checks and all other kinds."""
     from hauberk.core.access import Access
-    from hauberk.core.card import KINDS, load_methods
+    from hauberk.core.card import KINDS
     from hauberk.core.errors import UsageError, nearest
+    from hauberk.methods import load_methods
 
     if kind and kind.removesuffix("s") not in KINDS:
         raise UsageError(f"--kind is '{kind}'", want=" | ".join(KINDS), fix=nearest(kind, KINDS))
@@ -44,8 +45,9 @@ def explain(
     kind: Annotated[str, typer.Option(help="Where two kinds have the same name.")] = "",
 ) -> None:
     """Explain a method: its question, what it does, its options, limits, source and advice."""
-    from hauberk.core.card import KINDS, load_methods
+    from hauberk.core.card import KINDS
     from hauberk.core.errors import UsageError, nearest
+    from hauberk.methods import load_methods
 
     if kind and kind not in KINDS:
         raise UsageError(f"--kind is '{kind}'", want=" | ".join(KINDS), fix=nearest(kind, KINDS))

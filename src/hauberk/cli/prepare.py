@@ -15,7 +15,6 @@ from hauberk.assessment import Material, default_threats
 from hauberk.checks.context import Settings
 from hauberk.checks.engine import select_checks
 from hauberk.core.access import Access
-from hauberk.core.card import load_methods
 from hauberk.core.data import Data
 from hauberk.core.errors import UsageError, nearest
 from hauberk.core.target import Target
@@ -26,6 +25,7 @@ from hauberk.io.http_call import Limits
 from hauberk.io.models import load_model
 from hauberk.io.plan import located
 from hauberk.io.plan_schema import Plan
+from hauberk.methods import load_methods
 
 
 def prepare(plan: Plan, trust: bool = False) -> Material:

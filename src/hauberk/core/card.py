@@ -93,13 +93,5 @@ class Registry:
 registry = Registry()
 
 
-def load_methods() -> Registry:
-    """Import every area, so that the registry is full, and return it."""
-    import hauberk.methods
-
-    assert hauberk.methods
-    return registry
-
-
 def _place(function: Callable[..., Any]) -> tuple[str, str]:
     return function.__module__, function.__qualname__
