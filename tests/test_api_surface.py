@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 from pathlib import Path
 
 import hauberk
@@ -18,7 +19,8 @@ def surface() -> dict[str, object]:
     names = {}
     for name in hauberk.__all__:
         value = getattr(hauberk, name)
-        names[name] = str(inspect.signature(value)) if callable(value) and not inspect.isclass(value) else type(value).__name__
+        shown = str(inspect.signature(value)) if callable(value) and not inspect.isclass(value) else type(value).__name__
+        names[name] = re.sub(r" at 0x[0-9a-f]+", "", shown)
         if inspect.isclass(value):
             members = [member for member in vars(value) if not member.startswith("_")]
             names[name] = "class: " + ", ".join(sorted(members))
