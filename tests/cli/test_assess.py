@@ -46,7 +46,7 @@ def test_a_plan_becomes_a_report_folder(hauberk: Run, shop: Path, digits: Data, 
     report = Report.load("report")
     assert [one.id for one in report.findings] == [CLEAN, PGD]
     assert run.exit_code == report.exit_code("fail")
-    assert run.stdout.rstrip() == text.full(report).rstrip()
+    assert run.stdout.rstrip() == text.summary(report).rstrip()
     clean = report.find(CLEAN)
     x, y = digits.test.first(200)
     assert (clean.value, clean.n) == (int((digits_model(x).argmax(1) == y).sum()) / 200, 200)

@@ -10,11 +10,11 @@ from test_html import hostile_report
 from hauberk.core.finding import Finding, Status
 from hauberk.report.notebook import finding_html, report_html
 from hauberk.report.report import Report
-from hauberk.report.text import concise, full, github
+from hauberk.report.text import concise, full, github, summary
 
 
 @pytest.mark.parametrize("report", [sample_report.report(), Report([]), hostile_report()], ids=["usual", "empty", "hostile"])
-@pytest.mark.parametrize("form", [full, concise])
+@pytest.mark.parametrize("form", [full, summary, concise])
 def test_text_fits_a_terminal_and_does_not_command_it(form: object, report: Report) -> None:
     made = form(report)  # type: ignore[operator]
     assert all(len(row) <= 100 for row in made.splitlines())
@@ -35,6 +35,13 @@ def test_full_ends_with_the_verdict_and_what_to_do() -> None:
     assert [row[:4] for row in end if re.match(r"  \d\. ", row)] == ["  1.", "  2.", "  3."]
     assert "  2. Train on adversarial examples (AML.M0003 Model Hardening)" in end
     assert end[-1] == "Again: hauberk assess plan.lock.toml"
+
+
+def test_the_summary_is_head_and_end_of_the_full_report() -> None:
+    whole, short = full(sample_report.report()), summary(sample_report.report())
+    head, end = short[: short.index("VERDICT")], short[short.index("VERDICT") :]
+    assert whole.startswith(head) and whole.endswith(end) and len(head) + len(end) < len(whole)
+    assert "ROBUSTNESS" not in short
 
 
 def test_concise_has_a_line_per_finding() -> None:

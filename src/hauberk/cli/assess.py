@@ -65,7 +65,8 @@ def assess(
         help="A file of limits, as hauberk gate writes it; they come before those of the plan.", rich_help_panel="How",
     )] = None,
     output: Annotated[Path, typer.Option(help="The report folder.")] = Path("report"),
-    output_format: Annotated[Format | None, typer.Option(help="What to write on stdout.", show_default="full")] = None,
+    output_format: Annotated[Format | None, typer.Option(
+        help="What to write on stdout.", show_default="a summary; the findings are shown as they are made")] = None,
     fail_on: Annotated[FailOn, typer.Option(help="The least that makes the exit code 1.")] = FailOn.FAIL,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, and the summary in short.")] = False,
     verbose: options.Verbose = False,
@@ -89,15 +90,15 @@ def assess(
         chosen = _gated(chosen, gate)
     report = _carry_out(chosen, output, resume=resume, trust=trust, quiet=quiet, verbose=verbose)
     report.to_html(output)
-    form = output_format or (Format.CONCISE if quiet else Format.FULL)
-    _print(render(report, form), coloured=form in (Format.FULL, Format.CONCISE))
+    form = output_format or (Format.CONCISE if quiet else None)
+    _print(render(report, form), coloured=form in (None, Format.FULL, Format.CONCISE))
     if not quiet:
         remark(f"report: {output / 'index.html'}")
     raise typer.Exit(report.exit_code(fail_on.value))
 
 
-def render(report: Report, form: Format) -> str:
-    """Return the report in a form for stdout."""
+def render(report: Report, form: Format | None) -> str:
+    """Return the report in a form for stdout; None gives the summary."""
     if form is Format.JSON:
         return report.to_json()
     if form is Format.JUNIT:
@@ -110,6 +111,8 @@ def render(report: Report, form: Format) -> str:
         return sarif_json(report)
     from hauberk.report import text
 
+    if form is None:
+        return text.summary(report)
     return {Format.FULL: text.full, Format.CONCISE: text.concise, Format.GITHUB: text.github}[form](report)
 
 

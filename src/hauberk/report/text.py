@@ -1,4 +1,4 @@
-"""The report as plain text: in full, a line per finding, or as workflow commands of GitHub."""
+"""The report as plain text: in full, its summary, a line per finding, or as workflow commands of GitHub."""
 
 from __future__ import annotations
 
@@ -18,11 +18,7 @@ _COMMANDS = {Status.FAIL: "error", Status.ERROR: "error", Status.WARN: "warning"
 
 def full(report: Report) -> str:
     """Return the report in at most 100 columns: scope, findings pillar by pillar, the verdict, what to do next."""
-    name, about = scope.model_name(report), scope.about(report)
-    blocks = ["\n".join(_wrap(f"Hauberk: {name}", indent="") + (_wrap(about, indent="") if about else []))]
-    notices = scope.notices(report.scope)
-    if notices:
-        blocks.append("\n".join(row for one in notices for row in _wrap(f"notice: {one}", indent="")))
+    blocks = _head(report)
     for pillar in pillars(report):
         if pillar.findings:
             rows = [line(pillar.title, 60).upper()]
@@ -31,6 +27,11 @@ def full(report: Report) -> str:
             blocks.append("\n".join(rows))
     blocks.append("\n".join(_verdict(report)))
     return "\n\n".join(blocks) + "\n"
+
+
+def summary(report: Report) -> str:
+    """Return scope, verdict and what to do next: for those who saw each finding as it was made."""
+    return "\n\n".join([*_head(report), "\n".join(_verdict(report))]) + "\n"
 
 
 def concise(report: Report) -> str:
@@ -57,6 +58,15 @@ def github(report: Report) -> str:
     title, said = headline(report)
     # No line of ours can begin with two colons, so that no text of a finding is taken for a command.
     return "\n".join([*rows, f"Hauberk: {line(title)}. {line(said)}", _counts(report)]) + "\n"
+
+
+def _head(report: Report) -> list[str]:
+    name, about = scope.model_name(report), scope.about(report)
+    blocks = ["\n".join(_wrap(f"Hauberk: {name}", indent="") + (_wrap(about, indent="") if about else []))]
+    notices = scope.notices(report.scope)
+    if notices:
+        blocks.append("\n".join(row for one in notices for row in _wrap(f"notice: {one}", indent="")))
+    return blocks
 
 
 def _finding(finding: Finding) -> list[str]:
