@@ -1,1 +1,1 @@
-"""TODO."""
+"""The core: what every area builds on: target, threat, data, findings, statistics, training."""
