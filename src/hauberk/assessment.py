@@ -19,6 +19,7 @@ from hauberk.checks.journal import Journal
 from hauberk.checks.scope import fingerprint, scope
 from hauberk.core.access import Budget
 from hauberk.core.data import Data
+from hauberk.core.errors import UsageError
 from hauberk.core.finding import Finding
 from hauberk.core.target import Target, as_target
 from hauberk.core.threat import Linf, Threat
@@ -86,6 +87,12 @@ def carry_out(
 ) -> Report:
     """Run the checks of a prepared assessment and return the report; `watch` is told of each finding as it is made."""
     began, seen = time.monotonic(), watch or _ignore
+    for threat in settings.threats:
+        if isinstance(threat.eps, torch.Tensor) and threat.eps.ndim:
+            raise UsageError(
+                "an assessment was given a threat with one radius per sample", want="one radius for all samples",
+                fix="Give a number; radii per sample are for calling attacks directly",
+            )
     cards = select_checks(settings.preset, run.select, run.ignore)
     notices = validate(target, data)
     journal = None

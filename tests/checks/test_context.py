@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hauberk import Data, Linf, Target
+from hauberk import Data, Linf, Patch, Target, Threat
 from hauberk.checks.context import Context, Memo, NotRun, Settings, grade
 from hauberk.checks.engine import run_check, run_checks, select_checks
 from hauberk.core.access import Access
@@ -104,6 +104,19 @@ def test_radii_in_other_norms_are_derived_and_said(context: Context) -> None:
         context.target, context.data, Settings(threats=(dataclasses.replace(Linf(0.2), norm="l2"),)), card()
     )
     assert back.threat_in("linf").eps == pytest.approx(0.1)  # the same pair of radii, the other way round
+
+
+def test_no_radius_is_ever_derived_as_zero_and_a_patch_stays_a_patch(context: Context) -> None:
+    few = Context(context.target, context.data, Settings(threats=(Threat("l0", 4),)), card())
+    assert few.threat_in("l0").eps == 4
+    assert [few.threat_in(norm).eps for norm in ("linf", "l2", "l1")] == pytest.approx([0.1, 0.2, 0.8])
+    assert "a tenth of the input range" in few.notes[0]
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[0, 0, 0] = True
+    patch = Context(context.target, context.data, Settings(threats=(Patch(mask),)), card()).threat_in("l2")
+    assert patch.eps == math.inf
+    assert patch.mask is not None
+    assert int(patch.mask.sum()) == 1
 
 
 def test_what_goes_wrong_in_a_check_is_in_its_finding(digits: Data, digits_model: nn.Module) -> None:

@@ -19,7 +19,8 @@ from hauberk.trust import calibration, selective
 _TAGS = ("aisec:model-misjudgment", "trust:calibration")
 _MEND = Advice(
     "Divide the logits by a temperature fitted on held-out data: labels stay as they are, confidence is mended",
-    "hauberk.trust.calibration.Temperature(model, hauberk.trust.calibration.fit_temperature(logits, y))", "AML.M0008",
+    "from hauberk.trust.calibration import Temperature, fit_temperature; Temperature(model, fit_temperature(model(x), y))",
+    "AML.M0008",
 )
 _COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.5)
 
@@ -82,7 +83,8 @@ def nll(context: Context) -> Finding:
     advice=(
         Advice(
             "Hand samples below the threshold to a person or a stronger model",
-            "hauberk.trust.selective.threshold_for_coverage(confidence, 0.9)", "AML.M0008",
+            "from hauberk.trust.selective import threshold_for_coverage; threshold_for_coverage(model(x).softmax(1).amax(1), 0.9)",
+            "AML.M0008",
         ),
     ),
 )

@@ -99,23 +99,25 @@ class Context:
         """Return the threat assumed in `norm`; where none was named, one derived from the main threat, which a note tells.
 
         L2 takes a quarter, and L1 an eighth, of the radius at which its ball would hold the whole Linf ball; L0 takes 2 % of
-        the features: close to the pairs of radii that the field's benchmarks use.
+        the features: close to the pairs of radii that the field's benchmarks use. From a number of features (L0) no size of a
+        change follows: a tenth of the input range is taken. An adversary without a radius (a patch) has none in any norm.
         """
         for threat in self.settings.threats:
             if threat.norm == norm:
                 return threat.within(self.data.bounds)
         main, width = self.threat, math.prod(self.data.test.shape)
         base = float(torch.as_tensor(main.eps, dtype=torch.float64).mean())
-        whole = {"linf": base, "l2": base * math.sqrt(width), "l1": base * width, "l0": math.inf}
-        factor = {"linf": 1.0, "l2": 0.25, "l1": 0.125, "l0": 0.02}
-        if main.norm == norm:
-            return main
-        unit = base if main.norm == "linf" else base / (whole[main.norm] / base * factor[main.norm])
-        eps = {
-            "linf": unit, "l2": 0.25 * unit * math.sqrt(width), "l1": 0.125 * unit * width,
-            "l0": max(1.0, round(0.02 * width)),
-        }[norm]
-        self.note(f"no {norm} threat was named; its radius {eps:.4g} is derived from the main threat")
+        if math.isinf(base) and main.norm != "l0":
+            self.note(f"no {norm} threat was named; as in the main threat, nothing but bounds and mask limits the change")
+            return dataclasses.replace(main, norm=norm)
+        per_unit = {"linf": 1.0, "l2": 0.25 * math.sqrt(width), "l1": 0.125 * width}
+        if main.norm == "l0":
+            low, high = (torch.as_tensor(end, dtype=torch.float64) for end in self.data.bounds)
+            unit, source = 0.1 * float((high - low).mean()), "a tenth of the input range"
+        else:
+            unit, source = base / per_unit[main.norm], "the main threat"
+        eps = max(1.0, round(0.02 * width)) if norm == "l0" else unit * per_unit[norm]
+        self.note(f"no {norm} threat was named; its radius {eps:.4g} is derived from {source}")
         return dataclasses.replace(main, norm=norm, eps=eps)
 
     def note(self, text: str) -> None:

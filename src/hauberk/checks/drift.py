@@ -20,7 +20,8 @@ _TAGS = ("trust:drift",)
 _ADVICE = (
     Advice(
         "Look at the features that moved most, find out since when, and train again on recent data if they matter",
-        "hauberk.trust.drift.feature_drift(reference, current)", "AML.M0025",
+        "from hauberk.trust.drift import feature_drift; feature_drift(data.train.tensors()[0].flatten(1), x.flatten(1))",
+        "AML.M0025",
     ),
 )
 _SHIFT = 0.1

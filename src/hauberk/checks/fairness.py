@@ -20,7 +20,7 @@ _TAGS = ("trust:fairness",)
 _ADVICE = (
     Advice(
         "Give the group served worst more training samples, and look at its labels before anything else",
-        "hauberk.trust.fairness.group_rates(y, predicted, groups)", "AML.M0008",
+        "from hauberk.trust.fairness import group_rates; group_rates(y, model(x).argmax(1), groups)", "AML.M0008",
     ),
 )
 Measure = Callable[[Answers, Ints, np.random.Generator], fairness.Gap]

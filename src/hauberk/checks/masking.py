@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
+from torch import Tensor
+
+from hauberk.checks.blackbox import transfer_run
 from hauberk.checks.context import Context, NotRun
+from hauberk.checks.evasion_runs import clean_labels
 from hauberk.core.access import Access
 from hauberk.core.finding import Advice, Finding, Status, Table
 from hauberk.core.kinds import check
+from hauberk.core.rng import generator
+from hauberk.core.threat import Linf
 from hauberk.robustness.diagnose import Alarm, diagnose
+
+LEAST = 30
 
 
 @check(
@@ -24,12 +35,18 @@ def gradient_masking(context: Context) -> Finding:
     """Alarms that tell when an attack failed for reasons other than the robustness of the model."""
     context.need_classes()
     threat = context.threat
+    if float(threat.eps) == 0:
+        raise NotRun("the main threat has the radius 0, so nothing is attacked")
     x, y = context.sample(quick=128, standard=256, thorough=512)
+    right = clean_labels(context)[: len(y)] == y
+    if int(right.sum()) < LEAST:
+        raise NotRun(f"{int(right.sum())} samples are classified correctly: fewer than {LEAST} cannot raise an alarm")
+    if _answers_one_label(context, x):
+        raise NotRun("the model gives one label to everything, so no attack can change it")
+    sister = transfer_run(context).z[: len(x)]
     alarms = context.shared(
-        "diagnosis", lambda target: diagnose(target, x, y, threat, seed=context.seed)
+        "diagnosis", lambda target: diagnose(target, x, y, threat, seed=context.seed, sister=sister)
     )
-    if not alarms:
-        raise NotRun("no sample is classified correctly, so there is nothing to attack")
     raised = [alarm for alarm in alarms if alarm.level == "raised"]
     warned = [alarm for alarm in alarms if alarm.level == "warn"]
     status = Status.FAIL if raised else Status.WARN if warned else Status.PASS
@@ -46,6 +63,12 @@ def gradient_masking(context: Context) -> Finding:
     return context.finding(
         summary, value=float(len(raised)), n=alarms[0].n, threat=threat, status=status, evidence=(_table(alarms),),
     )
+
+
+def _answers_one_label(context: Context, x: Tensor) -> bool:
+    anywhere = Linf(math.inf, bounds=context.data.bounds).random_start(x[:64], generator(context.seed, "one label"))
+    labels = torch.cat([clean_labels(context), context.target.labels(anywhere)])
+    return len(labels.unique()) == 1
 
 
 def _table(alarms: list[Alarm]) -> Table:

@@ -74,8 +74,8 @@ def eval_mode(context: Context) -> Finding:
     broken = {name for name, *_ in faults}
     context.note("no interval: every part was looked at")
     # A model given wholly in training mode is questioned in evaluation mode here; what serves it may not be so careful.
-    whole = module.training and all(fault == _LEFT for *_, fault in faults)
-    status = Status.PASS if not faults and not module.training else Status.WARN if whole else Status.FAIL
+    whole = bool(faults) and module.training and all(fault == _LEFT for *_, fault in faults)
+    status = Status.PASS if not faults else Status.WARN if whole else Status.FAIL
     summary = f"all {len(parts)} parts of the model are ready to serve"
     if whole:
         summary = f"the model is in training mode, {len(broken)} of its {len(parts)} parts behave otherwise than when they serve"
@@ -145,8 +145,11 @@ def _compare(context: Context, base: Tensor, others: dict[str, Tensor], how: str
     summary = f"{how}, scores differ by at most {largest:.2g}, {value:.1e} of their range{words}"
     if not scores:
         summary = f"{how}, {count} of {n} labels change {_words(interval)}"
-    # A label that changes is worse than any figure of the scores says.
+    # A label that changes is worse than any figure of the scores says. Where labels are all there is, one change is too many,
+    # and none is a pass: the limits are of scores.
     status = Status.FAIL if scores and count and not regression and value > context.card.facts["warn"] else None
+    if not scores:
+        status = Status.FAIL if count else Status.PASS
     table = Table("Answers compared with those to the whole batch", (
         "asked", "largest difference", "relative to the range", "labels changed (share)"), rows)
     return context.finding(summary, value=value, n=n, interval=span_of_value, status=status, evidence=(table,))

@@ -15,4 +15,4 @@ def input_gradient(value: Tensor, z: Tensor) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(z)
     (gradient,) = torch.autograd.grad(value.sum(), z, materialize_grads=True)
-    return gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

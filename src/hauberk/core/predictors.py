@@ -38,7 +38,8 @@ class ModulePredictor:
     def __call__(self, x: Tensor) -> Tensor:
         held = itertools.chain(self.module.parameters(), self.module.buffers())
         place = next((one for one in held if one.is_floating_point()), None)
-        moved = x if place is None else x.to(place.device, place.dtype)
+        # A copy: a model may write on its input, and the caller's samples, or a leaf of a graph, are not its to write on.
+        moved = x.clone() if place is None else x.to(place.device, place.dtype, copy=True)
         with evaluating(self.module):
             answer = self.module(moved)
         if not isinstance(answer, Tensor):
@@ -59,7 +60,7 @@ class CallablePredictor:
 
     def __call__(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            answer = torch.as_tensor(self.function(x.detach()))
+            answer = torch.as_tensor(self.function(x.detach().clone()))
         return answer.to(x.device)
 
 
