@@ -60,6 +60,13 @@ def test_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
             assert run.returncode == expected, f"{shlex.join(command)}: {run.stdout[-1500:]}{run.stderr[-1500:]}"
 
 
+def test_every_relative_link_leads_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if not re.match(r"[a-z]+:", target) and not target.startswith("methods/"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
 def test_the_readme_has_ten_examples_and_both_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text.index("make demo") < text.index("make test") < text.index("## Ten")

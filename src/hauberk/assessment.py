@@ -124,6 +124,12 @@ def carry_out(
 def default_threats(data: Data) -> tuple[Threat, ...]:
     """Return the threat that is assumed when none is named: Linf at a tenth of the input range."""
     low, high = (torch.as_tensor(end).double() for end in data.bounds)
+    if not bool((low.isfinite() & high.isfinite()).all()):
+        raise UsageError(
+            "no threat was named and the inputs have no finite bounds, so no radius follows from them",
+            want="a threat, or finite bounds",
+            fix="Give threat=Linf(...), or Data(bounds=(low, high))",
+        )
     return (Linf(round(0.1 * float((high - low).mean()), 6)),)
 
 

@@ -83,7 +83,8 @@ def nll(context: Context) -> Finding:
     advice=(
         Advice(
             "Hand samples below the threshold to a person or a stronger model",
-            "from hauberk.trust.selective import threshold_for_coverage; threshold_for_coverage(model(x).softmax(1).amax(1), 0.9)",
+            "from hauberk.trust.selective import threshold_for_coverage; "
+            "threshold_for_coverage(model(x).softmax(1).amax(1), 0.9)",
             "AML.M0008",
         ),
     ),

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from hauberk.core import rng
 from hauberk.core.access import Access, Ledger
 from hauberk.core.card import Card
 from hauberk.core.data import Data, Split
@@ -163,7 +164,9 @@ class Context:
             view, memo, began, before = self.target.fresh(), Memo(), time.monotonic(), self._seconds_made()
             self._making.append(memo)
             try:
-                memo.value = make(view)
+                # Its own random stream: a model that draws gives the same, whichever check asked for this first.
+                with rng.isolated(rng.derive_seed(self.seed, "shared", repr(key))):
+                    memo.value = make(view)
             finally:
                 self._making.pop()
             memo.cost = view.ledger.copy()

@@ -7,6 +7,7 @@ import fnmatch
 import math
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from hauberk.core.errors import BudgetExceeded, HauberkError, UsageError, neares
 from hauberk.core.finding import PILLARS, Finding, Status
 from hauberk.core.parallel import run_tasks
 from hauberk.core.target import Target
+from hauberk.core.validate import validate
 
 
 def select_checks(preset: str, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[Card]:
@@ -46,15 +48,32 @@ def select_checks(preset: str, select: Sequence[str] = (), ignore: Sequence[str]
     return sorted(kept, key=lambda card: PILLARS.index(card.facts["pillar"]))  # stable: within a pillar as registered
 
 
+TOO_LATE = "the time budget of"
+
+
 @dataclasses.dataclass
 class Job:
-    """All that a worker process needs to run one check: the material is made anew there."""
+    """All that a worker process needs to run one check: the material is made anew there, once per process and run."""
 
+    run: str
     check: str
     material: Callable[[], tuple[Target, Data, Settings]]
     settings: Settings
     seconds: float | None = None
     until: float = math.inf  # wall clock, which processes share
+
+
+@dataclasses.dataclass
+class Prepared:
+    """What a worker process keeps from job to job of one run."""
+
+    target: Target
+    data: Data
+    settings: Settings
+    memos: dict[Any, Memo] = dataclasses.field(default_factory=dict)
+
+
+_PREPARED: dict[str, Prepared] = {}
 
 
 def run_checks(
@@ -72,7 +91,8 @@ def run_checks(
     """
     if workers > 1 and material is not None:
         limit = (None, math.inf) if budget is None else (budget.seconds, time.time() + budget.left())
-        jobs = [Job(card.name, material, settings, *limit) for card in cards]
+        run = uuid.uuid4().hex
+        jobs = [Job(run, card.name, material, settings, *limit) for card in cards]
         for outcome in run_tasks(_work, jobs, workers=workers):
             yield outcome.value if outcome.value is not None else _broken(cards[outcome.index], outcome.error, settings)
         return
@@ -81,16 +101,18 @@ def run_checks(
         if budget is not None and budget.left() <= 0:
             yield _too_late(card, budget.seconds, settings)
             continue
-        yield run_check(card, target, data, settings, memos)
+        yield run_check(card, target, data, settings, memos, budget=budget)
 
 
 def run_check(
-    card: Card, target: Target, data: Data, settings: Settings, memos: dict[Any, Memo] | None = None
+    card: Card, target: Target, data: Data, settings: Settings, memos: dict[Any, Memo] | None = None, *,
+    budget: Budget | None = None,
 ) -> Finding:
-    """Run one check; whatever goes wrong in it is in the finding, never raised."""
+    """Run one check; whatever goes wrong in it is in the finding, never raised. A spent budget ends it at its next question."""
     if card.access is not None and target.access < card.access:
         return _not_run(card, f"it needs {card.access.name} access, {target.access.name} is granted", settings)
-    context = Context(target, data, settings, card, memos)
+    limited = target if budget is None else target.seen_at(target.access, budget=budget)
+    context = Context(limited, data, settings, card, memos)
     try:
         with rng.isolated(rng.derive_seed(settings.seed, card.name)):
             finding: Finding = card.function(context)
@@ -98,6 +120,8 @@ def run_check(
     except NotRun as reason:
         return _not_run(card, str(reason), settings)
     except BudgetExceeded as reason:
+        if budget is not None and budget.left() <= 0:
+            return _too_late(card, budget.seconds, settings, "while it ran")
         return _not_run(card, str(reason), settings)
     except Exception as error:
         return _broken(card, error, settings)
@@ -107,12 +131,18 @@ def _work(job: Job) -> Finding:
     card = registry.get(job.check, "check")
     if time.time() >= job.until:
         return _too_late(card, job.seconds, job.settings)
-    target, data, settings = job.material()
-    return run_check(card, target, data, settings)
+    if job.run not in _PREPARED:
+        _PREPARED.clear()
+        _PREPARED[job.run] = Prepared(*job.material())
+        # As in one process: what validation learns of the model decides how its answers are read.
+        validate(_PREPARED[job.run].target, _PREPARED[job.run].data)
+    kept = _PREPARED[job.run]
+    budget = None if math.isinf(job.until) else Budget(seconds=max(0.0, job.until - time.time()))
+    return run_check(card, kept.target, kept.data, kept.settings, kept.memos, budget=budget)
 
 
-def _too_late(card: Card, seconds: float | None, settings: Settings) -> Finding:
-    return _not_run(card, f"the time budget of {seconds or 0:g} s was spent before its turn", settings)
+def _too_late(card: Card, seconds: float | None, settings: Settings, when: str = "before its turn") -> Finding:
+    return _not_run(card, f"{TOO_LATE} {seconds or 0:g} s was spent {when}", settings)
 
 
 def _blank(card: Card, status: Status, reason: str) -> Finding:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hauberk.checks.engine import TOO_LATE
 from hauberk.core.errors import UsageError
 from hauberk.core.files import cannot_write, write_whole
 from hauberk.core.finding import Finding, Status
@@ -20,7 +21,7 @@ class Journal:
         folder: the run folder.
         fingerprint: what must be the same for a run to be resumed: plan, model, data, version; plain JSON values.
         resume: keep the findings of an interrupted run with the same fingerprint; else start anew. Checks that ended in an
-            error run again.
+            error, or for which the time was up, run again.
 
     Raises:
         UsageError: when the folder belongs to another assessment, or cannot be written.
@@ -32,7 +33,7 @@ class Journal:
         self.findings: list[Finding] = []
         if resume:
             _refuse_another(mark, plain)
-            self.findings = [one for one in _read(self.path) if one.status is not Status.ERROR]
+            self.findings = [one for one in _read(self.path) if one.status is not Status.ERROR and TOO_LATE not in one.reason]
         write_whole(mark, json.dumps(plain, indent=1))
         # Written anew in full: a line that a kill cut short is dropped.
         write_whole(self.path, "".join(map(_line, self.findings)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hauberk.checks.blackbox import transfer_run
 from hauberk.checks.context import Context, NotRun
-from hauberk.checks.evasion_runs import clean_labels
+from hauberk.checks.evasion_runs import clean_labels, untargeted
 from hauberk.core.access import Access
 from hauberk.core.finding import Advice, Finding, Status, Table
 from hauberk.core.kinds import check
@@ -21,12 +21,12 @@ LEAST = 30
 
 
 @check(
-    "robustness/gradient-masking", pillar="robustness", unit="alarms raised", better="lower", access=Access.GRADIENT,
+    "robustness/gradient-masking", pillar="robustness", unit="signs", better="lower", access=Access.GRADIENT,
     question="Can the robust accuracy be believed, or are the gradients masked?",
     paper="Athalye et al. 2018, arXiv:1802.00420; Carlini et al. 2019, arXiv:1902.06705",
     tags=("aisec:digital-adversarial-attacks", "atlas:AML.T0043.000", "owasp:ML01", "nist:NISTAML.022"),
     advice=(
-        Advice("Trust the worst case over black-box and transfer attacks until the alarm is explained",
+        Advice("Quote the worst case over black-box and transfer attacks until the sign is explained",
                "hauberk assess --preset thorough --select robustness"),
         Advice("Take the masking part out, or attack through a smooth stand-in for it, and measure again"),
     ),
@@ -34,7 +34,7 @@ LEAST = 30
 def gradient_masking(context: Context) -> Finding:
     """Alarms that tell when an attack failed for reasons other than the robustness of the model."""
     context.need_classes()
-    threat = context.threat
+    threat = untargeted(context, context.threat.norm)
     if float(threat.eps) == 0:
         raise NotRun("the main threat has the radius 0, so nothing is attacked")
     x, y = context.sample(quick=128, standard=256, thorough=512)
@@ -52,16 +52,16 @@ def gradient_masking(context: Context) -> Finding:
     status = Status.FAIL if raised else Status.WARN if warned else Status.PASS
     if raised:
         names = "; ".join(alarm.name for alarm in raised)
-        summary = f"{len(raised)} of {len(alarms)} alarms are raised: {names}. Do not quote the white-box figures"
+        summary = f"{len(raised)} of {len(alarms)} signs of masking are clear: {names}. Do not quote the white-box figures"
     elif warned:
-        summary = f"{len(warned)} of {len(alarms)} alarms warn: {'; '.join(alarm.name for alarm in warned)}"
+        summary = f"{len(warned)} of {len(alarms)} signs of masking show faintly: {'; '.join(alarm.name for alarm in warned)}"
     else:
-        summary = f"all {len(alarms)} alarms are quiet on {alarms[0].n} samples"
-    context.note("no interval: a count of alarms; the shares behind them have theirs in the table")
+        summary = f"none of {len(alarms)} signs of masking shows on {alarms[0].n} samples"
+    context.note("no interval: a count of signs; the shares behind them have theirs in the table")
     for alarm in (*raised, *warned):
         context.note(f"{alarm.name}: {alarm.meaning}. {alarm.remedy}")
     return context.finding(
-        summary, value=float(len(raised)), n=alarms[0].n, threat=threat, status=status, evidence=(_table(alarms),),
+        summary, value=float(len(raised) + len(warned)), n=alarms[0].n, threat=threat, status=status, evidence=(_table(alarms),),
     )
 
 
@@ -72,11 +72,9 @@ def _answers_one_label(context: Context, x: Tensor) -> bool:
 
 
 def _table(alarms: list[Alarm]) -> Table:
-    rows = [
-        (
-            alarm.name, alarm.value, "" if alarm.interval is None else f"[{alarm.interval.low:.3f}, {alarm.interval.high:.3f}]",
-            alarm.limit, alarm.level,
-        )
-        for alarm in alarms
-    ]
-    return Table(f"Alarms (n = {alarms[0].n})", ("sign", "value", "95 % interval", "limit", "alarm"), rows)
+    rows = [(alarm.name, f"{alarm.value:.3g}", _band(alarm), alarm.limit, alarm.level) for alarm in alarms]
+    return Table(f"Signs of masking (n = {alarms[0].n})", ("sign", "value", "95 % interval", "limit", "alarm"), rows)
+
+
+def _band(alarm: Alarm) -> str:
+    return "" if alarm.interval is None else f"[{alarm.interval.low:.3f}, {alarm.interval.high:.3f}]"

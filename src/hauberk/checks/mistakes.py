@@ -69,7 +69,8 @@ def class_accuracy(context: Context) -> Finding:
     advice=(
         Advice(
             "Look at the surest errors first: wrong labels and a class that is missing show up there; then mend the confidence",
-            "from hauberk.trust.calibration import Temperature, fit_temperature; Temperature(model, fit_temperature(model(x), y))",
+            "from hauberk.trust.calibration import Temperature, fit_temperature; "
+            "Temperature(model, fit_temperature(model(x), y))",
             "AML.M0008",
         ),
     ),

@@ -91,14 +91,17 @@ def assess(
     report = _carry_out(chosen, output, resume=resume, trust=trust, quiet=quiet, verbose=verbose)
     report.to_html(output)
     form = output_format or (Format.CONCISE if quiet else None)
-    _print(render(report, form), coloured=form in (None, Format.FULL, Format.CONCISE))
+    _print(render(report, form, output), coloured=form in (None, Format.FULL, Format.CONCISE))
+    late = sum("the time budget of" in finding.reason for finding in report.findings)
+    if late:
+        remark(f"the time was up: {late} checks have no answer; --resume with a larger --budget goes on from here")
     if not quiet:
         remark(f"report: {output / 'index.html'}")
     raise typer.Exit(report.exit_code(fail_on.value))
 
 
-def render(report: Report, form: Format | None) -> str:
-    """Return the report in a form for stdout; None gives the summary."""
+def render(report: Report, form: Format | None, output: Path = Path("report")) -> str:
+    """Return the report, kept in the folder `output`, in a form for stdout; None gives the summary."""
     if form is Format.JSON:
         return report.to_json()
     if form is Format.JUNIT:
@@ -109,11 +112,12 @@ def render(report: Report, form: Format | None) -> str:
         from hauberk.report.sarif import sarif_json
 
         return sarif_json(report)
-    from hauberk.report import text
+    from hauberk.report import lock, text
 
-    if form is None:
-        return text.summary(report)
-    return {Format.FULL: text.full, Format.CONCISE: text.concise, Format.GITHUB: text.github}[form](report)
+    if form is Format.CONCISE:
+        return text.concise(report)
+    made = {None: text.summary, Format.FULL: text.full, Format.GITHUB: text.github}[form]
+    return made(report, str(output / lock.LOCK))
 
 
 def _print(text: str, *, coloured: bool) -> None:

@@ -69,8 +69,9 @@ def diagnose(
         UsageError: for a radius of zero: there is nothing to attack.
 
     Returns:
-        The alarms, raised or quiet, in a fixed order; empty where no sample is classified correctly. Signs after Athalye et al. 2018 (arXiv:1802.00420), Carlini et al. 2019
-        (arXiv:1902.06705), Croce and Hein 2020 (arXiv:2003.01690) and Pintor et al. 2022 (arXiv:2106.09947).
+        The alarms, raised or quiet, in a fixed order; empty where no sample is classified correctly. Signs after Athalye et al.
+        2018 (arXiv:1802.00420), Carlini et al. 2019 (arXiv:1902.06705), Croce and Hein 2020 (arXiv:2003.01690) and Pintor et al.
+        2022 (arXiv:2106.09947).
     """
     view = as_target(target).seen_at(Access.GRADIENT)
     threat = threat.within(view.bounds if view.bounds is not None else (0.0, 1.0))
