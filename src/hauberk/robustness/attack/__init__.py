@@ -1,9 +1,36 @@
 """Attacks, one file each. A new attack is one file and one line here."""
 
+from hauberk.robustness.attack.adam_pgd import adam_pgd as adam_pgd
+from hauberk.robustness.attack.apgd import apgd as apgd
+from hauberk.robustness.attack.apgd import apgd_t as apgd_t
+from hauberk.robustness.attack.bim import bim as bim
+from hauberk.robustness.attack.carlini_wagner import carlini_wagner as carlini_wagner
+from hauberk.robustness.attack.ddn import ddn as ddn
+from hauberk.robustness.attack.deepfool import deepfool as deepfool
+from hauberk.robustness.attack.diverse_input import di_fgsm as di_fgsm
+from hauberk.robustness.attack.diverse_input import mdi_fgsm as mdi_fgsm
+from hauberk.robustness.attack.ead import ead as ead
+from hauberk.robustness.attack.eot_pgd import eot_pgd as eot_pgd
 from hauberk.robustness.attack.fgm import fgm as fgm
 from hauberk.robustness.attack.fgm import fgsm as fgsm
+from hauberk.robustness.attack.fmn import fmn as fmn
 from hauberk.robustness.attack.hop_skip_jump import hop_skip_jump as hop_skip_jump
+from hauberk.robustness.attack.jsma import jsma as jsma
+from hauberk.robustness.attack.least_likely import r_step_ll as r_step_ll
+from hauberk.robustness.attack.least_likely import step_ll as step_ll
+from hauberk.robustness.attack.momentum import mi_fgsm as mi_fgsm
+from hauberk.robustness.attack.momentum import ni_fgsm as ni_fgsm
+from hauberk.robustness.attack.odi_pgd import odi_pgd as odi_pgd
 from hauberk.robustness.attack.pgd import pgd as pgd
+from hauberk.robustness.attack.random_fgm import n_fgsm as n_fgsm
+from hauberk.robustness.attack.random_fgm import r_fgm as r_fgm
+from hauberk.robustness.attack.random_fgm import r_fgsm as r_fgsm
 from hauberk.robustness.attack.random_noise import random_noise as random_noise
+from hauberk.robustness.attack.scale_invariant import si_ni_fgsm as si_ni_fgsm
+from hauberk.robustness.attack.sigma_zero import sigma_zero as sigma_zero
 from hauberk.robustness.attack.square import square as square
+from hauberk.robustness.attack.superdeepfool import superdeepfool as superdeepfool
 from hauberk.robustness.attack.transfer import transfer as transfer
+from hauberk.robustness.attack.translation_invariant import ti_fgsm as ti_fgsm
+from hauberk.robustness.attack.variance import vmi_fgsm as vmi_fgsm
+from hauberk.robustness.attack.variance import vni_fgsm as vni_fgsm
