@@ -47,12 +47,11 @@ def test_severity_0_is_the_identity_and_no_alias(card: Card, images: Tensor) -> 
 
 
 def test_distance_grows_with_severity(card: Card, images: Tensor, photo: Tensor) -> None:
-    for x in (images, photo):
+    for x in (images, photo[:, :, :32, :40], photo[:, :, :28, :28], photo):
         found = [away(card, x, severity) for severity in range(6)]
         assert found[0] == 0
-        assert found[1] > 0
-        # Small images: two levels may round to the same number of pixels.
-        assert all(after >= before * (1 - 1e-3) for before, after in itertools.pairwise(found))
+        # Every level is felt: a step of a hundredth of a percent is none.
+        assert all(after > before * (1 + 1e-4) for before, after in itertools.pairwise(found)), found
         assert found[5] > 1.1 * found[1]
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from hauberk import L1, L2, Data, Linf, Threat
-from hauberk.core.errors import ModelError
+from hauberk.core.errors import DataError, ModelError
 from hauberk.core.target import Normalize
 from hauberk.robustness.attack import pgd
 from hauberk.robustness.verify import certified, ibp
@@ -159,3 +161,122 @@ def test_a_layer_without_a_rule_is_named() -> None:
 
     with pytest.raises(ModelError, match="'Whole' of type Whole"):
         ibp(Whole(), torch.rand(1, 4), Linf(0.1))
+
+
+class Scaled(nn.Linear):
+    """A linear layer in name only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -super().forward(x)
+
+
+def changed(kind: str) -> nn.Sequential:
+    """A network that does something else than its layers say, in the layer '0' or as a whole."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    if kind == "hook":
+        net[0].register_forward_hook(lambda _layer, _inputs, output: -10 * output)
+    elif kind == "pre-hook":
+        net[0].register_forward_pre_hook(lambda _layer, inputs: (1 - inputs[0],))
+    elif kind == "hook of the whole":
+        net.register_forward_hook(lambda _layer, _inputs, output: output.flip(1))
+    elif kind == "spectral norm":
+        net[0] = nn.utils.parametrizations.spectral_norm(net[0])
+    elif kind == "pruning":
+        prune.random_unstructured(net[0], "weight", 0.5)
+    elif kind == "own forward":
+        net[0].forward = lambda x: -10 * x  # type: ignore[method-assign]
+    elif kind == "training mode":
+        net[1].train()
+    elif kind == "subclass":
+        net[2] = Scaled(4, 2)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("hook", "'0' of type Linear has forward hooks"), ("pre-hook", "'0' of type Linear has forward hooks"),
+        ("hook of the whole", "'Sequential' of type Sequential has forward hooks"),
+        ("spectral norm", "'0' of type ParametrizedLinear computes its weights"), ("pruning", "'0' of type Linear has forward"),
+        ("own forward", "'0' of type Linear has a forward of its own"), ("training mode", "'1' of type BatchNorm1d was left in"),
+        ("subclass", "layer '2' of type Scaled"),
+    ],
+)
+def test_nothing_is_proven_of_a_layer_that_does_something_else(kind: str, named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        ibp(changed(kind), torch.rand(3, 4), Linf(0.0), labels=torch.zeros(3, dtype=torch.long))
+
+
+def test_a_layer_that_stands_twice_counts_twice() -> None:
+    shared, relu = nn.Linear(4, 4).double(), nn.ReLU()
+    net = nn.Sequential(shared, relu, shared, relu, nn.Linear(4, 3).double())
+    x = torch.rand(8, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        y = net(x).argmax(1)
+        torch.testing.assert_close(ibp(net, x, Linf(0.0), labels=y), margins_at(net(x), y), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("tail", [[], [nn.Identity()]], ids=["linear last", "other last"])
+def test_one_output_is_read_as_two_logits(tail: list[nn.Module]) -> None:
+    """logit_1 - logit_0 = z, whose least value in the ball of a linear model is z - eps |w|_1."""
+    head = nn.Linear(16, 1).double()
+    x = 0.3 + 0.4 * torch.rand(9, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    with torch.no_grad():
+        z = head(x)[:, 0]
+        loss = 0.1 * head.weight.abs().sum()
+        y = torch.arange(9) % 2
+        expected = torch.zeros(9, 2, dtype=torch.float64)
+        expected[y == 1, 0], expected[y == 0, 1] = (z - loss)[y == 1], (-z - loss)[y == 0]
+        net = nn.Sequential(head, *tail)
+        torch.testing.assert_close(ibp(net, x, Linf(0.1), labels=y), expected, rtol=0, atol=1e-12)
+        free = ibp(net, x, Linf(0.0))
+        assert bool((free[torch.arange(9), (z <= 0).long()] > 0).all())  # the other column: the favoured label wins
+    with pytest.raises(ModelError, match="Sigmoid"):
+        ibp(nn.Sequential(head, nn.Sigmoid()), x, Linf(0.1), labels=y)
+
+
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_labels_without_an_output_are_refused(wrong: int) -> None:
+    for net in (nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.Linear(4, 3), nn.ReLU())):
+        with pytest.raises(DataError, match="0 to 2"):
+            ibp(net, torch.rand(2, 4), Linf(0.1), labels=torch.tensor([0, wrong]))
+    with pytest.raises(DataError, match="whole numbers"):
+        ibp(nn.Linear(4, 3), torch.rand(2, 4), Linf(0.1), labels=torch.zeros(2))
+
+
+def logit_gap(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The margin as the network itself computes it, subtracted without further rounding."""
+    return margins_at(net(x).double(), y)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["linear last", "linear inside", "conv", "average", "adaptive average", "batch norm"])
+def test_float32_nets_never_fall_below_the_bound_at_any_input_searched(kind: str) -> None:
+    """At radius 0 the whole width of the bound is its allowance for rounding: without it, half of all random cases fall below.
+
+    Weights of both signs and of very different sizes are searched, whose sums cancel: that is where float32 loses most.
+    """
+    closest = math.inf
+    for seed in range(30):
+        draw = torch.Generator().manual_seed(seed)
+        layers: dict[str, list[nn.Module]] = {
+            "linear last": [nn.Flatten(), nn.Linear(64, 4)], "linear inside": [nn.Flatten(), nn.Linear(64, 4), nn.Identity()],
+            "conv": [nn.Conv2d(1, 4, 8), nn.Flatten()], "average": [nn.AvgPool2d(4), nn.Flatten()],
+            "adaptive average": [nn.AdaptiveAvgPool2d(2), nn.Flatten()],
+            "batch norm": [nn.Flatten(), nn.BatchNorm1d(64)],
+        }
+        net = nn.Sequential(*layers[kind]).eval()
+        for value in (*net.parameters(), *net.buffers()):
+            if value.is_floating_point():
+                noise = torch.randn(value.shape, generator=draw)
+                spread = 1000 ** torch.rand(value.shape, generator=draw)
+                value.copy_(noise.abs() + 0.1 if kind == "batch norm" else noise * spread)
+        x = torch.rand(64, 1, 8, 8, generator=draw)
+        y = torch.zeros(64, dtype=torch.long)
+        own, bounds = logit_gap(net, x, y), ibp(net, x, Linf(0.0), labels=y)
+        room = (own - bounds)[:, 1:]
+        assert bool((room >= 0).all())
+        exact = logit_gap(copy.deepcopy(net).double(), x.double(), y)
+        # Rounding went the bad way somewhere: a bound of exact arithmetic is above what the network answers.
+        closest = min(closest, float((own - exact)[:, 1:].min()))
+    assert closest < 0

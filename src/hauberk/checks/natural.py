@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from torch import Tensor
 
@@ -13,17 +14,18 @@ from hauberk.core.card import Card, registry
 from hauberk.core.finding import Advice, Curve, Finding, Gallery, Heatmap, Interval, Series, Table
 from hauberk.core.kinds import check
 from hauberk.core.picture import picture
-from hauberk.core.stats import bootstrap, wilson
+from hauberk.core.stats import Floats, bootstrap, mean_interval, wilson
 from hauberk.core.target import Target
 from hauberk.robustness import natural
 
 SEVERITIES = (1, 2, 3, 4, 5)
+FEW = 30  # samples below which a bootstrap is not to be trusted
 TAGS = ("aisec:model-misjudgment", "atlas:AML.T0031", "owasp:ML09", "nist:NISTAML.02")
 PAPER = "Hendrycks and Dietterich 2019, arXiv:1903.12261"
 ADVICE = (
     Advice(
         "Train on corrupted images, and measure on corruptions left out of training",
-        "fit(model, data.train, loss=hauberk.robustness.defend.corrupted())", "AML.M0003",
+        "from hauberk.robustness.defend import corrupted; hauberk.fit(model, data.train, loss=corrupted())", "AML.M0003",
     ),
     Advice("Send inputs that look degraded to a person, or to a second model", mitigation="AML.M0015"),
 )
@@ -54,9 +56,9 @@ def corruptions(context: Context) -> Finding:
     """Mean accuracy over corruptions and the severities 1 to 5, the plain mean of the ImageNet-C protocol."""
     seen = _corrupted(context)
     per_sample = seen.right[:, 1:].double().mean((0, 1))  # (n,)
-    interval = bootstrap(
-        per_sample.numpy(), lambda rows: float(rows.mean()), rng=rng.numpy_generator(context.seed, "corruptions")
-    )
+    interval = _mean_band(per_sample.numpy(), context.seed, "corruptions")
+    if interval.method != "bootstrap":
+        context.note(f"{len(per_sample)} samples are few or all alike: the interval is the widest of Student's and Wilson's")
     value, clean, n = float(per_sample.mean()), float(seen.right[0, 0].double().mean()), len(seen.y)
     never = wilson(int(seen.right.all(1).all(0).sum()), n)
     heat = Heatmap(
@@ -134,9 +136,23 @@ def _families(seen: Outcome) -> list[str]:
 def _family(seen: Outcome, name: str) -> list[object]:
     rows = [row for row, card in enumerate(seen.cards) if card.facts["family"] == name]
     values = seen.right[rows, 1:].double().mean((0, 1)).numpy()  # (n,)
-    interval = bootstrap(values, lambda part: float(part.mean()), rng=rng.numpy_generator(0, "family", name))
+    interval = _mean_band(values, 0, "family", name)
     listed = ", ".join(seen.cards[row].name for row in rows)
     return [name, listed, f"{values.mean():.1%}", f"{interval.low:.1%} to {interval.high:.1%}"]
+
+
+def _mean_band(values: Floats, seed: int, *names: object) -> Interval:
+    """Return the interval of a mean of values in [0, 1], one per sample.
+
+    The bootstrap of a few samples is far too narrow, and that of samples all alike has no width: then it is the hull of Student's
+    interval and of Wilson's, which no law on [0, 1] with that mean asks to be wider.
+    """
+    n, total = len(values), float(values.sum())
+    if n >= FEW and values.std() > 0:
+        return bootstrap(values, lambda rows: float(rows.mean()), rng=rng.numpy_generator(seed, *names))
+    student = mean_interval(values)
+    low, high = wilson(math.floor(total + 1e-9), n).low, wilson(math.ceil(total - 1e-9), n).high
+    return Interval(max(0.0, min(low, student.low)), min(1.0, max(high, student.high)), "student and wilson", 0.95)
 
 
 def _gallery(context: Context, seen: Outcome) -> list[Gallery]:
@@ -156,7 +172,7 @@ def _gallery(context: Context, seen: Outcome) -> list[Gallery]:
 
 def _name(context: Context, label: Tensor) -> str:
     names = context.data.class_names
-    return names[int(label)] if int(label) < len(names) else str(int(label))
+    return "no label" if int(label) < 0 else names[int(label)] if int(label) < len(names) else str(int(label))
 
 
 def _threat(seen: Outcome) -> str:

@@ -72,6 +72,11 @@ def flipped_bits(module: nn.Module, count: int, *, generator: torch.Generator, p
             memory[name][_place(position, weights[name].shape)] = word
 
 
+def bit_count(module: nn.Module, part: str = "any") -> int:
+    """Return how many bits of the floating parameters `flipped_bits` chooses from, in the part named."""
+    return sum(value.numel() * len(_bits(value.dtype, part)) for value in module.parameters() if value.dtype in _LAYOUT)
+
+
 def _draw(weights: dict[str, Tensor], count: int, part: str, generator: torch.Generator) -> list[tuple[str, int, int]]:
     """Return `count` distinct (parameter, position, bit), all equally likely."""
     if part not in PARTS:

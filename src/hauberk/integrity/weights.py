@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from hauberk.core.target import evaluating
+from hauberk.core.predictors import ModulePredictor
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SWITCHES = (nn.ReLU, nn.ReLU6)
@@ -84,12 +84,12 @@ def _watch(
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         return lambda _, inputs, output: add(name, inputs[0].detach(), output.detach())
 
-    place = next((value.device for value in module.parameters()), x.device)
+    ask = ModulePredictor(module)  # which brings x to the module's place and dtype
     handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
     try:
-        with torch.no_grad(), evaluating(module):
+        with torch.no_grad():
             for part in x.split(256):
-                module(part.to(place))
+                ask(part)
     finally:
         for handle in handles:
             handle.remove()

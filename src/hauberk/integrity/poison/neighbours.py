@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -58,10 +60,13 @@ def neighbour_votes(data: Split, model: nn.Module | None = None, *, neighbours: 
 
 def embedded(data: Split, model: nn.Module | None, batch_size: int = 512) -> Tensor:
     """Return the samples as points, shape (n, width), on the CPU: as they are, or as the model's features."""
-    place = next((value.device for value in model.parameters()), torch.device("cpu")) if model is not None else None
+    held = itertools.chain(model.parameters(), model.buffers()) if model is not None else ()
+    place = next((one for one in held if one.is_floating_point()), torch.empty(0))  # where the model is, and its dtype
     parts = []
     for x, _ in data.batches(batch_size):
-        parts.append((x if model is None else taps.features(model, x.to(place))).flatten(1).cpu())
+        points = x if model is None else taps.features(model, x.to(place.device, place.dtype))
+        # Half types lose too much where distances are taken.
+        parts.append((points if points.dtype == torch.float64 else points.float()).flatten(1).cpu())
     return torch.cat(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,11 +20,15 @@ def climbed(logits: Tensor, y: Tensor, threat: Threat, loss: str) -> Tensor:
         y: true labels, or for a targeted threat the labels to reach, shape (n,).
         loss: `ce`, cross-entropy, whose gradient vanishes where the softmax saturates; or `margin`, the difference of logits,
             which no scale of the logits blinds.
+
+    Returns:
+        Never NaN: answers that hold NaN are as high, or for a targeted threat as low, as can be.
     """
     if loss == "margin":
         return -threat.margin(logits, y)
     sign = -1 if threat.goal is Goal.TARGETED else 1
-    return sign * functional.cross_entropy(logits, y, reduction="none")
+    value = sign * functional.cross_entropy(logits, y, reduction="none")
+    return torch.where(value.isnan(), -threat.margin(logits.detach(), y), value)
 
 
 def known_loss(loss: str) -> None:

@@ -51,6 +51,9 @@ def transfer(
     clean = target.labels(x)
     pool = x if data is None else data.to(x)
     labels = clean if data is None else target.labels(pool)
+    if not bool((labels >= 0).any()):
+        return x.clone()  # nothing but NaN: there is nothing to learn, and nothing left to break
+    pool, labels = pool[labels >= 0], labels[labels >= 0]  # an answer of NaN teaches nothing
     classes = int(torch.cat([clean, labels, y]).max()) + 1
     # Half types are for answering, not for training.
     pool = pool if x.dtype in (torch.float32, torch.float64) else pool.float()
@@ -63,7 +66,8 @@ def transfer(
         if round_ < rounds and len(pool) < 10_000:
             slope = _slope(model, pool, labels)
             grown = (pool + reach * slope.sign() * (1 if round_ % 2 == 0 else -1)).clamp(low, high)
-            pool, labels = torch.cat([pool, grown]), torch.cat([labels, target.labels(grown.to(x.dtype))])
+            answers = target.labels(grown.to(x.dtype))
+            pool, labels = torch.cat([pool, grown[answers >= 0]]), torch.cat([labels, answers[answers >= 0]])
     twin = Target(model, outputs="logits", bounds=threat.bounds)
     # No early stop: an example deep behind the substitute's boundary is likelier to lie behind the target's.
     z = pgd(twin, x, y, threat, steps=steps, early_stop=False, seed=derive_seed(seed, "pgd"))
