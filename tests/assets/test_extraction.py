@@ -120,3 +120,40 @@ def test_the_fidelity_check(digits_model: nn.Module, digits: Data) -> None:
     alone = Data(digits.test, bounds=digits.bounds, classes=10)
     halved = run("assets/extraction-fidelity", Target(digits_model, access=Access.LABEL), alone)
     assert halved.n == 250 and "labels" in halved.threat and "other half" in halved.notes[0]
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("access", [Access.SCORE, Access.LABEL])
+def test_samples_of_another_precision_make_the_same_substitute(kind: torch.dtype, access: Access, digits: Data) -> None:
+    # Sixteenths are the same in every precision.
+    x, y = digits.test.tensors()
+    with isolated(3):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    found = [
+        run("assets/extraction-fidelity", Target(model, access=access), Data((x[:200].to(one), y[:200]), classes=10))  # type: ignore[arg-type]
+        for one in (torch.float32, kind)
+    ]
+    assert found[1].reason == "" and found[1].n == 100
+    assert found[1].value == pytest.approx(found[0].value, abs=0.02)
+
+
+def test_a_student_of_another_precision_is_taught_too(linear_model: nn.Linear) -> None:
+    x = torch.rand(64, 20, generator=torch.Generator().manual_seed(2))
+    for soft in (True, False):
+        with isolated(1):
+            student = nn.Linear(20, 4).double()
+        before = student.weight.detach().clone()
+        taught = substitute(linear_model, x, student=student, soft=soft, epochs=2)
+        assert taught is student and student.weight.dtype is torch.float64 and not torch.equal(before, student.weight)
+
+
+def test_scores_of_minus_infinity_are_not_solved(digits: Data) -> None:
+    def masked(x: Tensor) -> Tensor:
+        scores = x.flatten(1)[:, :10].clone()
+        scores[:, 9] = -torch.inf
+        return scores
+
+    solved = solve_linear(masked, (64,))
+    assert not solved.is_linear and solved.residual == float("inf") and bool(solved.weight.isnan().all())
+    found = run("assets/extraction-linear", Target(masked), digits)
+    assert found.status is Status.NOT_RUN and "not finite" in found.reason

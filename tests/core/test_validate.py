@@ -38,7 +38,7 @@ def labelled(at: int, value: int) -> Tensor:
 
 def test_good_input_passes_without_a_word() -> None:
     target = Target(logits)
-    assert validate(target, data(train=Split(X, Y), trusted=Split(X[:3], Y[:3]))) == []
+    assert validate(target, data(train=Split(1 - X, Y), trusted=Split(X[:3], Y[:3]))) == []
     assert target.ledger.queries <= 16
 
 
@@ -107,6 +107,13 @@ def test_the_width_of_the_output_must_be_the_classes() -> None:
         validate(Target(lambda x: logits(x)[:, :1]), data())
 
 
+def test_a_label_without_a_score_is_named() -> None:
+    given = data()
+    given.test.y[5] = 7
+    with pytest.raises(ModelError, match=r"^label 7 at index 5 of test, but the model has 4 scores \(labels 0 to 3\)\. "):
+        validate(Target(logits), Data(given.test, classes=8))
+
+
 def test_the_models_own_words_come_through() -> None:
     net = nn.Linear(5, 4)
     with pytest.raises(ModelError, match=r"refused samples of shape \(6,\) \(RuntimeError: mat1 and mat2 shapes"):
@@ -153,6 +160,41 @@ def test_a_module_without_gradient_is_narrowed_to_scores() -> None:
     whole = Target(nn.Linear(6, 4).eval())
     assert validate(whole, data()) == [] and whole.access is Access.GRADIENT
     assert all(one.grad is None for one in whole.module.parameters())
+
+
+def test_an_answer_that_bypasses_the_input_has_no_gradient_to_it_whatever_else_it_depends_on() -> None:
+    class Bypass(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.detach())
+
+    target = Target(Bypass(6, 4).eval())
+    assert validate(target, data()) == [
+        "no gradient flows from the model's answers to its input: it is assessed at SCORE access"
+    ]
+    assert target.ledger.gradients == 0
+
+
+def test_a_model_that_fails_where_gradients_are_asked_for_is_reported_with_its_own_words() -> None:
+    class Fails(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.requires_grad:
+                raise RuntimeError("the derivative for 'oddity' is not implemented")
+            return super().forward(x)
+
+    target = Target(Fails(6, 4).eval())
+    (told,) = validate(target, data())
+    assert "RuntimeError: the derivative for 'oddity' is not implemented" in told and "no gradient flows" not in told
+    assert target.access is Access.SCORE
+
+
+def test_test_samples_that_are_also_in_the_training_data_are_counted() -> None:
+    other = 1 - X
+    copied = torch.cat([other, X[[3, 3, 17]]])  # one of them twice
+    labels = torch.arange(43) % 4
+    told = validate(Target(logits), data(train=Split(copied, labels)))
+    assert told == ["2 of 40 test samples are also in the training data: on those the model is not tested on anything new"]
+    (told,) = validate(Target(logits), data(train=Split(X.flip(0), Y)))
+    assert told.startswith("40 of 40 test samples")
 
 
 @pytest.mark.parametrize("n", [2, 3, 8, 9, 40])

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from scipy.stats import beta
 
 from hauberk.core.kinds import MembershipScores
 from hauberk.privacy.membership.measure import blind_auc, chance_of, exposure, shuffled_auc
@@ -36,9 +37,13 @@ def test_exposure_counts_members_above_the_best_non_members() -> None:
     members = torch.cat([torch.full((300,), 3000.0).double(), torch.full((700,), -1.0).double()])
     found = exposure(MembershipScores(members, others))
     assert (found.fpr, found.tpr) == (1e-3, 0.3)
-    # Clopper-Pearson for 300 of 1000 (R: binom.test(300, 1000)$conf.int).
-    assert found.tpr_interval.low == pytest.approx(0.2717211, abs=1e-6)
-    assert found.tpr_interval.high == pytest.approx(0.3294617, abs=1e-6)
+    # All thresholds near that rate lie between -1 and 3000: Clopper-Pearson for 300 of 1000, .0125 beyond each end.
+    assert found.tpr_interval.high == pytest.approx(beta.ppf(0.9875, 301, 700))
+    # Of 2000 non-members none may lie beyond the true threshold (.999^2000 = .135), so it may lie beyond every member.
+    assert found.tpr_interval.low == 0
+    assert found.roc.tpr_interval(0.01).low == pytest.approx(beta.ppf(0.0125, 300, 701))
+    # Surely .2717 of the members (R: binom.test(300, 1000)$conf.int), and .00361 of the others, for 2 of 2000.
+    assert found.ahead == pytest.approx(0.2717211 / beta.ppf(0.975, 3, 1998), rel=1e-5)
     assert found.chance < 1e-40
 
 

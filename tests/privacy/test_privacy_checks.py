@@ -98,11 +98,11 @@ def test_gradients_hand_over_whole_images_of_a_perceptron(digits: Data) -> None:
     with isolated(2):
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     found = run("privacy/gradient-leakage", model, digits)
-    assert (found.status, found.value, found.n) == (Status.FAIL, 1.0, 64)
+    assert (found.status, found.value, found.n) == (Status.WARN, 1.0, 64)
     rows = dict(found.evidence[0].rows)  # type: ignore[union-attr]
     assert rows["what is recovered"] == "the whole input" and float(rows["mean PSNR in dB"]) > 100
     assert len(found.evidence[1].pictures) == 8  # type: ignore[union-attr]
-    assert (found.queries, found.gradients) == (64, 64)
+    assert (found.queries, found.gradients) == (65, 65)  # one to see which layers answer
 
 
 def test_gradients_hand_over_features_of_a_cnn_and_the_report_says_so(digits_model: nn.Module, digits: Data) -> None:
@@ -110,7 +110,7 @@ def test_gradients_hand_over_features_of_a_cnn_and_the_report_says_so(digits_mod
     assert (found.status, found.value) == (Status.WARN, 1.0)
     assert "512 features" in found.summary and "does not see the input" in found.notes[0]
     labels = run("privacy/label-leakage", digits_model, digits)
-    assert (labels.status, labels.value) == (Status.FAIL, 1.0)
+    assert (labels.status, labels.value) == (Status.WARN, 1.0)
 
 
 def test_a_model_without_linear_layers_is_not_called_safe(digits: Data) -> None:

@@ -39,6 +39,8 @@ def extraction_linear(context: Context) -> Finding:
     if context.target.outputs == "labels":
         raise NotRun("the model answers labels alone")
     solved = solve_linear(context.target, shape, bounds=context.data.bounds, seed=context.seed)
+    if not bool(solved.weight.isfinite().all()):
+        raise NotRun("some scores are not finite (a class that is ruled out?): equations with infinite terms cannot be solved")
     x, _ = context.sample()
     figure = context.rate(solved.labels(x).cpu() == context.target.labels(x).cpu())
     close = figure["interval"].low > 0.9
@@ -112,5 +114,5 @@ def _pool(context: Context) -> tuple[Tensor | None, str]:
 
 def _accuracy(one: Fidelity, x: Tensor, y: Tensor) -> float:
     with torch.no_grad():
-        guess = torch.cat([one.student(part.cpu()).argmax(1) for part in x.split(512)])
+        guess = torch.cat([one.student(part.cpu().float()).argmax(1) for part in x.split(512)])
     return float((guess == y.cpu()).double().mean())

@@ -17,12 +17,16 @@ from hauberk.core.kinds import check
 from hauberk.core.picture import picture
 from hauberk.core.target import Target
 from hauberk.privacy.inversion import first_linear_layer, idlg
-from hauberk.privacy.inversion.capture import as_input, sample_gradient
+from hauberk.privacy.inversion.capture import as_input, called_linear, sample_gradient
 from hauberk.privacy.inversion.first_linear import TAGS, first_linear, linear_layers
 
 THREAT = "an adversary who sees the exact gradient of a batch of one, as in federated learning without aggregation"
+WHERE = (
+    "speaks of models whose gradients leave the machine; a model trained in one place shares none. Where yours do, a limit in the "
+    "plan's [gate] makes this fail"
+)
 ADVICE = (
-    Advice("Never send the gradient of one sample: send sums over many, clipped and with noise, or aggregate them securely"),
+    Advice("Where gradients are shared, send sums over many samples, clipped and with noise, or aggregate them securely"),
 )
 
 
@@ -32,10 +36,24 @@ class Leak:
 
     x: Tensor
     label: int
-    guess: int
+    guess: int | None
     error: float
     psnr: float
     shown: Tensor | None
+
+
+@dataclasses.dataclass
+class Attacked:
+    """The samples' leaks, and the layers that were read: the first called, and the one that answers (None: none can be told)."""
+
+    leaks: Sequence[Leak]
+    layer: str
+    output: str | None
+
+    @property
+    def pixels(self) -> bool:
+        """Whether the layer that was solved sees the sample itself."""
+        return all(leak.shown is not None for leak in self.leaks)
 
 
 @check(
@@ -46,13 +64,17 @@ class Leak:
 def gradient_leakage(context: Context) -> Finding:
     """Share of samples whose first linear layer's input is solved for, to a relative error of 1e-3."""
     context.need_classes()
-    layer, leaks, pixels = _leaks(context)
+    found = _leaks(context)
+    layer, leaks, pixels = found.layer, found.leaks, found.pixels
+    if linear_layers(context.target.module)[layer].bias is None:
+        raise NotRun(f"the first linear layer '{layer}' has no bias: its input is known up to a factor alone")
     width = linear_layers(context.target.module)[layer].in_features
     figure = context.rate(torch.tensor([leak.error <= 1e-3 for leak in leaks]))
     what = "the whole input" if pixels else f"the {width} features before layer '{layer}'"
     if not pixels:
         context.note(f"the first linear layer does not see the input: what leaks are {what}, from which inputs can be searched")
-    context.note("gradients are taken in evaluation mode, without dropout; a model trained in one place shares none")
+    context.note("gradients are taken in evaluation mode, without dropout")
+    context.note(WHERE)
     errors = sorted(leak.error for leak in leaks)
     middle = errors[len(errors) // 2]
     rows = [("samples", len(leaks)), ("layer", layer or "(the model)"), ("what is recovered", what),
@@ -61,10 +83,11 @@ def gradient_leakage(context: Context) -> Finding:
     if finite:
         rows.append(("mean PSNR in dB", f"{sum(finite) / len(finite):.1f}"))
     leaked = figure["interval"].low > 0.01
-    status = Status.PASS if not leaked else Status.FAIL if pixels else Status.WARN
+    # Nearly every network leaks to this adversary, and most models never meet it: a warning, which a limit makes a failure.
+    status = Status.WARN if leaked else Status.PASS
     evidence: list[Evidence] = [Table("Recovery", ("figure", "value"), rows), *_gallery(context, leaks)]
     return context.finding(
-        f"for {figure['value']:.1%} of {figure['n']} samples the gradient hands over {what} exactly",
+        f"who sees the gradient of one sample gets {what} exactly, for {figure['value']:.1%} of {figure['n']} samples",
         threat=THREAT, status=status, evidence=evidence, **figure,
     )
 
@@ -75,64 +98,81 @@ def gradient_leakage(context: Context) -> Finding:
 )
 def label_leakage(context: Context) -> Finding:
     """Share of labels read off the sign of the last bias gradient; chance is the share of the largest class."""
-    classes = context.need_classes()
-    _, leaks, _ = _leaks(context)
-    labels = torch.tensor([leak.label for leak in leaks])
-    guesses = torch.tensor([leak.guess for leak in leaks])
+    context.need_classes()
+    found = _leaks(context)
+    if found.output is None:
+        raise NotRun("no linear layer answers with one score per class: there is no bias gradient to read the label off")
+    labels = torch.tensor([leak.label for leak in found.leaks])
+    guesses = torch.tensor([-1 if leak.guess is None else leak.guess for leak in found.leaks])
     figure = context.rate(labels == guesses)
     chance = float(labels.bincount().max()) / len(labels)
-    status = Status.FAIL if figure["interval"].low > max(chance, 2 / classes) else Status.PASS
+    if chance == 1:
+        raise NotRun(f"all {len(labels)} samples have one label: nothing can be learnt from it")
+    # Who always names the commonest label needs no gradient.
+    status = Status.WARN if figure["interval"].low > chance else Status.PASS
+    context.note(WHERE)
+    if status is Status.PASS and figure["value"] > chance:
+        context.note("not surely more often than the commonest label would be right: more samples would decide it")
     by_class = [
         (int(k), int((labels == k).sum()), int(((labels == k) & (guesses == k)).sum())) for k in labels.unique().tolist()
     ]
     return context.finding(
-        f"the label of {figure['value']:.1%} of {figure['n']} samples is read off the gradient; the commonest is {chance:.1%}",
+        f"who sees the gradient of one sample reads off its label, for {figure['value']:.1%} of {figure['n']} samples; the "
+        f"commonest label would be right for {chance:.1%}",
         threat=THREAT, status=status, evidence=(Table("Labels recovered", ("label", "samples", "recovered"), by_class[:20]),),
         **figure,
     )
 
 
-def _leaks(context: Context) -> tuple[str, Sequence[Leak], bool]:
+def _leaks(context: Context) -> Attacked:
     """Attack the gradient of each sample once for both checks."""
     try:
-        layer = first_linear(context.target.module)
+        first_linear(context.target.module)
     except ModelError as error:
         raise NotRun(error.problem) from error
-    if linear_layers(context.target.module)[layer].bias is None:
-        raise NotRun(f"the first linear layer '{layer}' has no bias: its input is known up to a factor alone")
-    leaks = context.shared("gradient leaks", lambda target: _attack(target, context, layer))
-    return layer, leaks, all(leak.shown is not None for leak in leaks)
+    found = context.shared("gradient leaks", lambda target: _attack(target, context))
+    if found is None:
+        raise NotRun("none of the model's nn.Linear layers, called as a module, takes part in its answer")
+    return found
 
 
-def _attack(target: Target, context: Context, layer: str) -> Sequence[Leak]:
+def _attack(target: Target, context: Context) -> Attacked | None:
     split = context.data.train if context.data.train is not None and len(context.data.train) else context.data.test
     x, y = split.sample(context.settings.scaled(64, 256, 1000), context.seed, "gradient leakage")
-    last = list(linear_layers(target.module))[-1]
+    called, known = called_linear(target, x[:1], y[:1]), linear_layers(target.module)
+    if not called:
+        return None
+    layer, last = called[0], called[-1]
+    # One output stands for two classes.
+    widths = (context.data.classes, 1) if context.data.classes == 2 else (context.data.classes,)
+    answers = known[last].out_features in widths
     wanted = [
         ".".join(part for part in (name, kind) if part)
-        for name, kind in {(layer, "weight"), (layer, "bias"), (last, "weight"), (last, "bias")}
-        if getattr(linear_layers(target.module)[name], kind) is not None
+        for name in sorted({layer, last}) for kind in ("weight", "bias") if getattr(known[name], kind) is not None
     ]
     low, high = (torch.as_tensor(end, dtype=torch.float64) for end in context.data.bounds)
     found = []
     for index in range(len(x)):
         one, label = x[index : index + 1], y[index : index + 1]
-        gradients, truth = sample_gradient(target, one, label, layer=layer, wanted=sorted(wanted))
-        solved = first_linear_layer(target.module, gradients, layer=layer)
-        guess = idlg(target.module, gradients, layer=last).y
-        assert guess is not None
-        error, psnr, shown = math.inf, math.nan, None
-        if truth.numel() == solved.x.numel() and bool(solved.x.isfinite().all()):
-            true = truth.reshape(1, -1).double()
-            error = float((solved.x - true).norm() / true.norm().clamp(min=1e-30))
+        gradients, truth = sample_gradient(target, one, label, layer=layer, wanted=wanted)
+        guess = idlg(target.module, gradients, layer=last).y if answers else None
+        leak = Leak(one[0], int(label), None if guess is None else int(guess), math.inf, math.nan, None)
+        found.append(leak)
+        if known[layer].bias is None:
+            continue
+        solved = first_linear_layer(target.module, gradients, layer=layer).x
+        if truth.numel() != solved.numel():  # the layer was called for many positions at once: their gradients are one sum
+            continue
+        if bool(solved.isfinite().all()):
+            true = truth.reshape(1, -1).to(solved)
+            leak.error = float((solved - true).norm() / true.norm().clamp(min=1e-30))
         back = as_input(target.module, truth, one)
         if back is not None:
-            image = solved.x.reshape(one.shape).to(one) * back[0] + back[1]
-            shown = torch.nan_to_num(image[0])
-            square = float((((shown.double() - one[0].double()) / (high - low).clamp(min=1e-12)) ** 2).mean())
-            psnr = min(200.0, -10 * math.log10(max(square, 1e-20)))
-        found.append(Leak(one[0], int(label), int(guess), error, psnr, shown))
-    return found
+            image = solved.reshape(one.shape).to(one) * back[0] + back[1]
+            leak.shown = torch.nan_to_num(image[0])
+            square = float((((leak.shown.double() - one[0].double()) / (high - low).clamp(min=1e-12)) ** 2).mean())
+            leak.psnr = min(200.0, -10 * math.log10(max(square, 1e-20)))
+    return Attacked(found, layer, last if answers else None)
 
 
 def _gallery(context: Context, leaks: Sequence[Leak]) -> Sequence[Gallery]:
@@ -142,6 +182,7 @@ def _gallery(context: Context, leaks: Sequence[Leak]) -> Sequence[Gallery]:
     for leak in leaks[:4]:
         assert leak.shown is not None
         pictures.append(picture(leak.x, f"sample, label {leak.label}", bounds=context.data.bounds))
-        caption = f"from its gradient: {leak.psnr:.0f} dB, label {leak.guess}"
+        read = "not read" if leak.guess is None else leak.guess
+        caption = f"from its gradient: {leak.psnr:.0f} dB, label {read}"
         pictures.append(picture(leak.shown, caption, bounds=context.data.bounds))
     return (Gallery("Samples and what their gradients gave away", pictures),)

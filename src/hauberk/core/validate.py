@@ -12,13 +12,18 @@ from hauberk.core import progress
 from hauberk.core.access import Access
 from hauberk.core.data import Data, Split
 from hauberk.core.errors import DataError, HauberkError, ModelError
-from hauberk.core.target import Target
+from hauberk.core.overlap import fingerprints, looked_at, overlap, remember
+from hauberk.core.rng import generator
+from hauberk.core.target import ENOUGH, Target
 
 PART = 32 << 20  # bytes of samples looked at at once
 
 
 def validate(target: Target, data: Data) -> list[str]:
     """Look at all samples and labels, and ask the model about at most 16 of them.
+
+    Where it answers one column within [0, 1], 56 more points are asked about: they tell probabilities, cut at .5, from logits, cut
+    at 0, before any check depends on it.
 
     Arguments:
         target: the model; what it answers tells whether it gives logits, probabilities or labels.
@@ -45,8 +50,9 @@ def validate(target: Target, data: Data) -> list[str]:
             )
         _refuse_labels(role, split, data)
     for role, split in data.splits().items():
-        _refuse_samples(role, split, bounds)
-    notices = _missing_classes(data)
+        compared = data.train is not None and role != "trusted"
+        _refuse_samples(role, split, bounds, looked_at(split) if compared else torch.empty(0, dtype=torch.long))
+    notices = [*_missing_classes(data), *_shared_samples(data)]
     if target.bounds is not None and not _same(target.bounds, data.bounds):
         notices.append("the target's bounds differ from the data's: attacks that are given a target alone keep to the target's")
     _refuse_model(target, data)
@@ -95,9 +101,11 @@ def _refuse_labels(role: str, split: Split, data: Data) -> None:
         )
 
 
-def _refuse_samples(role: str, split: Split, bounds: tuple[Tensor, Tensor]) -> None:
+def _refuse_samples(role: str, split: Split, bounds: tuple[Tensor, Tensor], marked: Tensor) -> None:
+    """Look at all samples; of those at the sorted positions `marked` the fingerprints are kept: none is read again for them."""
     slack = 1e-5 * float((bounds[1] - bounds[0]).max().clamp(max=1e6))
     low, high = (end.float() for end in bounds)  # float32 holds the bounds within the slack, at half the memory
+    marks = []
     for start, x in _parts(role, split):
         if not x.is_floating_point():
             raise DataError(f"the {role} samples have dtype {x.dtype}", want="floating point", fix="Scale bytes first: x / 255")
@@ -120,6 +128,11 @@ def _refuse_samples(role: str, split: Split, bounds: tuple[Tensor, Tensor]) -> N
                 want=f"all inputs in [{_span(low)}, {_span(high)}]",
                 fix="Give inputs before normalisation (load_model has normalize=), or state the bounds of the data",
             )
+        here = marked[(marked >= start) & (marked < start + len(x))] - start
+        if len(here):
+            marks.append(fingerprints(x if len(here) == len(x) else x[here]))
+    if marks:
+        remember(split, torch.cat(marks))
 
 
 def _parts(role: str, split: Split) -> Iterator[tuple[int, Tensor]]:
@@ -136,12 +149,26 @@ def _missing_classes(data: Data) -> list[str]:
     return [f"the test split holds {seen} of {data.classes} classes"] if seen < data.classes else []
 
 
+def _shared_samples(data: Data) -> list[str]:
+    if data.train is None:
+        return []
+    found = overlap(data)
+    if not found.count:
+        return []
+    test, train = len(data.test), len(data.train)
+    asked = f"{found.test} test samples" + ("" if found.test == test else " looked at")
+    within = "the training data" if found.train == train else f"{found.train} training samples looked at, of {train}"
+    return [f"{found.count} of {asked} are also in {within}: on those the model is not tested on anything new"]
+
+
 def _refuse_model(target: Target, data: Data) -> None:
     """Ask about 16 samples: 8 to learn how answers read, the others to look at them and at the gradient."""
     every = torch.linspace(0, len(data.test) - 1, min(16, len(data.test))).round().long().unique()
     x, view = data.test.x.take(every), target.fresh()
     try:
         width = view.probe(x[:8])
+        if width is not None and view.outputs == "auto":
+            _settle(view, data)
         rest = x[8:14] if len(x) > 8 else x[:6]
         answer = view.labels(rest) if width is None else view.logits(rest)
     except HauberkError:
@@ -163,6 +190,7 @@ def _refuse_model(target: Target, data: Data) -> None:
             fix="Check its weights, and that inputs have the scale it was trained on",
         )
     if data.is_classification and data.classes is not None and width != data.classes:
+        _refuse_labels_beyond(data, width)
         raise ModelError(
             f"the model returns {width} scores per sample and the data has {data.classes} classes", want=f"{data.classes} scores",
             fix=f"Check that model and data belong together; if some classes have no sample, state classes={width} for the data",
@@ -173,14 +201,62 @@ def _refuse_model(target: Target, data: Data) -> None:
         _find_gradient(target, view, x[-2:])
 
 
+def _settle(view: Target, data: Data) -> None:
+    """Ask about test samples and, since logits stray farthest there, about corners of the range of the inputs."""
+    missing = ENOUGH - 8
+    x = data.test.x.take(torch.linspace(0, len(data.test) - 1, min(missing // 2, len(data.test))).round().long().unique())
+    low, high = (torch.as_tensor(end).to(x).expand(x.shape[1:]) for end in data.bounds)
+    low, high = torch.where(low.isfinite(), low, x.amin(0)), torch.where(high.isfinite(), high, x.amax(0))
+    draw = torch.rand((missing - len(x), *x.shape[1:]), generator=generator(0, "validate", "corners"))
+    draw[0], draw[1] = 0, 1
+    view.probe(x)
+    try:
+        view.probe(torch.where(draw.to(x.device) < 0.5, low, high))
+    except HauberkError:
+        raise
+    except Exception:
+        # A model need not take points that are no samples: then its answers go on being read as what they looked like so far.
+        view.notice("the model's one column of scores is within [0, 1] so far and read as probabilities: state outputs= to be sure")
+
+
+def _refuse_labels_beyond(data: Data, width: int) -> None:
+    for role, split in data.splits().items():
+        beyond = split.y >= width
+        if bool(beyond.any()):
+            at = int(beyond.nonzero()[0])
+            raise ModelError(
+                f"label {int(split.y[at])} at index {at} of {role}, but the model has {width} scores (labels 0 to {width - 1})",
+                want=f"labels from 0 to {width - 1}, or a model with a score for each class",
+                fix="Check that model and data belong together, and that labels count from 0",
+            )
+
+
 def _find_gradient(target: Target, view: Target, x: Tensor) -> None:
+    leaf = x.detach().clone().requires_grad_()
     try:
         with torch.enable_grad():
-            reached = view.logits(x.detach().clone().requires_grad_()).requires_grad
-    except RuntimeError:
-        reached = False
+            reached = _leads_to(view.logits(leaf), leaf)
+    except RuntimeError as error:
+        # It has just answered the same samples without gradients: what failed is asking for them, and its words say why.
+        message = " ".join(str(error).split())[:300]
+        target.limit(Access.SCORE, f"the model fails where gradients are asked for ({type(error).__name__}: {message})")
+        return
     if not reached:
         target.limit(Access.SCORE, "no gradient flows from the model's answers to its input")
+
+
+def _leads_to(answer: Tensor, leaf: Tensor) -> bool:
+    """Whether the graph of an answer reaches its input; looked up, not computed: nothing is differentiated."""
+    left, seen = [answer.grad_fn], set()
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "variable", None) is leaf:
+            return True
+        left += [one for one, _ in node.next_functions]
+    return False
 
 
 def _first(bad: Tensor, x: Tensor) -> tuple[int, str]:

@@ -24,7 +24,8 @@ class Solved:
         bias: shape (classes,), float64.
         queries: answers it took.
         residual: on points it was not solved from, the share of the log-odds' spread that it leaves unexplained: 0 for a linear
-            target, about 1 for one that is nothing like it.
+            target, about 1 for one that is nothing like it; infinite, with weights that are not numbers, where an answer is not
+            finite (a class that is ruled out) and nothing can be solved.
     """
 
     weight: Tensor
@@ -81,6 +82,9 @@ def solve_linear(
     points = torch.cat([centre[None], centre + torch.diag(reach), _uniform(low, high, extra, draw)])
     tests = _uniform(low, high, held_out, draw)
     odds, expected = _log_odds(view, points, shape), _log_odds(view, tests, shape)  # (queries, classes)
+    if not bool(odds.isfinite().all() & expected.isfinite().all()):
+        nothing = torch.full((odds.shape[1], width), torch.nan, dtype=torch.float64)
+        return Solved(nothing, nothing.new_full((odds.shape[1],), torch.nan), len(points) + held_out, float("inf"))
     # In steps of the range around the centre the equations are solved as they stand.
     steps = torch.cat([(points - centre) / reach.clamp(min=1e-300), torch.ones(len(points), 1, dtype=torch.float64)], 1)
     steps[:, :width][:, reach == 0] = 0.0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hauberk.core import rng
 from hauberk.core.access import Access
 from hauberk.core.data import Split
-from hauberk.core.errors import DataError
+from hauberk.core.errors import DataError, ModelError
 from hauberk.core.target import Target, as_target, evaluating
 from hauberk.core.train import Schedule, fit
 
@@ -58,19 +58,23 @@ def substitute(
     if not len(pool):
         raise DataError("the pool is empty", want="at least one input to ask about")
     answers = (view.scores(pool).float() if soft else view.labels(pool)).cpu()
+    told = answers.isfinite().all(1) if soft else answers >= 0  # an answer of NaN teaches nothing
+    if not bool(told.any()):
+        raise ModelError("the model answered NaN to the whole pool", want="finite scores", fix="Mend the model")
+    pool, answers = pool[told.to(pool.device)], answers[told]
     # Labels do not say how many classes there are: a student of ours knows those it was told of.
     classes = answers.shape[1] if soft else int(answers.max()) + 1
     learner = student if student is not None else _student(pool, classes, seed)
 
     def imitate(model: nn.Module, x: Tensor, index: Tensor) -> Tensor:
-        wanted = answers.to(x.device)[index.to(x.device)]
-        return nn.functional.cross_entropy(model(x), wanted)
+        wanted, logits = answers.to(x.device)[index.to(x.device)], model(x)
+        return nn.functional.cross_entropy(logits, wanted.to(logits.dtype) if soft else wanted)
 
     steps = math.ceil(len(pool) / 32)
     # Few answers make few steps an epoch: small pools are read more often, so that every student has learnt what it was told.
     rounds = epochs * max(1, 16 // steps)
     optimizer = torch.optim.Adam(learner.parameters(), lr=2e-3)
-    fit(learner, Split(pool.cpu(), torch.arange(len(pool))), loss=imitate, optimizer=optimizer,
+    fit(learner, Split(_for(learner, pool), torch.arange(len(pool))), loss=imitate, optimizer=optimizer,
         schedule=Schedule(epochs=rounds, batch_size=32, seed=seed))
     return learner
 
@@ -99,13 +103,20 @@ def fidelity_curve(
             continue
         learner = substitute(view, pool[:budget], soft=soft, epochs=epochs, seed=seed)
         with torch.no_grad(), evaluating(learner):
-            guess = torch.cat([learner(part.cpu()).argmax(1) for part in test.split(512)])
+            guess = torch.cat([learner(_for(learner, part)).argmax(1).cpu() for part in test.split(512)])
         found.append(Fidelity(budget, guess == truth, learner))
     return found
 
 
+def _for(learner: nn.Module, x: Tensor) -> Tensor:
+    """Return x as the student takes it: our data may be of another precision than its weights."""
+    weight = next((one for one in learner.parameters() if one.is_floating_point()), None)
+    return x.cpu().float() if weight is None else x.to(weight.device, weight.dtype)
+
+
 def _student(pool: Tensor, classes: int, seed: int) -> nn.Module:
     """A network that learns small tasks in seconds, standardised by the pool."""
+    pool = pool.float()
     mean, std = float(pool.mean()), float(pool.std()) if len(pool) > 1 else 1.0
     with rng.isolated(rng.derive_seed(seed, "student")):
         if pool.ndim == 4 and min(pool.shape[2:]) >= 4:

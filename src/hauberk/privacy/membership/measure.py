@@ -24,8 +24,9 @@ class Exposure:
         auc_interval: of the area, by DeLong.
         fpr: the false-positive rate of the headline: the one asked for, or the lowest that these records can resolve.
         tpr: members recognised at that rate.
-        tpr_interval: its exact interval.
+        tpr_interval: of the rate that the attack really has there; its threshold is estimated too, see `Roc.tpr_interval`.
         chance: probability that so many members would be recognised if membership left no trace.
+        ahead: how many times as many members as non-members surely stand out there, see `Roc.surely_ahead`.
     """
 
     roc: Roc
@@ -34,6 +35,7 @@ class Exposure:
     tpr: float
     tpr_interval: Interval
     chance: float
+    ahead: float = 0.0
 
 
 def exposure(scores: MembershipScores, fpr: float = 1e-3) -> Exposure:
@@ -51,6 +53,7 @@ def exposure(scores: MembershipScores, fpr: float = 1e-3) -> Exposure:
     return Exposure(
         curve, auc_interval(members, others), asked, tpr, curve.tpr_interval(asked),
         chance_of(round(tpr * len(members)), int(asked * len(others) + 1e-9), len(members), len(others)),
+        curve.surely_ahead(asked),
     )
 
 
