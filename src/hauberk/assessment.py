@@ -18,12 +18,15 @@ from hauberk.checks.engine import run_checks, select_checks
 from hauberk.checks.journal import Journal
 from hauberk.checks.scope import fingerprint, scope
 from hauberk.core.access import Budget
+from hauberk.core.card import PRESETS
 from hauberk.core.data import Data
-from hauberk.core.errors import UsageError
+from hauberk.core.errors import UsageError, nearest
+from hauberk.core.files import cannot_write, write_whole
 from hauberk.core.finding import Finding
 from hauberk.core.target import Target, as_target
 from hauberk.core.threat import Linf, Threat
 from hauberk.core.validate import validate
+from hauberk.report.lock import LOCK, lock_toml
 from hauberk.report.report import Report
 
 Material = tuple[Target, Data, Settings]
@@ -55,7 +58,7 @@ class Run:
 
 def assess(
     model: Target | nn.Module, data: Data, threat: Threat | Sequence[Threat] | None = None, *, preset: str = "quick",
-    seed: int = 0, select: Sequence[str] = (), ignore: Sequence[str] = (), output: str | Path | None = None,
+    seed: int = 0, select: str | Sequence[str] = (), ignore: str | Sequence[str] = (), output: str | Path | None = None,
 ) -> Report:
     """Assess a model and return the report.
 
@@ -66,7 +69,7 @@ def assess(
             the input range.
         preset: quick, standard or thorough.
         seed: all randomness is derived from it.
-        select, ignore: checks by name, pillar or glob.
+        select, ignore: checks by name, pillar or glob; one, or several.
         output: a folder to keep findings in as they are made.
 
     Returns:
@@ -75,6 +78,9 @@ def assess(
     Raises:
         DataError, ModelError, UsageError: for bad input, before any check has started.
     """
+    _refuse_arguments(data, threat, preset, seed)
+    select, ignore = ((given,) if isinstance(given, str) else given for given in (select, ignore))
+    select_checks(preset, select, ignore)
     target = as_target(model)
     threats = default_threats(data) if threat is None else (threat,) if isinstance(threat, Threat) else tuple(threat)
     settings = Settings(preset=preset, seed=seed, threats=threats)
@@ -83,9 +89,16 @@ def assess(
 
 
 def carry_out(
-    target: Target, data: Data, settings: Settings, run: Run, *, watch: Callable[[Finding], None] | None = None
+    target: Target, data: Data, settings: Settings, run: Run, *, watch: Callable[[Finding], None] | None = None,
+    taken_over: Callable[[int], None] | None = None,
 ) -> Report:
-    """Run the checks of a prepared assessment and return the report; `watch` is told of each finding as it is made."""
+    """Run the checks of a prepared assessment and return the report.
+
+    Arguments:
+        target, data, settings, run: what is assessed, and how.
+        watch: is told of each finding as it is made.
+        taken_over: is told, when a run is resumed, how many findings of the interrupted one are kept.
+    """
     began, seen = time.monotonic(), watch or _ignore
     for threat in settings.threats:
         if isinstance(threat.eps, torch.Tensor) and threat.eps.ndim:
@@ -100,6 +113,9 @@ def carry_out(
     if run.output is not None:
         journal = Journal(run.output, fingerprint(target, data, settings, cards), resume=run.resume)
         done = {finding.id: finding for finding in journal.findings}
+        _lock(run, settings)
+        if run.resume and taken_over is not None:
+            taken_over(len(done))
     for finding in done.values():
         seen(finding)
     left = [card for card in cards if card.name not in done]
@@ -119,6 +135,48 @@ def carry_out(
     about = scope(target, data, settings, notices=[*notices, *target.notices])
     about["seconds"] = round(time.monotonic() - began, 1)
     return Report(ordered, about, {"hauberk": hauberk.__version__, **run.plan})
+
+
+def _refuse_arguments(data: object, threat: object, preset: object, seed: object) -> None:
+    """Raise UsageError for an argument of `assess` that is not what its name asks for."""
+    if not isinstance(data, Data):
+        source = repr(data) if isinstance(data, (str, Path)) else "test, bounds=(0, 1)"
+        raise UsageError(
+            f"data is {_shown(data)}", want="a hauberk.Data", fix=f"Make one: hauberk.load_data({source})",
+        )
+    threats = threat if isinstance(threat, (tuple, list)) else () if threat is None else (threat,)
+    wrong = next((one for one in threats if not isinstance(one, Threat)), None)
+    if wrong is not None or (threat is not None and not threats):
+        radius = f"{wrong}" if isinstance(wrong, (int, float)) and not isinstance(wrong, bool) else "0.1"
+        raise UsageError(
+            f"threat is {_shown(threat)}", want="a threat or several: Linf, L2, L1 or L0",
+            fix=f"Give threat=hauberk.Linf({radius}), or leave it out",
+        )
+    if preset not in PRESETS:
+        hint = nearest(preset, PRESETS) if isinstance(preset, str) else ""
+        raise UsageError(f"preset is {_shown(preset)}", want=" | ".join(PRESETS), fix=hint if hint.startswith("Did") else "")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UsageError(f"seed is {_shown(seed)}", want="a whole number of 0 or more")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (str, Path)):
+        return f"'{value}'"
+    return str(value) if isinstance(value, (int, float)) or value is None else f"a {type(value).__name__}"
+
+
+def _lock(run: Run, settings: Settings) -> None:
+    """Write what is being run before it runs, so that a run that is killed leaves its own plan, not that of an earlier one."""
+    assert run.output is not None
+    place = run.output / LOCK
+    if run.plan:
+        began = {"preset": settings.preset, "seed": settings.seed}
+        write_whole(place, lock_toml(Report([], began, {"hauberk": hauberk.__version__, **run.plan})))
+        return
+    try:
+        place.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(place, error) from error
 
 
 def default_threats(data: Data) -> tuple[Threat, ...]:

@@ -46,7 +46,8 @@ def test_a_plan_becomes_a_report_folder(hauberk: Run, shop: Path, digits: Data, 
     report = Report.load("report")
     assert [one.id for one in report.findings] == [CLEAN, PGD]
     assert run.exit_code == report.exit_code("fail")
-    assert run.stdout.rstrip() == text.summary(report).rstrip()
+    assert run.stdout.rstrip() == text.summary(report, "report/plan.lock.toml").rstrip()
+    assert run.stdout.splitlines()[-1] == "Again: hauberk assess report/plan.lock.toml"
     clean = report.find(CLEAN)
     x, y = digits.test.first(200)
     assert (clean.value, clean.n) == (int((digits_model(x).argmax(1) == y).sum()) / 200, 200)
@@ -123,8 +124,12 @@ def test_stdout_holds_the_form_asked_for_and_nothing_else(hauberk: Run, shop: Pa
     elif form is assess.Format.SARIF:
         assert json.loads(run.stdout)["version"] == "2.1.0"
     else:
-        made = {assess.Format.FULL: text.full, assess.Format.CONCISE: text.concise, assess.Format.GITHUB: text.github}[form]
-        assert run.stdout.rstrip() == made(report).rstrip()
+        place = "report/plan.lock.toml"
+        made = {
+            assess.Format.FULL: text.full(report, place), assess.Format.CONCISE: text.concise(report),
+            assess.Format.GITHUB: text.github(report, place),
+        }
+        assert run.stdout.rstrip() == made[form].rstrip()
     assert CLEAN in run.stderr
 
 

@@ -130,3 +130,13 @@ def test_every_default_of_every_attack_can_be_written_down(card: Card) -> None:
     found = parse_options(card, [f"{name}={value}" for name, value in plain.items()])
     assert found == plain
     assert {name: type(value) for name, value in found.items()} == {name: type(value) for name, value in plain.items()}
+
+
+def test_examples_are_not_written_over_unasked(hauberk: Run, shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "adv.npz").write_text("mine")
+    run = hauberk("attack", "fgsm", shop, "--n", 4)
+    assert run.exit_code == 2 and "adv.npz exists already" in run.stderr and "--force" in run.stderr
+    assert (tmp_path / "adv.npz").read_text() == "mine"
+    assert hauberk("attack", "fgsm", shop, "--n", 4, "--force").exit_code == 0
+    with np.load(tmp_path / "adv.npz") as kept:
+        assert kept["x"].shape == (4, 1, 8, 8)

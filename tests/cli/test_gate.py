@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def test_the_file_is_a_gate_of_a_plan_and_is_not_written_over(tmp_path: Path) ->
     place = tmp_path / "gate.toml"
     run = CliRunner().invoke(app, ["gate", "--from", str(tmp_path), "--output", str(place)])
     assert run.exit_code == 0
-    assert run.stdout == f"{place} is written: 5 gates. Next: hauberk assess --gate {place}\n"
+    assert run.stdout == f"{place} is written: 5 gates. Next: hauberk assess PLAN --gate {place}\n"
     plan = parse_plan({"model": {"path": "x"}, "data": {"test": "x"}, **tomllib.loads(place.read_text())})
     assert plan.gate["robustness/clean-accuracy"].min == 0.9574
     before = place.read_bytes()
@@ -97,3 +98,25 @@ def test_the_file_is_a_gate_of_a_plan_and_is_not_written_over(tmp_path: Path) ->
 @pytest.mark.parametrize("arguments", [["gate"], ["gate", "--from", "none.json"], ["gate", "--margin", "-1", "--from", "x"]])
 def test_usage_errors_exit_with_two(arguments: list[str]) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_the_locked_plan_is_named_where_it_is(tmp_path: Path) -> None:
+    locked = dataclasses.replace(REPORT, plan={"model": {"path": "m.py:f"}, "data": {"test": "sklearn:wine"}})
+    locked.to_html(tmp_path / "report")
+    run = CliRunner().invoke(app, ["gate", "--from", str(tmp_path / "report"), "--output", str(tmp_path / "gate.toml")])
+    assert run.stdout.endswith(f"Next: hauberk assess {tmp_path}/report/plan.lock.toml --gate {tmp_path}/gate.toml\n")
+
+
+def test_a_gate_file_that_is_not_one_is_called_a_gate_file(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[model]\npath = "m.py:f"\n[data]\ntest = "sklearn:wine"\n')
+    (tmp_path / "broken.toml").write_text("[gate")
+    (tmp_path / "other.toml").write_text("[run]\n")
+    for name, words in (
+        ("nope.toml", "does not exist"), ("", "is a folder"),
+        ("broken.toml", "is not TOML"), ("other.toml", "has no table [gate]"),
+    ):
+        run = CliRunner().invoke(app, ["assess", str(plan), "--gate", str(tmp_path / name)])
+        assert run.exit_code == 2
+        assert run.stderr.startswith("error: the gate file") and words in run.stderr and "a plan.toml" not in run.stderr
+        assert f"Make one: hauberk gate --from REPORT --output {tmp_path / name}" in run.stderr

@@ -16,6 +16,7 @@ from hauberk.cli import app
 from hauberk.core.access import Access
 from hauberk.core.card import KINDS, Card
 from hauberk.methods import load_methods
+from hauberk.report.lock import steps, with_plan
 
 COMMANDS = ("assess", "init", "schema", "list", "explain", "attack", "diff", "gate")
 CARDS = list(load_methods().cards())
@@ -71,7 +72,7 @@ def test_every_card_is_explained(card: Card) -> None:
         assert any(row.split()[:1] == [option.name] and row.endswith(default) for row in rows)
     for advice in card.facts.get("advice", ()):
         assert advice.text in out
-        assert advice.command in out
+        assert all(f"{prompt} {step}" in out for prompt, step in steps(with_plan(advice.command, "PLAN")))
 
 
 def test_explain_names_the_nearest() -> None:
@@ -85,7 +86,7 @@ def test_explain_shows_options_and_limits() -> None:
     assert "  source   Madry et al. 2018, arXiv:1706.06083\n" in out
     _, out, _ = call("explain", "robustness/clean-accuracy")
     assert "  limits   warns below 0.8, fails below 0.5\n" in out
-    assert "  hauberk assess --select robustness/clean-accuracy\n" in out
+    assert "  hauberk assess PLAN --select robustness/clean-accuracy\n" in out
 
 
 def test_version_and_schema() -> None:

@@ -7,18 +7,21 @@ import http.server
 import json
 import pickle
 import threading
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import Result
 
 from hauberk.cli.prepare import prepare
 from hauberk.core.access import Access
 from hauberk.core.errors import DataError, ModelError, UsageError
-from hauberk.io.plan import parse_plan
+from hauberk.io.plan import parse_plan, read_plan
+from hauberk.report.report import Report
 
 WEIGHT = torch.tensor([[1.0, -2.0, 0.5], [0.25, 1.0, -1.0]])
 
@@ -111,7 +114,7 @@ class _Endpoint(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        known = self.headers.get("X-Key") == "open sesame"
+        known = self.headers.get("X-Key") == "open sesame" or "/open" in self.path
         scores = (torch.tensor(body["rows"]) @ WEIGHT.T).tolist()
         answer = json.dumps({"out": [{"s": row} for row in scores]} if known else {}).encode()
         self.send_response(200 if known else 403)
@@ -157,3 +160,51 @@ def test_an_endpoint_is_described_by_its_table(folder: Path, endpoint: str, monk
 def test_what_belongs_to_an_endpoint_needs_one() -> None:
     with pytest.raises(UsageError, match="Expected template, response, headers and classes with a url alone"):
         parse_plan({"model": {"path": "a.py:b", "headers": {"X": "Y"}}, "data": {"test": "t"}})
+
+
+def test_a_file_without_an_attribute_is_told_what_to_add(hauberk: Callable[..., Result], tmp_path: Path) -> None:
+    for code, name in (
+        ("raise SystemExit\ndef _help(): ...\ndef load(): ...\ndef build(): ...\n", "build"), ("class Net: ...\n", "Net"),
+        ("def make_model(): ...\n", "make_model"), ("def broken(:\n", "build"),
+    ):
+        (tmp_path / "shop.py").write_text(code)
+        run = hauberk("assess", "--model", "shop.py", "--data", "sklearn:wine")
+        assert run.exit_code == 2
+        assert f"Name it, such as shop.py:{name}." in run.stderr and "the model is 'shop.py'" in run.stderr
+
+
+def test_classes_may_be_stated_where_some_have_no_sample(hauberk: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(2, 5)\n")
+    x = np.random.default_rng(0).random((40, 2), dtype=np.float32)
+    np.savez(tmp_path / "test.npz", x=x, y=np.arange(40) % 4)  # the model has a fifth class
+    given = ["--model", "net.py:build", "--data", "test.npz", "--select", "robustness/clean-accuracy"]
+    refused = hauberk("assess", *given)
+    assert refused.exit_code == 2 and "returns 5 scores per sample and the data has 4 classes" in refused.stderr
+    run = hauberk("assess", *given, "--classes", 5, "--fail-on", "never")
+    assert run.exit_code == 0, run.stderr
+    assert Report.load("report").plan["data"]["classes"] == 5
+    assert hauberk("init", "net.py:build", "test.npz", "--classes", 5).exit_code == 0
+    assert tomllib.loads(Path("plan.toml").read_text())["data"]["classes"] == 5
+    attacked = hauberk("attack", "fgsm", "--model", "net.py:build", "--data", "test.npz", "--classes", 5)
+    assert attacked.exit_code == 0, attacked.stderr
+    few = hauberk("assess", *given, "--classes", 3)
+    assert few.exit_code == 2 and "label at index 3 is 3" in few.stderr
+    numbers = hauberk("assess", "--model", "net.py:build", "--data", "sklearn:diabetes", "--classes", 5)
+    assert numbers.exit_code == 2 and "data.classes is 5, but the labels are numbers to predict" in numbers.stderr
+
+
+def test_init_says_how_an_endpoint_is_asked(hauberk: Callable[..., Result], folder: Path, endpoint: str) -> None:
+    address, template = endpoint.replace("/predict", "/open"), '{"rows": "$INPUT"}'
+    unsaid = hauberk("init", address, "test.npz", "--template", template)
+    assert unsaid.exit_code == 2
+    for word in ("model.template", "model.response", "--template and --response"):
+        assert word in unsaid.stderr
+    run = hauberk("init", address, "test.npz", "--template", template, "--response", "out[*].s")
+    assert run.exit_code == 0, run.stderr
+    table = tomllib.loads(Path("plan.toml").read_text())["model"]
+    assert table == {"url": address, "template": template, "response": "out[*].s", "access": "score"}
+    target, data, _ = prepare(read_plan("plan.toml"))
+    x, _ = data.test.first(8)
+    assert torch.allclose(target.logits(x).float(), x @ WEIGHT.T, atol=1e-6)
+    file = hauberk("init", "shopwindow.models:build", "test.npz", "--template", template, "--output", "other.toml")
+    assert file.exit_code == 2 and "template, response, headers and classes with a url alone" in file.stderr

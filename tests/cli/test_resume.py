@@ -70,3 +70,33 @@ def test_another_assessment_is_not_resumed(start: Start, shop: Path) -> None:
     assert other.returncode == 2
     assert err.splitlines()[-1].startswith("error: report holds another assessment: ")
     assert err.splitlines()[-1].endswith("Leave out --resume, or choose another --output.")
+
+
+def test_a_killed_run_does_not_pass_the_old_report_off_as_its_own(start: Start, shop: Path, tmp_path: Path) -> None:
+    start("assess", shop, "--select", "robustness/clean-accuracy").communicate()
+    report, block = tmp_path / "report", tmp_path / "block"
+    whole = Report.load(report)
+    block.touch()
+    (report / "findings.jsonl").unlink()  # else its old line is taken for a new one here
+    # From the locked plan in the very folder that is written to.
+    killed = start("assess", "report/plan.lock.toml", "--select", "robustness/clean-accuracy,robustness/pgd-linf")
+    wait_for_lines(report / "findings.jsonl", 1, killed)
+    killed.kill()
+    killed.communicate()
+    assert sorted(one.name for one in report.iterdir()) == ["findings.jsonl", "plan.lock.toml", "run.json"]
+    for command in (["diff", "report", "report"], ["gate", "--from", "report"]):
+        told = start(*command)
+        _, err = told.communicate()
+        assert told.returncode == 2
+        assert err == (
+            "error: the run in report is unfinished: findings.jsonl is there, report.json is not. Expected a run that has ended. "
+            "Finish it: the same hauberk assess, with --output report --resume.\n"
+        )
+
+    block.unlink()
+    resumed = start("assess", "report/plan.lock.toml", "--output", "report", "--resume")  # the lock is that of the killed run
+    _, err = resumed.communicate()
+    assert "1 finding is taken over from the interrupted run in report" in err.splitlines()
+    found = Report.load(report)
+    assert [one.id for one in found.findings] == ["robustness/clean-accuracy", "robustness/pgd-linf"]
+    assert found.findings[0].value == whole.findings[0].value

@@ -68,3 +68,15 @@ def test_lengths_that_differ_are_refused():
         Split(torch.zeros(4, 2), torch.zeros(3))
     with pytest.raises(DataError, match=r"'sex' has 2 entries.*4"):
         Split(torch.zeros(4, 2), torch.zeros(4), {"sex": torch.zeros(2)})
+
+
+def test_data_and_splits_are_shown_in_one_line():
+    x, y = torch.zeros(54, 13), torch.arange(54) % 3
+    data = Data(Split(x, y), Split(torch.zeros(124, 13), torch.arange(124) % 3), name="wine")
+    assert repr(data) == "Data(wine: 54 test, 124 train, (13,), 3 classes, bounds [0, 1])"
+    assert repr(data.test) == "Split(54 samples, (13,), labels)"
+    ends = (torch.tensor([-2.0, 0.0]), torch.tensor([1.0, 3.5]))
+    assert repr(Data(Split(torch.zeros(4, 2), torch.rand(4)), bounds=ends)) == (
+        "Data(data: 4 test, (2,), numbers to predict, bounds [-2, 3.5] by feature)"
+    )
+    assert repr(Split(x, y, {"sex": y})) == "Split(54 samples, (13,), labels, groups sex)"

@@ -132,3 +132,20 @@ def test_a_full_disk_is_said_once_and_keeps_what_was_written(tmp_path, monkeypat
     journal.close()
     assert [one.id for one in journal.findings] == ["trust/a"]
     assert names(tmp_path)[0] == "a"
+
+
+def test_a_run_that_starts_removes_the_report_of_an_earlier_one_and_nothing_else(tmp_path):
+    old = ["index.html", "report.json", "junit.xml", "report.sarif"]
+    for resume in (False, True):
+        for name in [*old, "notes.txt"]:
+            (tmp_path / name).write_text("old")
+        Journal(tmp_path, MARK, resume=resume).close()
+        assert sorted(one.name for one in tmp_path.iterdir()) == ["findings.jsonl", "notes.txt", "run.json"]
+
+
+def test_a_run_that_is_refused_removes_nothing(tmp_path):
+    filled(tmp_path, finding("a"))
+    (tmp_path / "report.json").write_text("old")
+    with pytest.raises(UsageError, match="another assessment"):
+        Journal(tmp_path, {**MARK, "seed": 1}, resume=True)
+    assert (tmp_path / "report.json").read_text() == "old"

@@ -241,3 +241,19 @@ def test_the_norms_are_those_of_the_core() -> None:
 def test_reading_a_plan_does_not_load_torch() -> None:
     code = "import sys, hauberk.io.plan as p; p.parse_threat('linf:1'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"data": {"test": ""}}, "data.test is ''. Expected text that is not empty."),
+    ({"data": {"test": "x", "classes": 1}}, "data.classes is 1. Expected greater than or equal to 2."),
+    ({"data": {"test": "x", "bounds": [1]}}, "data.bounds is [1]. Expected [lowest, highest], each a number"),
+    ({"model": {"path": "a", "url": "http://x"}}, "model is a table with path, url. Expected either path or url."),
+    ({"model": {"path": "a", "normalize": {"mean": "q", "std": 1}}}, "model.normalize.mean is 'q'. Expected a number, or"),
+    ({"threat": {"eps": "x"}}, "threat.eps is 'x'. Expected a number, or a fraction"),
+    ({"gate": {"a": {}}}, "gate.a is a table with nothing in it. Expected at least one of min, max and run."),
+])
+def test_refusals_speak_in_our_words_alone(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_plan({"model": {"path": "a"}, "data": {"test": "x"}, **changes})
+    assert words in str(caught.value)
+    assert not re.search("Value error|Input should|String should", str(caught.value))

@@ -196,3 +196,15 @@ def test_figures_go_when_pictures_are_not_enough() -> None:
     made = render(report)
     assert len(made.encode()) <= LIMIT and "figures left out to keep this page below 400 KB" in made
     assert made.count("<caption>big</caption>") >= 5
+
+
+def test_prompts_tell_shell_and_python_apart_and_are_not_copied() -> None:
+    advice = [Advice("a", "hauberk assess --preset thorough"), Advice("b", "from a import b; b(x < 1)")]
+    finding = Finding("trust/x", "trust", "?", Status.FAIL, summary="It fails.", advice=advice)
+    page = render(Report([finding], plan={"model": {"path": "m.py:f"}, "data": {"test": "sklearn:digits"}}))
+    shell = '<span class="prompt">$ </span>hauberk assess plan.lock.toml'
+    prompt = '<span class="prompt">&gt;&gt;&gt; </span>'
+    python = f"{prompt}from a import b\n{prompt}b(x &lt; 1)</code>"
+    assert page.count(f"{shell} --preset thorough</code>") == 3  # do next, the finding, the list of actions
+    assert page.count(python) == 3 and f"{shell}</pre>" in page
+    assert "run the command in this folder" in page and re.search(r"\.prompt \{[^}]*user-select: none", page)

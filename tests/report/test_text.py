@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 import sample_report
 from pages import Page
 from test_html import hostile_report
 
-from hauberk.core.finding import Finding, Status
+from hauberk.core.finding import Advice, Finding, Status
 from hauberk.report.notebook import finding_html, report_html
 from hauberk.report.report import Report
 from hauberk.report.text import concise, full, github, summary
@@ -35,6 +36,41 @@ def test_full_ends_with_the_verdict_and_what_to_do() -> None:
     assert [row[:4] for row in end if re.match(r"  \d\. ", row)] == ["  1.", "  2.", "  3."]
     assert "  2. Train on adversarial examples (AML.M0003 Model Hardening)" in end
     assert end[-1] == "Again: hauberk assess plan.lock.toml"
+
+
+def advised(*commands: str) -> Report:
+    advice = [Advice(f"Do {at}", one) for at, one in enumerate(commands)]
+    plan = {"model": {"path": "net.py:build"}, "data": {"test": "sklearn:digits"}}
+    return Report([Finding("trust/x", "trust", "?", Status.FAIL, summary="It fails.", advice=advice)], plan=plan)
+
+
+def test_commands_can_be_typed_as_they_are_printed() -> None:
+    given = "hauberk assess --preset thorough --select robustness", "from a import b; b(model)", "hauberk explain pgd"
+    made = summary(advised(*given), "my report/plan.lock.toml").splitlines()
+    assert [row.strip() for row in made if row.startswith(("     $", "     >>>"))] == [
+        "$ hauberk assess 'my report/plan.lock.toml' --preset thorough --select robustness", ">>> from a import b",
+        ">>> b(model)", "$ hauberk explain pgd",
+    ]
+    assert made[-1] == "Again: hauberk assess 'my report/plan.lock.toml'"
+    inline = [row.split(": ", 2)[2] for row in full(advised(*given)).splitlines() if "to do: " in row]
+    assert inline == [
+        "$ hauberk assess plan.lock.toml --preset thorough --select robustness", ">>> from a import b >>> b(model)",
+        "$ hauberk explain pgd",
+    ]
+
+
+def test_a_command_that_needs_a_plan_is_a_call_where_there_is_none() -> None:
+    bare = Report(advised("hauberk assess --preset thorough --select robustness").findings)
+    assert "     >>> hauberk.assess(model, data, threat, preset='thorough', select=['robustness'])" in summary(bare).splitlines()
+
+
+def test_a_long_command_of_the_shell_is_continued_as_the_shell_wants_it() -> None:
+    rows = summary(advised("hauberk attack pgd " + "--option steps=10 " * 10)).splitlines()
+    start = next(at for at, row in enumerate(rows) if row.startswith("     $"))
+    end = next(at for at in range(start, len(rows)) if not rows[at].endswith(" \\"))
+    typed = "\n".join(rows[start : end + 1]).removeprefix("     $ ")
+    assert end == start + 2 and "\n       --option" in typed
+    assert shlex.split(typed.replace("\\\n", "")) == ["hauberk", "attack", "pgd", *["--option", "steps=10"] * 10]
 
 
 def test_the_summary_is_head_and_end_of_the_full_report() -> None:
@@ -93,3 +129,10 @@ def test_the_style_of_a_fragment_stays_in_it() -> None:
     heads = {head.strip() for head in re.split(r"[{}]", outer) if head.strip()}
     assert heads == {".hauberk", "@media screen and (prefers-color-scheme: dark)"}
     assert Page(report_html(hostile_report())).all("script") == []
+
+
+def test_the_name_in_the_plan_heads_the_report() -> None:
+    named = sample_report.report()
+    named.plan["model"]["name"] = "Shop sorter"
+    assert summary(named).splitlines()[0] == "Hauberk: Shop sorter"
+    assert summary(sample_report.report()).splitlines()[0] == "Hauberk: digits CNN"

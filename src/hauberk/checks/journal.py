@@ -13,6 +13,8 @@ from hauberk.core.errors import UsageError
 from hauberk.core.files import cannot_write, write_whole
 from hauberk.core.finding import Finding, Status
 
+REPORT_FILES = ("index.html", "report.json", "junit.xml", "report.sarif")
+
 
 class Journal:
     """`findings.jsonl` in a run folder, a line per finding, beside `run.json`, which says what is assessed.
@@ -22,6 +24,8 @@ class Journal:
         fingerprint: what must be the same for a run to be resumed: plan, model, data, version; plain JSON values.
         resume: keep the findings of an interrupted run with the same fingerprint; else start anew. Checks that ended in an
             error, or for which the time was up, run again.
+
+    The report of an earlier run goes: index.html, report.json, junit.xml and report.sarif belong to a run that has ended.
 
     Raises:
         UsageError: when the folder belongs to another assessment, or cannot be written.
@@ -34,6 +38,7 @@ class Journal:
         if resume:
             _refuse_another(mark, plain)
             self.findings = [one for one in _read(self.path) if one.status is not Status.ERROR and TOO_LATE not in one.reason]
+        _remove_report(folder)
         write_whole(mark, json.dumps(plain, indent=1))
         # Written anew in full: a line that a kill cut short is dropped.
         write_whole(self.path, "".join(map(_line, self.findings)))
@@ -54,6 +59,15 @@ class Journal:
         # A line that did not fit on the disk was reported by `add`; closing would try it once more.
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+def _remove_report(folder: Path) -> None:
+    """Remove the report of an earlier run: a run that is killed must not leave it in place as if it were its own."""
+    for name in REPORT_FILES:
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(folder / name, error) from error
 
 
 def _refuse_another(mark: Path, fingerprint: dict[str, Any]) -> None:

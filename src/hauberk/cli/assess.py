@@ -48,7 +48,8 @@ def assess(
     )] = None,
     *,
     model: options.Model = "", weights: options.Weights = "", data: options.TestData = "", train: options.Train = "",
-    label: options.Label = "", groups: options.Groups = None, bounds: options.Bounds = "", threat: options.Threats = None,
+    label: options.Label = "", groups: options.Groups = None, bounds: options.Bounds = "",
+    classes: options.Classes = None, threat: options.Threats = None,
     access: options.Grant = None,
     select: Annotated[list[str] | None, typer.Option(
         help="Checks by name, pillar or glob; repeatable, or a comma list.", rich_help_panel="How")] = None,
@@ -79,7 +80,9 @@ def assess(
     chosen = options.choose_plan(
         plan,
         model={"path": model, "weights": weights, "access": access.value if access else None},
-        data={"test": data, "train": train, "label": label, "groups": options.words(groups), "bounds": bounds},
+        data={
+            "test": data, "train": train, "label": label, "groups": options.words(groups), "bounds": bounds, "classes": classes,
+        },
         threats=threat,
         run={
             "preset": preset.value if preset else None, "seed": seed, "minutes": options.seconds(budget) / 60 if budget else None,
@@ -145,7 +148,7 @@ def _carry_out(plan: Plan, output: Path, *, resume: bool, trust: bool, quiet: bo
         with watcher.watching():
             watcher.say("loading")
             from hauberk.assessment import Run, carry_out
-            from hauberk.cli.prepare import prepare, selection
+            from hauberk.cli.prepare import naming_the_call, prepare, selection
             from hauberk.io.plan import resolved
 
             names = selection(plan)
@@ -154,11 +157,17 @@ def _carry_out(plan: Plan, output: Path, *, resume: bool, trust: bool, quiet: bo
                 watcher.say(f"gates without a check in this run: {', '.join(left_out)}")
             target, data, settings = prepare(plan, trust)
             minutes = plan.run.minutes
+
+            def told(count: int) -> None:
+                found = "1 finding is" if count == 1 else f"{count} findings are"
+                watcher.say(f"{found} taken over from the interrupted run in {output}")
+
             run = Run(
                 select=names, output=output, resume=resume, seconds=None if minutes is None else minutes * 60,
                 workers=plan.run.workers, material=functools.partial(prepare, plan, trust), plan=resolved(plan, output=output),
             )
-            return carry_out(target, data, settings, run, watch=watcher.finding)
+            with naming_the_call(plan):
+                return carry_out(target, data, settings, run, watch=watcher.finding, taken_over=told)
     except KeyboardInterrupt as error:
         kept = f"{watcher.findings} findings are kept in {output}: " if watcher.findings else ""
         complain(f"interrupted; {kept}the same command with --resume goes on from there")
@@ -169,7 +178,14 @@ def _gated(plan: Plan, place: Path) -> Plan:
     from hauberk.core.errors import UsageError
     from hauberk.io.plan import changed, read_table
 
-    table: Any = read_table(place).get("gate")
+    make = f"Make one: hauberk gate --from REPORT --output {place}"
+    if not place.is_file():
+        what = "is a folder" if place.is_dir() else "does not exist"
+        raise UsageError(f"the gate file {place} {what}", want="a file of limits", fix=make)
+    try:
+        table: Any = read_table(place).get("gate")
+    except UsageError as error:
+        raise UsageError(f"the gate file: {error.problem}", want="a file of limits", fix=make) from error
     if not isinstance(table, dict):
-        raise UsageError(f"{place} has no table [gate]", want="a file that hauberk gate --output wrote")
+        raise UsageError(f"the gate file {place} has no table [gate]", want="a file of limits", fix=make)
     return changed(plan, {"gate": table}, name=place.name)

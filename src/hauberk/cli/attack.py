@@ -32,7 +32,7 @@ def attack(
     plan: Annotated[Path | None, typer.Argument(metavar="PLAN", help="Where model, data and threat come from.")] = None,
     *,
     model: options.Model = "", weights: options.Weights = "", data: options.TestData = "", label: options.Label = "",
-    bounds: options.Bounds = "", threat: options.Threats = None, access: options.Grant = None,
+    bounds: options.Bounds = "", classes: options.Classes = None, threat: options.Threats = None, access: options.Grant = None,
     option: Annotated[list[str] | None, typer.Option(
         "--option", "-o", metavar="KEY=VALUE", help="An option of the attack (hauberk explain NAME); repeatable.",
         rich_help_panel="How")] = None,
@@ -41,14 +41,18 @@ def attack(
         help="The label to reach; left out, any wrong one counts.", rich_help_panel="How", min=0)] = None,
     seed: options.Seed = None, device: options.Device = None, trust: options.Trust = False,
     output: Annotated[Path, typer.Option(help="Where x, x_adv, y and the predictions are kept.")] = Path("adv.npz"),
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Run one attack on test samples and keep the examples."""
+    if output.exists() and not force:
+        raise UsageError(f"{output} exists already", want="a new file", fix="Use --force, or choose another --output")
     chosen = options.choose_plan(
         plan, model={"path": model, "weights": weights, "access": access.value if access else None},
-        data={"test": data, "label": label, "bounds": bounds}, threats=threat, run={"seed": seed, "device": device},
+        data={"test": data, "label": label, "bounds": bounds, "classes": classes}, threats=threat,
+        run={"seed": seed, "device": device},
     )
-    from hauberk.cli.prepare import prepare
+    from hauberk.cli.prepare import naming_the_call, prepare
     from hauberk.cli.watch import Watcher
     from hauberk.core.validate import validate
     from hauberk.methods import load_methods
@@ -56,7 +60,8 @@ def attack(
     card = load_methods().get(name, "attack")
     given = parse_options(card, option or ())
     target, samples, settings = prepare(chosen, trust)
-    validate(target, samples)
+    with naming_the_call(chosen):
+        validate(target, samples)
     assumed = settings.threats[0].within(samples.bounds)
     if "seed" in card.options:
         given.setdefault("seed", settings.seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import decimal
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,10 +29,11 @@ def gate(
     """Turn the findings of a report into limits for CI: what is reached today must hold tomorrow.
 
     Each limit is the unfavourable end of the finding's interval, so that chance alone does not trip it; where there is no
-    interval, the check's own limits stay. Use the table in a plan, or the file with: hauberk assess --gate FILE.
+    interval, the check's own limits stay. Use the table in a plan, or the file with: hauberk assess PLAN --gate FILE.
     """
     from hauberk.core.errors import UsageError
     from hauberk.core.files import write_whole
+    from hauberk.report.lock import LOCK, runs_again
     from hauberk.report.report import Report
 
     if output is not None and output.exists() and not force:
@@ -46,7 +48,9 @@ def gate(
         return
     write_whole(output, text)
     limits = sum(row.startswith('"') for row in text.splitlines())
-    typer.echo(f"{output} is written: {limits} gates. Next: hauberk assess --gate {output}")
+    lock = (source if source.is_dir() else source.parent) / LOCK
+    plan = shlex.quote(str(lock)) if runs_again(report) and lock.exists() else "PLAN"
+    typer.echo(f"{output} is written: {limits} gates. Next: hauberk assess {plan} --gate {shlex.quote(str(output))}")
 
 
 def gate_table(report: Report, margin: float = 0.0) -> str:

@@ -24,6 +24,13 @@ def init(
     data: Annotated[str, typer.Argument(help="Test data: .npz, .csv, .parquet, IDX, an image folder, or sklearn:digits.")],
     *,
     weights: options.Weights = "", train: options.Train = "", label: options.Label = "",
+    classes: options.Classes = None,
+    template: Annotated[str, typer.Option(
+        help='JSON of a request to an endpoint; "$INPUT" stands for a batch, "$SAMPLE" for one sample.',
+        rich_help_panel="Endpoint",
+    )] = "",
+    response: Annotated[str, typer.Option(
+        help="Where the scores or labels are in its answer, such as outputs.0.scores.", rich_help_panel="Endpoint")] = "",
     output: Annotated[Path, typer.Option(help="Where to write the plan.")] = Path("plan.toml"),
     force: Annotated[bool, typer.Option("--force", help="Write over a plan that is there.")] = False,
     trust: options.Trust = False, verbose: options.Verbose = False,
@@ -35,7 +42,8 @@ def init(
     if output.exists() and not force:
         raise UsageError(f"{output} exists already", want="a new file", fix="Use --force, or choose another --output")
     plan = options.choose_plan(
-        None, model={"path": model, "weights": weights}, data={"test": data, "train": train, "label": label}, threats=None, run={}
+        None, model={"path": model, "weights": weights, "template": template, "response": response},
+        data={"test": data, "train": train, "label": label, "classes": classes}, threats=None, run={},
     )
     text = _look(plan, output, trust=trust)
     write_whole(output, text)
@@ -54,12 +62,13 @@ def _look(plan: Plan, output: Path, *, trust: bool) -> str:
     """Return the text of the plan after a look at what it names; a model and data that do not fit are refused here."""
     import torch
 
-    from hauberk.cli.prepare import load_plan_data, load_plan_model
+    from hauberk.cli.prepare import load_plan_data, load_plan_model, naming_the_call
     from hauberk.core.validate import validate
 
     data = load_plan_data(plan)
     target = load_plan_model(plan, data, trust=trust)
-    notices = validate(target, data)
+    with naming_the_call(plan):
+        notices = validate(target, data)
     for notice in dict.fromkeys((*notices, *target.notices)):
         remark(f"noticed: {notice}")
     x, y = data.test.first(256)
@@ -88,12 +97,19 @@ def _write(
         if "train" not in splits else "# train comes with the test data"
     )
     label = [f"label = {_text(plan.data.label)}"] if plan.data.label else []
+    if plan.data.classes is not None:
+        label.append(f"classes = {plan.data.classes}")
+    asked = [
+        f"{key} = {_text(value)}" for key, value in (("template", plan.model.template), ("response", plan.model.response))
+        if value is not None
+    ]
     checks = "quick"
     return "\n".join([
         "# A plan for hauberk assess. Every table but [model] and [data] may be left out; hauberk schema lists all keys.",
         "",
         f"[model]                              # {target.name}{measured}",
         source,
+        *asked,
         weights,
         f'access = "{target.access.name.lower()}"'.ljust(37) + "# what the adversary is granted: label, score or gradient",
         "",

@@ -82,7 +82,7 @@ def _explained(card: Card) -> str:
     if card.kind == "attack":
         parts.append(f"Run it\n  hauberk attack {card.name} --model MODEL --data DATA --threat linf:8/255")
     elif card.kind == "check":
-        parts.append(f"Run it\n  hauberk assess --select {card.name}")
+        parts.append(f"Run it\n  hauberk assess PLAN --select {card.name}")
     advice = [_advice(one) for one in card.facts.get("advice", ())]
     if advice:
         parts.append("When it does not pass\n" + "\n".join(advice))
@@ -99,7 +99,10 @@ def _limits(card: Card) -> str:
 
 
 def _advice(one: Any) -> str:
-    call = f"\n    {one.command}" if one.command else ""
+    from hauberk.report.lock import steps, with_plan
+
+    typed = steps(with_plan(one.command, "PLAN")) if one.command else []
+    call = "".join(f"\n    {prompt} {step}" for prompt, step in typed)
     return f"  - {one.text}{f' ({one.mitigation})' if one.mitigation else ''}{call}"
 
 

@@ -46,6 +46,9 @@ Label = Annotated[str, typer.Option(help="Column of the labels, for tables.", ri
 Groups = Annotated[list[str] | None, typer.Option(
     "--groups", help="Columns that name groups of people; repeatable, or a comma list.", rich_help_panel=_WHAT,
 )]
+Classes = Annotated[int | None, typer.Option(
+    "--classes", help="Number of classes, where some have no sample.", rich_help_panel=_WHAT, min=2,
+)]
 Bounds = Annotated[str, typer.Option(help="Lowest and highest input, such as 0,1.", rich_help_panel=_WHAT)]
 Threats = Annotated[list[str] | None, typer.Option(
     "--threat", help="norm:eps such as linf:8/255 or l2:0.5,1,2; repeatable, the first is the main one.", rich_help_panel=_WHAT,

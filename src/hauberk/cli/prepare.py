@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import sys
@@ -16,7 +17,7 @@ from hauberk.checks.context import Settings
 from hauberk.checks.engine import select_checks
 from hauberk.core.access import Access
 from hauberk.core.data import Data
-from hauberk.core.errors import UsageError, nearest
+from hauberk.core.errors import ModelError, UsageError, nearest
 from hauberk.core.target import Target
 from hauberk.core.threat import Bounds, Threat
 from hauberk.io.datasets import load_data
@@ -26,6 +27,8 @@ from hauberk.io.models import load_model
 from hauberk.io.plan import located
 from hauberk.io.plan_schema import Plan
 from hauberk.methods import load_methods
+
+_LARGEST_CODE = 1_000_000
 
 
 def prepare(plan: Plan, trust: bool = False) -> Material:
@@ -72,16 +75,26 @@ def selection(plan: Plan) -> list[str]:
 def load_plan_data(plan: Plan) -> Data:
     """Return the data of a plan."""
     table, base = plan.data, plan.base
-    return load_data(
+    data = load_data(
         located(table.test, base), train=located(table.train, base) or None, trusted=located(table.trusted, base) or None,
         bounds=_bounds(table.bounds), label=table.label or None, groups=tuple(table.groups), modality=table.modality or None,
         name=table.name or None,
     )
+    if table.classes is None:
+        return data
+    if not data.is_classification:
+        raise UsageError(f"data.classes is {table.classes}, but the labels are numbers to predict", fix="Leave it out")
+    return dataclasses.replace(data, classes=table.classes)
 
 
 def load_plan_model(plan: Plan, data: Data, *, trust: bool = False) -> Target:
     """Return the model of a plan on its device, seen at the access that the plan grants."""
     table, base = plan.model, plan.base
+    if table.path.endswith(".py"):
+        raise UsageError(
+            f"the model is '{table.path}'", want="file.py:attr, a module or a function that makes one",
+            fix=f"Name it, such as {table.path}:{_maker(Path(located(table.path, base)))}",
+        )
     source: str | HttpModel = located(table.path, base)
     if table.url:
         source = HttpModel(
@@ -103,6 +116,34 @@ def load_plan_model(plan: Plan, data: Data, *, trust: bool = False) -> Target:
     if Access.parse(table.access) > target.access:
         raise UsageError(f"model.access is '{table.access}', but this model can give {granted} alone", want=f"at most {granted}")
     return target.seen_at(Access.parse(table.access))
+
+
+@contextlib.contextmanager
+def naming_the_call(plan: Plan) -> Iterator[None]:
+    """Let an endpoint that refuses or is not understood say where a plan describes how it is asked."""
+    try:
+        yield
+    except ModelError as error:
+        if not plan.model.url:
+            raise
+        raise ModelError(
+            error.problem, want=error.want,
+            fix="Check model.url, model.headers, model.template (how it is asked) and model.response (where the answers are); "
+            "hauberk init has --template and --response",
+        ) from error
+
+
+def _maker(file: Path) -> str:
+    """Return what in a Python file most likely makes the model; the file is read, not run."""
+    try:
+        with open(file, "rb") as opened:
+            body = ast.parse(opened.read(_LARGEST_CODE)).body
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return "build"
+    functions = [one.name for one in body if isinstance(one, ast.FunctionDef) and not one.name.startswith("_")]
+    classes = [one.name for one in body if isinstance(one, ast.ClassDef) and not one.name.startswith("_")]
+    usual = [name for name in functions if name in ("build", "model", "make", "create") or name.endswith("_model")]
+    return next(iter([*usual, *functions, *classes]), "build")
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ class TensorRows:
         return part if self.scale == 1.0 else part * self.scale
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Split:
     """Samples of one role.
 
@@ -82,6 +82,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def __repr__(self) -> str:
+        kind = "values" if self.y.is_floating_point() else "labels"
+        groups = f", groups {', '.join(self.groups)}" if self.groups else ""
+        return f"Split({len(self)} samples, {self.shape}, {kind}{groups})"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,7 +122,7 @@ class Split:
         return self.take(torch.arange(len(self)))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Data:
     """What a model is assessed on.
 
@@ -154,6 +159,13 @@ class Data:
             self.classes = int(max(int(y.max()) for y in labels)) + 1 if labels else None
         if not self.modality:
             self.modality = {3: "image", 1: "tabular"}.get(len(self.test.shape), "other")
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(split)} {role}" for role, split in self.splits().items())
+        kind = f"{self.classes} classes" if self.is_classification else "numbers to predict"
+        low, high = (torch.as_tensor(end).double() for end in self.bounds)
+        ends = f"[{float(low.min()):.6g}, {float(high.max()):.6g}]" + (" by feature" if low.ndim or high.ndim else "")
+        return f"Data({self.name}: {sizes}, {self.test.shape}, {kind}, bounds {ends})"
 
     def splits(self) -> dict[str, Split]:
         """Return the splits that are there, by role."""

@@ -217,6 +217,8 @@ def _refusal(error: ValidationError, name: str) -> UsageError:
         want = {"device": "cpu, cuda, cuda:1, mps or xpu", "url": "an address that begins with http:// or https://"}.get(
             str(first["loc"][-1]), ""
         )
+    if kind == "string_too_short":
+        want = "text that is not empty"
     want = want or first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return UsageError(f"{name}: {key or 'the plan'} is {_shown(value)}", want=want, fix=more)
 

@@ -101,6 +101,7 @@ class ModelTable(Table):
     response: str | None = Field(default=None, description="where the scores or labels are in the answer: outputs.0.scores")
     headers: dict[str, str] = Field(default_factory=dict, description="by header, the environment variable that holds it")
     classes: list[str] = Field(default_factory=list, description="the labels in order, for an endpoint that answers words")
+    name: str = Field(default="", description="what the report is headed with; left out, the name of the model's file or class")
     timeout: float = Field(default=30.0, gt=0, description="seconds that one request to an endpoint may take")
 
     @model_validator(mode="after")
@@ -121,6 +122,7 @@ class DataTable(Table):
     bounds: Ends | None = Field(default=None, description="lowest and highest input; left out, they are read from the data")
     label: str = Field(default="", description="the column of the labels, for tables")
     groups: list[str] = Field(default_factory=list, description="columns that name groups of people: what fairness checks need")
+    classes: int | None = Field(default=None, ge=2, description="number of classes, where some have no sample; else read from it")
     modality: Literal["", "image", "tabular", "other"] = ""
     name: str = ""
 

@@ -148,6 +148,7 @@ def _page(report: Report, figures: Sequence[tuple[Finding, list[Markup]]], dropp
         covered=sum(bool(cell.findings) for column in cells.values() for cell in column),
         scope=scope.groups(report.scope), notices=scope.notices(report.scope), versions=scope.versions(report.scope),
         lock=escape(clean(lock.lock_toml(report), 20_000)), command=lock.command(report), how=_how(report),
+        steps=functools.partial(lock.steps, report=report),
         findings=report.findings, dropped=note, footer=_footer(report), css=trusted(styles()),
     )
 
@@ -172,7 +173,7 @@ def _worst(report: Report) -> str:
 def _how(report: Report) -> str:
     if lock.runs_again(report):
         return (
-            "plan.lock.toml beside this page holds the plan, the seed and the versions. "
+            "plan.lock.toml in this folder holds the plan, the seed and the versions: run the command in this folder. "
             "The same versions and seed give the same figures."
         )
     return "Model and data came as Python objects. With the same objects, versions and seed, this call gives the same figures."

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import datetime
 import math
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from hauberk.report.report import Report
 from hauberk.report.scope import versions
 from hauberk.report.words import line
+
+LOCK = "plan.lock.toml"
+_PROGRAMS = ("hauberk", "pip", "python")
 
 
 def lock_toml(report: Report) -> str:
@@ -42,16 +47,66 @@ def runs_again(report: Report) -> bool:
     return bool(report.plan.get("model")) and bool(report.plan.get("data"))
 
 
-def command(report: Report) -> str:
-    """Return what runs the assessment again."""
+def command(report: Report, place: str = LOCK) -> str:
+    """Return what runs the assessment again.
+
+    Arguments:
+        report: what was assessed.
+        place: the locked plan, seen from where the command is to be run.
+    """
     if runs_again(report):
-        return "hauberk assess plan.lock.toml"
+        return f"hauberk assess {shlex.quote(place)}"
     said = [f"{key}={report.scope[key]!r}" for key in ("preset", "seed") if isinstance(report.scope.get(key), (str, int))]
     return f"hauberk.assess({', '.join(['model', 'data', 'threat', *(line(one, 80) for one in said)])})"
 
 
+def steps(command: str, report: Report | None = None, place: str = LOCK) -> list[tuple[str, str]]:
+    """Return a command as the lines to type: each with its prompt, `$` for the shell and `>>>` for Python.
+
+    `hauberk assess --…` needs a plan: it gets the locked one where it can be run again, and becomes a call in Python where not.
+
+    Arguments:
+        command: one command of the shell, or Python statements with `; ` between them.
+        report: the report that gives the command.
+        place: the locked plan, seen from where the command is to be run.
+    """
+    if not command:
+        return []
+    if command.startswith("hauberk assess --"):
+        known = report is not None and runs_again(report)
+        command = with_plan(command, place) if known else _call(command)
+    if command.split(" ")[0] in _PROGRAMS:
+        return [("$", command)]
+    parts = command.split("; ")
+    return [(">>>", part) for part in (parts if all(map(_is_python, parts)) else [command])]
+
+
+def with_plan(command: str, place: str) -> str:
+    """Return a command `hauberk assess --…` with the plan that it needs; any other as it is."""
+    head = "hauberk assess "
+    return f"{head}{shlex.quote(place)} {command.removeprefix(head)}" if command.startswith(f"{head}--") else command
+
+
+def _call(command: str) -> str:
+    """Return `hauberk assess --key value …` as a call, for a model and data that are Python objects."""
+    words = shlex.split(command)[2:]
+    keys, values = [word.removeprefix("--") for word in words[::2]], words[1::2]
+    if len(keys) != len(values) or any(not word.startswith("--") for word in words[::2]):
+        return command
+    told = [f"{key}={[value] if key in ('select', 'ignore') else value!r}" for key, value in zip(keys, values, strict=True)]
+    return f"hauberk.assess(model, data, threat, {', '.join(told)})"
+
+
+def _is_python(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
 def _remarks(report: Report) -> list[str]:
-    told = ["Written by hauberk: what was run. Run it again with: hauberk assess plan.lock.toml"]
+    told = ["Written by hauberk: what was run. In this folder, run it again with: hauberk assess plan.lock.toml"]
     if not runs_again(report):
         told = ["Written by hauberk: what was run. Model and data came as Python objects: give them to hauberk.assess again."]
     for key in ("model", "data"):

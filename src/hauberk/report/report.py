@@ -15,7 +15,7 @@ SCHEMA_VERSION = "1.0"
 EXIT_PASS, EXIT_FINDINGS, EXIT_USAGE, EXIT_ERROR = 0, 1, 2, 3
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Report:
     """What an assessment found.
 
@@ -91,12 +91,17 @@ class Report:
 
     @classmethod
     def load(cls, path: str | Path) -> Report:
-        """Return the report in a folder, or in a report.json. Raises UsageError when there is none."""
+        """Return the report in a folder, or in a report.json. Raises UsageError when there is none, or it is unfinished."""
         place = Path(path)
         place = place / "report.json" if place.is_dir() else place
         try:
             return cls.from_json(place.read_text(encoding="utf-8"))
         except OSError as error:
+            if place.name == "report.json" and not place.exists() and (place.parent / "findings.jsonl").exists():
+                raise UsageError(
+                    f"the run in {place.parent} is unfinished: findings.jsonl is there, report.json is not",
+                    want="a run that has ended", fix=f"Finish it: the same hauberk assess, with --output {place.parent} --resume",
+                ) from error
             raise UsageError(f"{place} cannot be read ({error.strerror})", want="a report folder or its report.json") from error
 
     def to_html(self, folder: str | Path) -> Path:
@@ -104,6 +109,11 @@ class Report:
         from hauberk.report.folder import write_folder
 
         return write_folder(self, Path(folder))
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {word}" for word, count in self.counts().items() if count)
+        total = f"{len(self.findings)} finding{'s' * (len(self.findings) != 1)}"
+        return f"Report({total}: {counts})" if counts else "Report(no findings)"
 
     def _repr_html_(self) -> str:
         from hauberk.report.notebook import report_html

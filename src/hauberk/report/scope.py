@@ -51,7 +51,10 @@ def versions(scope: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def model_name(report: Report) -> str:
     """Return how to call the model: its name, else where it comes from."""
-    for table in (report.scope.get("model"), report.plan.get("model")):
+    planned = report.plan.get("model")
+    # The name that the writer of the plan gave comes first.
+    named: Any = {"name": planned.get("name")} if isinstance(planned, Mapping) else None
+    for table in (named, report.scope.get("model"), planned):
         if isinstance(table, str) and table.strip():
             return line(table, 120)
         if isinstance(table, Mapping):

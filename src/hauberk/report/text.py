@@ -16,22 +16,27 @@ _STATUS = 8
 _COMMANDS = {Status.FAIL: "error", Status.ERROR: "error", Status.WARN: "warning", Status.NOT_RUN: "notice"}
 
 
-def full(report: Report) -> str:
-    """Return the report in at most 100 columns: scope, findings pillar by pillar, the verdict, what to do next."""
+def full(report: Report, place: str = lock.LOCK) -> str:
+    """Return the report in at most 100 columns: scope, findings pillar by pillar, the verdict, what to do next.
+
+    Arguments:
+        report: what to write.
+        place: where the locked plan will be, seen from where the reader is; the commands name it.
+    """
     blocks = _head(report)
     for pillar in pillars(report):
         if pillar.findings:
             rows = [line(pillar.title, 60).upper()]
             for finding in sorted(pillar.findings, key=lambda one: -one.status.severity):
-                rows += _finding(finding)
+                rows += _finding(finding, report, place)
             blocks.append("\n".join(rows))
-    blocks.append("\n".join(_verdict(report)))
+    blocks.append("\n".join(_verdict(report, place)))
     return "\n\n".join(blocks) + "\n"
 
 
-def summary(report: Report) -> str:
+def summary(report: Report, place: str = lock.LOCK) -> str:
     """Return scope, verdict and what to do next: for those who saw each finding as it was made."""
-    return "\n\n".join([*_head(report), "\n".join(_verdict(report))]) + "\n"
+    return "\n\n".join([*_head(report), "\n".join(_verdict(report, place))]) + "\n"
 
 
 def concise(report: Report) -> str:
@@ -45,14 +50,17 @@ def concise(report: Report) -> str:
     return "\n".join([*rows, _counts(report)]) + "\n"
 
 
-def github(report: Report) -> str:
+def github(report: Report, place: str = lock.LOCK) -> str:
     """Return workflow commands: `::error` for what fails or broke, `::warning` for warnings, `::notice` for what was not run."""
     rows = []
     for one in report.findings:
         command = _COMMANDS.get(one.status)
         if command is None:
             continue
-        told = [answer(one) or one.question, *(f"To do: {item.text}{_command(item.command)}" for item in one.advice[:1])]
+        told = [
+            answer(one) or one.question,
+            *(f"To do: {item.text}{_command(item.command, report, place)}" for item in one.advice[:1]),
+        ]
         title = f"{one.id} ({one.status.value})"
         rows.append(f"::{command} title={_property(title)}::{_data(line(' '.join(told), 1000))}")
     title, said = headline(report)
@@ -69,7 +77,7 @@ def _head(report: Report) -> list[str]:
     return blocks
 
 
-def _finding(finding: Finding) -> list[str]:
+def _finding(finding: Finding, report: Report, place: str) -> list[str]:
     rows = [_fit(f"  {finding.status.value:<{_STATUS}} {line(finding.question or finding.id)}")]
     indent = " " * (_STATUS + 3)
     rows += _wrap(answer(finding), indent)
@@ -84,11 +92,11 @@ def _finding(finding: Finding) -> list[str]:
     if finding.status is not Status.PASS:
         for one in finding.advice:
             named = f" ({mitigation(one.mitigation)})" if one.mitigation else ""
-            rows += _wrap(f"to do: {one.text}{named}{_command(one.command)}", indent)
+            rows += _wrap(f"to do: {one.text}{named}{_command(one.command, report, place)}", indent)
     return rows
 
 
-def _verdict(report: Report) -> list[str]:
+def _verdict(report: Report, place: str) -> list[str]:
     title, said = headline(report)
     parts = pillars(report)
     width = max(len(line(one.title, 30)) for one in parts)
@@ -97,9 +105,9 @@ def _verdict(report: Report) -> list[str]:
     if first:
         rows += ["", "DO NEXT"]
         for at, action in enumerate(first, 1):
-            rows += _action(at, action)
+            rows += _action(at, action, report, place)
     if lock.runs_again(report):
-        rows += ["", f"Again: {lock.command(report)}"]
+        rows += ["", f"Again: {line(lock.command(report, place), 1200)}"]
     return rows
 
 
@@ -107,13 +115,15 @@ def _pillar(pillar: Pillar, width: int) -> str:
     return f"  {line(pillar.title, 30):<{width}}  {pillar.word:<11}  {pillar.words}"
 
 
-def _action(at: int, action: Action) -> list[str]:
+def _action(at: int, action: Action, report: Report, place: str) -> list[str]:
     ids = [line(one.id, 60) for one in action.findings]
     shown = listed(ids if len(ids) <= 3 else [*ids[:3], f"{len(ids) - 3} more"])
     named = f" ({mitigation(action.mitigation)})" if action.mitigation else ""
     rows = _wrap(f"{at}. {action.text}{named}", "  ", "     ")
     rows += _wrap(f"for {shown} ({action.status.value})", "     ")
-    return rows + (_wrap(action.command, "     $ ", "       ") if action.command else [])
+    for prompt, step in lock.steps(action.command, report, place) if action.command else []:
+        rows += _typed(prompt, step)
+    return rows
 
 
 def _counts(report: Report) -> str:
@@ -122,8 +132,18 @@ def _counts(report: Report) -> str:
     return f"{plural(len(report.findings), 'finding')}: {told}"
 
 
-def _command(command: str) -> str:
-    return f": {line(command, 200)}" if command else ""
+def _command(command: str, report: Report, place: str) -> str:
+    typed = " ".join(f"{prompt} {step}" for prompt, step in lock.steps(command, report, place)) if command else ""
+    return f": {line(typed, 300)}" if typed else ""
+
+
+def _typed(prompt: str, step: str) -> list[str]:
+    """Return a step behind its prompt; where it takes several rows, they can still be typed as they stand."""
+    more, end = (f"     {' ' * len(prompt)} ", " \\") if prompt == "$" else ("     ... ", "")
+    rows = textwrap.wrap(
+        line(step, 1200), WIDTH - len(end), initial_indent=f"     {prompt} ", subsequent_indent=more, break_on_hyphens=False
+    )
+    return [*(row + end for row in rows[:-1]), *rows[-1:]]
 
 
 def _wrap(text: str, indent: str, later: str | None = None) -> list[str]:

@@ -155,9 +155,9 @@ def _share(
     other = int(against.sum()) if against is not None else 0
     interval = wilson(count, n)
     value = count / n
-    # One sample proves nothing: three at least must speak, and significantly more than speak against it.
+    # One sample proves nothing, two only where none is expected; and significantly more must speak than speak against it.
     loud = count >= 3 and interval.low > limit and count > other + 2 * math.sqrt(count + other)
-    soft = count >= 2 and value > limit and count > other
+    soft = count > other and ((count >= 2 and interval.low > limit) or (count >= 3 and value > limit))
     level = "raised" if loud else "warn" if soft else "quiet"
     return Alarm(name, value, limit, level, meaning, remedy, n, interval)
 
