@@ -22,8 +22,8 @@ from hauberk.privacy.inversion.first_linear import TAGS, first_linear, linear_la
 
 THREAT = "an adversary who sees the exact gradient of a batch of one, as in federated learning without aggregation"
 WHERE = (
-    "speaks of models whose gradients leave the machine; a model trained in one place shares none. Where yours do, a limit in the "
-    "plan's [gate] makes this fail"
+    "speaks of models whose gradients leave the machine; a model trained in one place shares none. Where yours do, a limit in "
+    "the plan's [gate] makes this fail"
 )
 ADVICE = (
     Advice("Where gradients are shared, send sums over many samples, clipped and with noise, or aggregate them securely"),

@@ -6,7 +6,6 @@ import logging
 import pickle
 import re
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from hauberk.core.errors import ModelError, UnsafeFile
 from hauberk.io.batches import FixedBatch
 from hauberk.io.hostile import check_archive, existing, first_line, is_zip
 from hauberk.io.pt2_scan import scan_pt2
+from hauberk.io.script_scan import check_script_graphs, check_script_text
 
 _BROKEN = (RuntimeError, EOFError, ValueError, KeyError, OSError, TypeError, AttributeError, IndexError, AssertionError)
-_SCRIPT_DANGERS = re.compile(rb"torch\.(save|load|from_file)\(|ops\.(?!prim\.|aten\.|quantized\.|torchvision\.)\w+\.")
 
 
 def load_exported(path: Path, *, trust: bool) -> tuple[nn.Module, list[str]]:
@@ -115,13 +114,9 @@ def settled(module: nn.Module) -> nn.Module:
 
 
 def _load_script(path: Path, *, trust: bool) -> tuple[nn.Module, list[str]]:
-    if not trust:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                danger = _SCRIPT_DANGERS.search(archive.read(name)) if name.endswith(".py") else None
-                if danger:
-                    raise _refusal(path, f"its script calls {danger.group().decode()}")
     try:
+        if not trust:
+            check_script_text(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch says that TorchScript is deprecated; the notice below says it once
             script: nn.Module = torch.jit.load(str(path), map_location="cpu")
@@ -130,6 +125,8 @@ def _load_script(path: Path, *, trust: bool) -> tuple[nn.Module, list[str]]:
             f"{path} cannot be opened as TorchScript ({first_line(error)})", want="a file that torch.jit.save wrote",
             fix="Export the model with torch.export.save instead",
         ) from error
+    if not trust:
+        check_script_graphs(path, script)
     script.eval()
     return script, ["the model is TorchScript, which torch no longer develops: export it with torch.export.save (.pt2)"]
 

@@ -92,11 +92,11 @@ VALUES = {
 }
 CLASSES = {
     *_names("torch", "Tensor"), *_names("torch.nn.parameter", "Parameter Buffer UninitializedParameter UninitializedBuffer"),
-    "numpy.ndarray", "numpy.matrix", "numpy.ma.core.MaskedArray", "numpy.random.bit_generator.SeedSequence",
+    "numpy.ndarray", "numpy.matrix", "numpy.ma.MaskedArray", "numpy.random.bit_generator.SeedSequence",
     *_names("numpy.random._mt19937", "MT19937"), *_names("numpy.random._pcg64", "PCG64 PCG64DXSM"),
     *_names("numpy.random._philox", "Philox"), *_names("numpy.random._sfc64", "SFC64"),
     *_names("numpy.random.mtrand", "RandomState"), *_names("numpy.random._generator", "Generator"),
-    "argparse.Namespace", "joblib.numpy_pickle.NumpyArrayWrapper", "sklearn.utils._bunch.Bunch",
+    "numpy.ma.core.MaskedArray", "argparse.Namespace", "joblib.numpy_pickle.NumpyArrayWrapper", "sklearn.utils._bunch.Bunch",
     *_names("sklearn._loss.link", "Interval IdentityLink LogitLink LogLink MultinomialLogit"),
     *_names("sklearn.neighbors._kd_tree", "KDTree KDTree64"), *_names("sklearn.neighbors._ball_tree", "BallTree BallTree64"),
 }
@@ -127,6 +127,7 @@ _RUNNERS = """
     msvcrt _winapi readline rlcompleter xdrlib functools itertools string builtins __builtin__ sklearn.datasets sklearn.utils
 """
 DANGEROUS_MODULES = frozenset(_RUNNERS.split())
+_DEEPEST = max(name.count(".") + 1 for name in DANGEROUS_MODULES)
 
 
 def canonical(module: str, name: str) -> tuple[str, str]:
@@ -148,6 +149,6 @@ def judge(module: str, name: str) -> Ruling:
             return Ruling(Level.SAFE, Use.CLASS)
         if full in VALUES:
             return Ruling(Level.SAFE, Use.VALUE)
-    parts = full.split(".")
+    parts = full.split(".", _DEEPEST + 1)[: _DEEPEST + 1]
     known_bad = any(".".join(parts[:length]) in DANGEROUS_MODULES for length in range(1, len(parts)))
     return Ruling(Level.DANGEROUS if known_bad else Level.UNKNOWN, Use.NOTHING)

@@ -21,7 +21,13 @@ _MAKERS: dict[bytes, Callable[[], Any]] = {
 CHUNK = 2**18
 
 
-@file_format("compressed", lambda head, size: head.startswith(tuple(_MAKERS)), carries_code=True)
+def _looks(head: bytes, size: int) -> bool:
+    # 376 is x\x01: a safetensors length. Behind a zlib mark, zeros would be a block whose two lengths contradict each other.
+    length = head[:1] == b"x" and head[2:9] == b"\0\0\0\0\0\0{"
+    return head.startswith(tuple(_MAKERS)) and not length
+
+
+@file_format("compressed", _looks, carries_code=True)
 def scan_compressed(scan: Scan, source: BinaryIO, where: str) -> None:
     """Unpack to a temporary file that has no name, watching size and ratio, and scan that."""
     head = source.read(8)

@@ -17,17 +17,21 @@ class Limits:
         read: bytes read and unpacked, over all parts; raw tensor data is skipped, not read.
         ratio: unpacked over packed bytes of a compressed part larger than 1 MiB.
         members: entries of an archive.
+        objects: containers made and memo entries written by pickles: what the scan itself must hold.
+        stack: objects on the stack of one pickle.
         depth: archives in archives, and pickles in pickles.
         header: bytes of a JSON or array header.
         seconds: wall time.
     """
 
-    opcodes: int = 20_000_000
+    opcodes: int = 10_000_000
     read: int = 2 * 2**30
     ratio: int = 200
     members: int = 20_000
+    objects: int = 1_000_000
+    stack: int = 500_000
     depth: int = 4
-    header: int = 100_000_000
+    header: int = 32_000_000
     seconds: float = 120.0
 
 
@@ -35,7 +39,7 @@ class Meter:
     """What one scan has spent; raises Unverifiable at the limit."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limits, self.opcodes, self.read = limits, 0, 0
+        self.limits, self.opcodes, self.read, self.objects = limits, 0, 0, 0
         self._ends = time.monotonic() + limits.seconds
 
     def step(self) -> None:
@@ -45,6 +49,12 @@ class Meter:
             raise Unverifiable(f"more than {self.limits.opcodes} pickle instructions")
         if self.opcodes % 4096 == 0 or self.limits.seconds <= 0:
             self.clock()
+
+    def hold(self) -> None:
+        """Count one object that the scan keeps in memory."""
+        self.objects += 1
+        if self.objects > self.limits.objects:
+            raise Unverifiable(f"more than {self.limits.objects} objects")
 
     def spend(self, size: int) -> None:
         """Count bytes read or unpacked."""

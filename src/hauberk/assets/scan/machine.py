@@ -7,14 +7,14 @@ the real machine would, the pickle cannot be verified.
 from __future__ import annotations
 
 import io
-import pickletools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hauberk.assets.scan import rules
+from hauberk.assets.scan import numpy_state, rules
 from hauberk.assets.scan.allowlist import Use, canonical, judge
+from hauberk.assets.scan.opcodes import Bounded, cut
 from hauberk.assets.scan.values import MARK, Global, Items, Made
-from hauberk.assets.scan.verdict import Level, Unverifiable
+from hauberk.assets.scan.verdict import Level, Stumble, Unverifiable
 
 if TYPE_CHECKING:
     from hauberk.assets.scan.scanner import Scan
@@ -25,26 +25,13 @@ _CONSTANTS = """
 """
 CONSTANTS = frozenset(_CONSTANTS.split())
 PLAIN = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-
-
-class Bounded:
-    """A stream that never reads more than is there: a length in an opcode must not become an allocation."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        here = stream.tell()
-        self._end = stream.seek(0, io.SEEK_END)
-        stream.seek(here)
-        self._stream, self.tell, self.escaped = stream, stream.tell, False
-
-    def read(self, size: int) -> bytes:
-        """Return at most `size` bytes."""
-        return self._stream.read(size) if size < 4096 else self._stream.read(min(size, self._end - self._stream.tell()))
-
-    def readline(self) -> bytes:
-        """Return the rest of the line; one longer than 16 MiB comes without its end, which no opcode accepts."""
-        line = self._stream.readline(2**24)
-        self.escaped = self.escaped or b"\\" in line
-        return line
+# Opcodes after which the scan itself holds one more object.
+MAKING = frozenset(
+    """EMPTY_DICT EMPTY_LIST EMPTY_SET LIST DICT TUPLE TUPLE1 TUPLE2 TUPLE3 FROZENSET GLOBAL STACK_GLOBAL REDUCE NEWOBJ NEWOBJ_EX
+    INST OBJ PUT BINPUT LONG_BINPUT MEMOIZE PERSID BINPERSID NEXT_BUFFER EXT1 EXT2 EXT4 SETITEM""".split()  # noqa: SIM905
+)
+LONGEST_NAME = 1000
+_KEY_WEIGHT = 10_000
 
 
 class Machine:
@@ -70,10 +57,12 @@ class Machine:
             Unverifiable, ValueError and others: where the pickle is cut off, malformed or beyond the limits.
         """
         bounded = Bounded(stream)
-        for opcode, arg, position in pickletools.genops(cast(BinaryIO, bounded)):
-            self.at = position or 0
+        for opcode, arg, position in cut(bounded):
+            self.at = position
             self.scan.meter.step()
             name = opcode.name
+            if name in MAKING:
+                self.scan.meter.hold()
             if bounded.escaped and name in ("GLOBAL", "INST"):
                 # genops undoes escapes that the real machine takes as they stand: the two would read different names.
                 raise Unverifiable(f"a name with a backslash at byte {self.at}")
@@ -86,8 +75,10 @@ class Machine:
                 self.stack.append(PLAIN[name])
             elif name == "STOP":
                 if len(self.stack) != 1 or self.stack[0] is MARK:
-                    raise Unverifiable(f"the pickle ends with {len(self.stack)} objects on its stack, not one")
+                    raise Stumble(f"the pickle ends with {len(self.stack)} objects on its stack, not one")
                 return self.stack[0]
+            elif len(self.stack) > self.scan.limits.stack:
+                raise Unverifiable(f"more than {self.scan.limits.stack} objects on the stack")
             else:
                 getattr(self, f"_{name.lower()}", self._unknown)(arg)
                 if name == "BUILD" and self.on_build is not None and isinstance(self.stack[-1], Made):
@@ -101,7 +92,7 @@ class Machine:
     def pop(self) -> Any:
         """Take the topmost object. Raises Unverifiable where the real machine would underflow."""
         if not self.stack or self.stack[-1] is MARK:
-            raise Unverifiable(f"the stack runs empty at byte {self.at}")
+            raise Stumble(f"the stack runs empty at byte {self.at}")
         return self.stack.pop()
 
     def items(self) -> list[Any]:
@@ -111,12 +102,12 @@ class Machine:
                 taken = self.stack[place + 1 :]
                 del self.stack[place:]
                 return self.stored(taken)
-        raise Unverifiable(f"a mark is missing at byte {self.at}")
+        raise Stumble(f"a mark is missing at byte {self.at}")
 
     def top(self) -> Any:
         """Return the topmost object."""
         if not self.stack or self.stack[-1] is MARK:
-            raise Unverifiable(f"the stack runs empty at byte {self.at}")
+            raise Stumble(f"the stack runs empty at byte {self.at}")
         return self.stack[-1]
 
     def stored(self, values: list[Any]) -> list[Any]:
@@ -130,6 +121,8 @@ class Machine:
         """Push a name, judged; nothing is imported."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise Unverifiable(f"a name is put together from {type(module).__name__} and {type(name).__name__} at byte {self.at}")
+        if max(len(module), len(name)) > LONGEST_NAME:
+            raise Unverifiable(f"a name of {max(len(module), len(name))} characters at byte {self.at}")
         module, name = canonical(module, name)
         made = Global(module, name, judge(module, name))
         self.scan.refers(made.full[:200])
@@ -155,6 +148,7 @@ class Machine:
                 self.warn(Level.DANGEROUS, f"{callee.full} {why}")
             if callee.full == "torch.storage._load_from_bytes":
                 self._nested(args)
+            self._doubt(lambda: numpy_state.check_call(callee.full, args))
         made_of = args[0].full if callee.full.startswith("copyreg.") and args and isinstance(args[0], Global) else callee.full
         self.stack.append(Made(made_of, args))
 
@@ -169,20 +163,32 @@ class Machine:
             why = rules.refusal(cls.full, args) if cls.ruling.use is Use.CALL else ""
             if why or (cls.full in rules.RULES and named is not None and not empty):
                 self.warn(Level.DANGEROUS, f"{cls.full} {why or 'is given named arguments'}")
+            if not why:
+                self._doubt(lambda: numpy_state.check_call(cls.full, args))
         self.stack.append(Made(cls.full, args))
+
+    def _doubt(self, check: Callable[[], None]) -> None:
+        """Note what a check cannot verify, and go on: worse may come."""
+        try:
+            check()
+        except Unverifiable as error:
+            self.warn(Level.UNVERIFIABLE, str(error))
 
     def _nested(self, args: tuple[Any, ...]) -> None:
         if len(args) != 1 or not isinstance(args[0], (bytes, bytearray)):
             self.warn(Level.UNVERIFIABLE, "loads a pickle from bytes that cannot be followed")
             return
-        self.scan.part(io.BytesIO(bytes(args[0])), f"{self.where}@{self.at}:nested")
+        place = f"{self.where}@{self.at}:nested"
+        found = self.scan.part(io.BytesIO(bytes(args[0])), place)
+        if found not in ("pickle", "zip", "unknown"):
+            self.scan.issue(Level.UNVERIFIABLE, place, f"it is loaded as a torch file and reads as {found}")
 
     def _unknown(self, _: object) -> None:
         raise Unverifiable(f"an opcode that is not known at byte {self.at}")
 
     def _proto(self, arg: int) -> None:
         if not 0 <= arg <= 5:
-            raise Unverifiable(f"pickle protocol {arg} is not known")
+            raise Stumble(f"pickle protocol {arg} is not known")
         self.version = arg
 
     def _frame(self, _: int) -> None:
@@ -234,7 +240,11 @@ class Machine:
         if isinstance(target, Global):
             self.warn(Level.DANGEROUS, f"changes {target.full} itself, for all who use it")
         elif isinstance(target, Made):
+            if target.of == "joblib.numpy_pickle.NumpyArrayWrapper" and target.state is not None:
+                # joblib has put an array in its place by now, and the settings of both times would count.
+                raise Unverifiable(f"a joblib array is described twice, at byte {self.at}")
             target.state = state
+            self._doubt(lambda: numpy_state.check_state(target))
         else:
             raise Unverifiable(f"a {type(target).__name__} is filled like an object at byte {self.at}")
 
@@ -254,11 +264,14 @@ class Machine:
         self._into(self.items())
 
     def _additems(self, _: None) -> None:
-        self._into(self.items())
+        values = self.items()
+        self._keys(values)
+        self._into(values)
 
     def _pairs(self, values: list[Any]) -> None:
         if len(values) % 2:
-            raise Unverifiable(f"a key without a value at byte {self.at}")
+            raise Stumble(f"a key without a value at byte {self.at}")
+        self._keys(values[::2])
         target = self.top()
         if isinstance(target, Items):
             target.pairs.extend(zip(values[::2], values[1::2], strict=True))
@@ -266,6 +279,18 @@ class Machine:
             self.warn(Level.DANGEROUS, f"changes {target.full} itself, for all who use it")
         elif not isinstance(target, (Made, list)):
             raise Unverifiable(f"keys are set in a {type(target).__name__} at byte {self.at}")
+
+    def _keys(self, values: list[Any]) -> None:
+        """Keys are hashed to their last leaf each time: tuples that repeat one another would take for ever."""
+        for value in values:
+            left, seen = [value] if isinstance(value, tuple) else [], 0
+            while left:
+                seen += 1
+                if seen + len(left) > _KEY_WEIGHT:
+                    raise Unverifiable(f"a key of more than {_KEY_WEIGHT} parts at byte {self.at}")
+                one = left.pop()
+                if isinstance(one, tuple):
+                    left.extend(one[: _KEY_WEIGHT + 1])
 
     def _setitem(self, _: None) -> None:
         value, key = self.pop(), self.pop()
@@ -279,7 +304,7 @@ class Machine:
 
     def _pop(self, _: None) -> None:
         if not self.stack:
-            raise Unverifiable(f"the stack runs empty at byte {self.at}")
+            raise Stumble(f"the stack runs empty at byte {self.at}")
         self.stack.pop()
 
     def _pop_mark(self, _: None) -> None:
@@ -325,11 +350,13 @@ class Machine:
         self.stack.append(Made("builtins.set"))
 
     def _frozenset(self, _: None) -> None:
-        self.stack.append(Made("builtins.frozenset", tuple(self.items())))
+        values = self.items()
+        self._keys(values)
+        self.stack.append(Made("builtins.frozenset", tuple(values)))
 
     def _get(self, arg: object) -> None:
         if not isinstance(arg, int) or arg not in self.memo:
-            raise Unverifiable(f"memo entry {arg} is read before it is written, at byte {self.at}")
+            raise Stumble(f"memo entry {arg} is read before it is written, at byte {self.at}")
         self.stack.append(self.memo[arg])
 
     _binget = _long_binget = _get

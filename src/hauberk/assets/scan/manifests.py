@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hauberk.assets.scan.allowlist import Use, judge
 from hauberk.assets.scan.verdict import Level, Unverifiable
+from hauberk.io.pt2_rules import harmless_expression, troubles
 
 if TYPE_CHECKING:
     from hauberk.assets.scan.scanner import Scan
 
-# A symbolic size is parsed by a library that evaluates it: sums, products and a few functions of symbols alone.
-_EXPRESSION = re.compile(
-    r"(?:[\s\d+\-*/%(),.<>=]|'[su]\d+'|\b(?:[su]\d+|z[fu]\d+|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|Eq|Ne|Integer|Symbol"
-    r"|Add|Mul|Pow|positive|nonnegative|integer|real|finite|True|False|oo|int_oo)\b)*"
-)
-_OPERATORS = re.compile(
-    r"torch\.ops\.(aten|prims|quantized|higher_order)\.[\w.]+|math\.\w+|torch\.sym_\w+"
-    r"|_operator\.(add|sub|mul|truediv|floordiv|mod|pow|neg|eq|ne|lt|le|gt|ge|and_|or_|getitem)"
-)
+_PROGRAM = re.compile(r"[^/]+/(models/[^/]+\.json|serialized_exported_program\.json)")
+_MOST_TABLES = 2_000_000
+
+
+def parsed(content: bytes) -> Any:
+    """Return parsed JSON. Raises Unverifiable where a name stands twice, or it would grow far beyond its size."""
+    if content.count(b"[") + content.count(b"{") > _MOST_TABLES:
+        raise Unverifiable(f"JSON of more than {_MOST_TABLES} tables and lists")
+    return json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise Unverifiable("a name stands twice in the JSON")
+    return table
 
 
 def scan_json(scan: Scan, name: str, content: Any, where: str) -> None:
@@ -30,11 +39,11 @@ def scan_json(scan: Scan, name: str, content: Any, where: str) -> None:
         if schema and "__loader__" in node:
             _skops(scan, node, where)
         expression = node.get("expr_str")
-        if isinstance(expression, str) and not _EXPRESSION.fullmatch(expression):
-            scan.issue(Level.DANGEROUS, where, f"holds the expression {expression[:80]!r}, which a loader would evaluate")
-        target = node.get("target")
-        if isinstance(target, str) and "inputs" in node and not _OPERATORS.fullmatch(target):
-            scan.issue(Level.UNKNOWN, where, f"calls the operator {target[:80]}")
+        if expression is not None and not harmless_expression(expression):
+            scan.issue(Level.DANGEROUS, where, f"holds the expression {str(expression)[:80]!r}, which a loader would evaluate")
+    if _PROGRAM.fullmatch(name):
+        for evaluated, what in troubles(content):
+            scan.issue(Level.DANGEROUS if evaluated else Level.UNKNOWN, where, what)
 
 
 def _skops(scan: Scan, node: dict[str, Any], where: str) -> None:

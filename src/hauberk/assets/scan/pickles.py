@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import math
 from typing import Any, BinaryIO
 
-from hauberk.assets.scan.arrays import item_size
 from hauberk.assets.scan.machine import Machine
+from hauberk.assets.scan.numpy_state import items, real_dtype
 from hauberk.assets.scan.scanner import Scan, file_format
 from hauberk.assets.scan.values import Global, Items, Made
-from hauberk.assets.scan.verdict import Unverifiable
+from hauberk.assets.scan.verdict import Level, Stumble, Unverifiable
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _SIZES = {
@@ -58,8 +56,12 @@ def follow(scan: Scan, source: BinaryIO, where: str) -> Any:
         # joblib steps over its arrays; plain pickle would run them. What it would meet before it stumbles counts as well.
         end = source.tell()
         source.seek(start)
-        with contextlib.suppress(Exception):
+        try:
             Machine(scan, f"{where} (read by pickle)").run(source)
+        except Stumble:
+            pass  # pickle ends here as well
+        except Exception as error:
+            scan.issue(Level.UNVERIFIABLE, where, f"plain pickle may read on where the scan cannot ({str(error)[:120]})")
         source.seek(end)
     return value
 
@@ -70,8 +72,11 @@ def _embedded(scan: Scan, made: Made, stream: BinaryIO, where: str) -> None:
         return
     if not isinstance(made.state, Items):
         raise Unverifiable("a joblib array without its description")
-    size, shape = _dtype_size(made.state.get("dtype")), made.state.get("shape")
-    if size is None:
+    keys = [key for key, _ in made.state.pairs]
+    if not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
+        raise Unverifiable("a joblib array whose description has names that cannot be read, or one twice")
+    dtype, count = real_dtype(made.state.get("dtype")), items(made.state.get("shape"))
+    if dtype.hasobject:
         scan.result.parts += 1
         scan.depth += 1
         if scan.depth > scan.limits.depth:
@@ -79,19 +84,10 @@ def _embedded(scan: Scan, made: Made, stream: BinaryIO, where: str) -> None:
         follow(scan, stream, f"{where}@{stream.tell()}:object array")
         scan.depth -= 1
         return
-    if not isinstance(shape, tuple) or not all(isinstance(one, int) and one >= 0 for one in shape):
-        raise Unverifiable("a joblib array whose shape cannot be read")
     if made.state.get("numpy_array_alignment_bytes") is not None:
         padding = stream.read(1)
         skip(stream, padding[0] if padding else 1)
-    skip(stream, math.prod(shape) * size)
-
-
-def _dtype_size(dtype: object) -> int | None:
-    """Return the bytes per item of a NumPy dtype stand-in; None for objects, which are pickled."""
-    if not isinstance(dtype, Made) or dtype.of != "numpy.dtype" or not dtype.args or not isinstance(dtype.args[0], str):
-        raise Unverifiable("a joblib array whose dtype cannot be read")
-    return item_size(dtype.args[0])
+    skip(stream, count * dtype.itemsize)
 
 
 def skip(stream: BinaryIO, count: int) -> None:
@@ -114,14 +110,16 @@ def _legacy(scan: Scan, source: BinaryIO, where: str, size: int) -> None:
     sizes: dict[str, int] = {}
     for one in machine.persistent:
         if isinstance(one, tuple) and len(one) >= 5 and one[0] == "storage" and isinstance(one[1], Global):
-            sizes[str(one[2])] = _SIZES.get(one[1].name.removesuffix("Storage"), 0)
-    if not isinstance(keys, list):
+            size_each = _SIZES.get(one[1].name.removesuffix("Storage"), 0)
+            if not isinstance(one[2], str) or sizes.setdefault(one[2], size_each) != size_each:
+                raise Unverifiable("a storage of a legacy torch file has a key that is no text, or two types")
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise Unverifiable("the list of storages of a legacy torch file cannot be read")
     for key in keys:
         count = int.from_bytes(source.read(8), "little")
-        if not sizes.get(str(key)):
-            raise Unverifiable(f"storage {str(key)[:40]!r} has a type that is not known")
-        skip(source, count * sizes[str(key)])
+        if not sizes.get(key):
+            raise Unverifiable(f"storage {key[:40]!r} has a type that is not known")
+        skip(source, count * sizes[key])
     if source.tell() != size:
         raise Unverifiable(f"{size - source.tell()} bytes follow the last storage")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ LARGEST = 2**26  # bytes that a call may allocate out of nothing
 _PLAIN = "object dict list tuple set frozenset int float str"
 _BASES = {f"builtins.{name}" for name in (*_PLAIN.split(), "bytes", "complex")}
 _FACTORIES = {f"builtins.{name}" for name in (*_PLAIN.split(), "bool")} - {"builtins.frozenset"}
+_SMALL = {"_codecs.encode", "collections.OrderedDict", "collections.Counter", "collections.deque"}
 _REBUILDERS = (
     "torch._utils._rebuild_tensor", "torch._utils._rebuild_parameter", "torch._utils._rebuild_qtensor",
     "torch._utils._rebuild_sparse_tensor",
@@ -24,8 +26,10 @@ def _reconstructor(args: tuple[Any, ...]) -> str:
     if len(args) != 3 or not _is_class(args[0]):
         return "makes an object of something that is not a listed class"
     base = args[1].full if isinstance(args[1], Global) else ""
-    fine = base in _BASES and (base != "builtins.object" or args[2] is None)
-    return "" if fine else f"makes an object through the base '{base}'"
+    if base not in _BASES or (base == "builtins.object" and args[2] is not None):
+        return f"makes an object through the base '{base}'"
+    # Any other base is called with the third argument, as if it were called itself.
+    return "" if base == "builtins.object" else refusal(base, args[2:])
 
 
 def _new(args: tuple[Any, ...]) -> str:
@@ -51,7 +55,7 @@ def _partial(args: tuple[Any, ...]) -> str:
 
 def _default(args: tuple[Any, ...]) -> str:
     fine = not args or args[0] is None or (isinstance(args[0], Global) and args[0].full in _FACTORIES)
-    return "" if fine else "sets a default factory other than a plain type"
+    return _container(args[1:]) if fine else "sets a default factory other than a plain type"
 
 
 def _from_type(args: tuple[Any, ...]) -> str:
@@ -60,13 +64,27 @@ def _from_type(args: tuple[Any, ...]) -> str:
 
 
 def _set_state(args: tuple[Any, ...]) -> str:
-    return "" if len(args) == 2 and isinstance(args[0], Made) else "sets the state of something that is not an instance"
+    fine = len(args) == 2 and isinstance(args[0], Made) and args[0].of.startswith("torch.")
+    return "" if fine else "sets the state of something that is not an instance"
 
 
 def _container(args: tuple[Any, ...]) -> str:
+    # A range, or any object that is built in the stream, may unroll into far more than the file holds.
     if any(isinstance(one, Made) and one.of == "builtins.range" for one in args):
         return "unrolls a range into memory"
-    return ""
+    grown = [one for one in args if isinstance(one, Made) and one.of not in _SMALL]
+    return f"unrolls the result of {grown[0].of}" if grown else ""
+
+
+def _fraction(args: tuple[Any, ...]) -> str:
+    # An exponent of ten digits makes a number of as many bytes as ten digits count.
+    fine = all(type(one) is int or (isinstance(one, str) and re.fullmatch(r"-?\d{1,4000}(/\d{1,4000})?", one)) for one in args)
+    return "" if fine else "makes a fraction of something else than whole numbers"
+
+
+def _tree(args: tuple[Any, ...]) -> str:
+    fine = len(args) == 3 and all(type(one) is int and 0 <= one <= 2**24 for one in (args[0], args[2]))
+    return "" if fine else "makes a tree of sizes that cannot be read"
 
 
 def _buffer(args: tuple[Any, ...]) -> str:
@@ -94,12 +112,17 @@ RULES: dict[str, Rule] = {
     "functools.partial": _partial, "collections.defaultdict": _default, "torch._tensor._rebuild_from_type_v2": _from_type,
     "torch._utils._set_obj_state": _set_state, "torch.storage._load_from_bytes": lambda args: "",
     **{f"builtins.{name}": _container for name in ("list", "tuple", "set", "frozenset", "dict")}, "builtins.bytearray": _buffer,
+    "collections.Counter": _container, "collections.deque": _container, "collections.OrderedDict": _container,
+    "fractions.Fraction": _fraction, "sklearn.tree._tree.Tree": _tree,
     "builtins.bytes": _buffer, **{f"builtins.{name}": _text for name in ("str", "int", "float", "complex")},
     "numpy.random._pickle.__bit_generator_ctor": _bit_generator, "numpy.random._pickle.__generator_ctor": lambda args: "",
     "numpy.random._pickle.__randomstate_ctor": lambda args: "",
 }
 # Plain types may be handed on all the same: they are dtypes and factories as often as calls.
-HANDED_ON = _BASES | {"builtins.bool", "builtins.bytearray"}
+HANDED_ON = _BASES | {
+    "builtins.bool", "builtins.bytearray", "collections.Counter", "collections.deque", "collections.OrderedDict",
+    "fractions.Fraction", "sklearn.tree._tree.Tree",
+}
 
 
 def refusal(full: str, args: tuple[Any, ...]) -> str:

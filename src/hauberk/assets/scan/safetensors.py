@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from typing import Any, BinaryIO
 
+from hauberk.assets.scan.manifests import parsed
 from hauberk.assets.scan.scanner import Scan, file_format
 from hauberk.assets.scan.verdict import Unverifiable
 
+LARGEST_HEADER = 16_000_000
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16,
     "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64, "F4": 4,
@@ -27,12 +28,12 @@ def scan_safetensors(scan: Scan, source: BinaryIO, where: str) -> None:
     size = source.seek(0, io.SEEK_END)
     source.seek(0)
     length = int.from_bytes(source.read(8), "little")
-    if length > scan.limits.header:
+    if length > min(scan.limits.header, LARGEST_HEADER):
         raise Unverifiable(f"a header of {length} bytes")
     scan.meter.spend(length)
     text = source.read(length)
     # Names and metadata are flat: any depth beyond that of a shape is not safetensors.
-    header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    header = parsed(text)
     if not isinstance(header, dict):
         raise Unverifiable("the header is not a table of tensors")
     metadata = header.pop("__metadata__", {})
@@ -62,10 +63,3 @@ def _span(name: str, entry: Any) -> tuple[int, int, str]:
 
 def _counts(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in values)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise Unverifiable("a name stands twice in the header")
-    return table

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hauberk.assets.scan.limits import Limits, Meter
+from hauberk.assets.scan.polyglot import BLOCK, other_readings
 from hauberk.assets.scan.verdict import Issue, Level, ScanResult, Unverifiable
 
 HEAD = 64
+LOOSE = 9  # the rank of formats that are known by their first byte alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +71,18 @@ class Scan:
         if name not in self.result.globals and len(self.result.globals) < 1000:
             self.result.globals.append(name)
 
-    def part(self, source: BinaryIO, where: str) -> str:
+    def part(self, source: BinaryIO, where: str, ending: str = "") -> str:
         """Scan one part, whatever format it has, and return the name of that format; trouble becomes an issue."""
         self.result.parts += 1
         self.depth += 1
         # Parsers of the standard library warn of odd bytes; odd bytes are what a scan expects.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            name = self._part(source, where)
+            name = self._part(source, where, ending)
         self.depth -= 1
         return name
 
-    def _part(self, source: BinaryIO, where: str) -> str:
+    def _part(self, source: BinaryIO, where: str, ending: str) -> str:
         name = "unknown"
         try:
             if self.depth > self.limits.depth:
@@ -88,14 +90,20 @@ class Scan:
             self.meter.clock()
             size = source.seek(0, io.SEEK_END)
             source.seek(0)
-            head = source.read(HEAD)
-            source.seek(0)
+            block = source.read(BLOCK)
+            head = block[:HEAD]
             if not head:
                 raise Unverifiable("it is empty")
-            known = next((one for one in FORMATS if one.matches(head, size)), None)
+            marked = [one for one in FORMATS if one.matches(head, size)]
+            known = next(iter(marked), None)
             if known is None:
                 raise Unverifiable(f"it is in no format that is known here (first bytes {head[:8].hex(' ')})")
             name = known.name
+            # The loosest mark is one byte of many: only a second sharp one says that two readers may differ.
+            others = [f"it also begins as {one.name}" for one in marked[1:] if one.rank < LOOSE]
+            for what in [*others, *other_readings(name, source, block, ending)]:
+                self.issue(Level.UNVERIFIABLE, where, what)
+            source.seek(0)
             known.scan(self, source, where)
         except Exception as error:  # whatever a parser of hostile bytes stumbles over, and our own defects: never safe
             known_why = isinstance(error, Unverifiable)
@@ -134,7 +142,7 @@ def scan_bytes(content: bytes, *, name: str = "bytes", limits: Limits | None = N
 
 def _scan(source: BinaryIO, result: ScanResult, limits: Limits | None) -> ScanResult:
     scan = Scan(result, limits or Limits())
-    result.format = scan.part(source, "")
+    result.format = scan.part(source, "", Path(result.path).suffix.lower())
     # The format says whether code can hide in it; an unknown one may hide anything.
     result.carries_code = next((one.carries_code for one in FORMATS if one.name == result.format), True)
     result.issues.sort(key=lambda issue: -issue.level)

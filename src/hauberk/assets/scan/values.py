@@ -8,7 +8,7 @@ from typing import Any
 from hauberk.assets.scan.allowlist import Ruling
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class Global:
     """A name that the pickle imports."""
 
@@ -22,7 +22,7 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class Made:
     """What calling a global, or making its class empty, would have given; `state` is what it was filled with."""
 
@@ -31,7 +31,7 @@ class Made:
     state: Any = None
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class Items:
     """A dictionary: pairs in the order they were set, since stand-ins cannot be hashed like the real keys."""
 
@@ -40,6 +40,18 @@ class Items:
     def get(self, key: str) -> Any:
         """Return the last value set under a text key; None when there is none."""
         return next((value for one, value in reversed(self.pairs) if isinstance(one, str) and one == key), None)
+
+
+def as_bytes(value: object) -> bytes | bytearray | None:
+    """Return the bytes that a value stands for, however old the protocol; None when it stands for none."""
+    if isinstance(value, (bytes, bytearray)):
+        return value
+    if isinstance(value, str):
+        # Strings of Python 2 are bytes; old arrays come so.
+        return value.encode("latin1") if all(ord(one) < 256 for one in set(value)) else None
+    if isinstance(value, Made) and value.of == "_codecs.encode" and len(value.args) == 2 and isinstance(value.args[0], str):
+        return as_bytes(value.args[0])
+    return b"" if isinstance(value, Made) and value.of == "builtins.bytes" and not value.args else None
 
 
 class Mark:

@@ -63,3 +63,7 @@ class ScanResult:
 
 class Unverifiable(Exception):
     """The bytes cannot be followed further; the message says why. Always ends as an issue, never as a clean verdict."""
+
+
+class Stumble(Unverifiable):
+    """The real unpickler would fail at this very place too, so nothing behind it runs."""
