@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from hauberk.core.roc import auc_interval, roc
@@ -56,10 +57,51 @@ def test_thresholds_reach_the_rates_they_name():
         assert (np.mean(negative >= threshold), np.mean(positive >= threshold)) == (fpr, tpr)
 
 
-def test_interval_at_a_low_rate_is_exact_for_the_count():
+def test_interval_at_a_rate_lies_between_two_negatives():
+    """P(B < 1) = .0018 and P(B < 2) = .0138, P(B > 12) = .0057 and P(B > 11) = .0146 for B of 60 negatives at 10 %."""
     curve = roc(np.arange(100) + 0.5, np.arange(60))
-    hits = sum(one + 0.5 > 59 for one in range(100))
-    assert curve.tpr_interval(0.0) == clopper_pearson(hits, 100)
+    above = {rank: sum(one + 0.5 > 60 - rank for one in range(100)) for rank in (1, 13)}  # positives over that negative
+    assert above == {1: 41, 13: 53}
+    found = curve.tpr_interval(0.1)
+    assert (found.low, found.high) == (clopper_pearson(41, 100, 0.975).low, clopper_pearson(53, 100, 0.975).high)
+    # No negative is surely beyond the threshold of a rate of 0: the lower end is open, the upper is that over the highest.
+    nothing = curve.tpr_interval(0.0)
+    assert (nothing.low, nothing.high) == (0.0, clopper_pearson(41, 100, 0.975).high)
+    assert (curve.tpr_interval(1.0).low, curve.tpr_interval(1.0).high) == (clopper_pearson(100, 100, 0.975).low, 1.0)
+
+
+@pytest.mark.parametrize("n", [300, 1000])
+@pytest.mark.parametrize("shift", [0.0, 1.0, 2.0])
+def test_interval_at_a_low_rate_covers_the_true_rate(n, shift):
+    """Unit normals that far apart: the true rate is 1 - Phi(isf(fpr) - shift). The same holds for rounded scores."""
+    rng, runs = np.random.default_rng(int(n + shift)), 200
+    rates = (max(1e-3, 1 / n), 0.01, 0.05)
+    covered, ahead = dict.fromkeys(rates, 0), dict.fromkeys(rates, 0)
+    for _ in range(runs):
+        negative = rng.normal(0, 1, n)
+        curve = roc(rng.normal(shift, 1, n), negative)
+        for fpr in rates:
+            span = curve.tpr_interval(fpr)
+            covered[fpr] += span.low <= norm.sf(norm.isf(fpr) - shift) <= span.high and span.low <= curve.tpr_at(fpr) <= span.high
+            place = np.sort(negative)[n - 1 - int(fpr * n + 1e-9)]  # the next negative: the threshold that was used
+            ahead[fpr] += curve.surely_ahead(fpr) <= norm.sf(place - shift) / norm.sf(place)
+    assert min(covered.values()) >= 0.95 * runs and min(ahead.values()) >= 0.95 * runs
+
+
+def test_interval_holds_for_tied_scores():
+    """Scores 0 to 9: at 15 % the best threshold lets the 10 % of the negatives through that score 9, and no more."""
+    rng, covered = np.random.default_rng(3), 0
+    weights = np.arange(1, 11) / 55
+    for _ in range(200):
+        span = roc(rng.choice(10, 400, p=weights), rng.integers(0, 10, 400)).tpr_interval(0.15)
+        covered += span.low <= 10 / 55 <= span.high
+    assert covered >= 190
+
+
+def test_how_far_positives_are_ahead_by_hand():
+    curve = roc(np.r_[np.full(40, 5.0), np.zeros(60)], np.r_[6.0, np.ones(99)])  # 40 of 100 beyond all but one negative
+    assert curve.surely_ahead(0.01) == pytest.approx(clopper_pearson(40, 100).low / clopper_pearson(1, 100).high)
+    assert curve.surely_ahead(0.0) == 0.0
 
 
 def test_delong_agrees_with_its_definition_and_with_resampling():

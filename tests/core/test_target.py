@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hauberk import Access, Budget, Target
-from hauberk.core.errors import AccessDenied, BudgetExceeded, ModelError, UsageError
+from hauberk import Access, Budget, Linf, Target
+from hauberk.core.errors import AccessDenied, BudgetExceeded, DataError, ModelError, UsageError
 from hauberk.core.target import ModulePredictor, Normalize
+from hauberk.robustness.attack import hop_skip_jump, pgd, square
 
 
 class Seen:
@@ -280,6 +281,55 @@ def test_too_few_answers_of_one_column_settle_nothing(x: Tensor) -> None:
     target.labels(x[:1])
     assert target.outputs == "auto"
     assert target.labels(x[:2]).tolist() == [1, 1] and target.outputs == "logits"
+
+
+def test_one_column_is_read_alike_within_a_call_and_mended_with_a_notice(x: Tensor) -> None:
+    answers = iter([0.4] * 10 + [0.6] * 40 + [3.0])
+    target = Target(lambda x: torch.tensor([next(answers) for _ in range(len(x))]), batch_size=10)
+    assert target.labels(x).tolist() == [0] * 10 and target.notices == ()  # so far they look like probabilities
+    x = torch.cat([x] * 4 + [x[:1]])
+    assert target.labels(x).tolist() == [1] * 41 and target.outputs == "logits"  # its last part settles how all are read
+    (notice,) = target.notices
+    assert "first 50 answers" in notice and "read as logits" in notice
+
+
+@pytest.mark.parametrize("n", [63, 64])
+def test_sixty_four_answers_settle_one_column(n: int) -> None:
+    answers = iter([torch.full((n,), 0.4), torch.tensor([0.4, 5.0])])
+    target = Target(lambda x: next(answers))
+    assert target.scores(torch.zeros(n, 2))[:, 1].tolist() == pytest.approx([0.4] * n)
+    assert target.outputs == ("auto" if n < 64 else "probabilities")
+    if n < 64:
+        assert target.labels(torch.zeros(2, 2)).tolist() == [1, 1] and target.outputs == "logits"
+    else:
+        with pytest.raises(ModelError, match="outputs='logits'"):
+            target.labels(torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize("outputs", ["auto", "logits", "probabilities"])
+def test_an_answer_of_nan_has_no_label(x: Tensor, outputs: str) -> None:
+    nan = math.nan
+    rows = torch.tensor([[0.9, 0.1], [nan, nan], [nan, 0.7], [0.8, nan], [0.2, 0.8]]).repeat(2, 1)
+    target = Target(lambda x: rows[: len(x)], outputs=outputs)
+    assert target.labels(x).tolist() == [0, -1, -1, -1, 1] * 2
+    target.labels(x[:2])
+    assert target.outputs == ("probabilities" if outputs == "auto" else outputs)
+    assert [one for one in target.notices if "NaN" in one] == [
+        "the model answered NaN 7 times when a label was asked for: that counts as wrong for every class"
+    ]
+    assert Target(column([0.2, nan, 3.0])).labels(x[:3]).tolist() == [1, -1, 1]
+    assert Target(column([0.0, nan, 3.0]), outputs="labels").labels(x[:3]).tolist() == [0, -1, 3]
+
+
+def test_labels_that_the_model_does_not_know_are_refused_at_its_first_answer(net: nn.Module, x: Tensor) -> None:
+    for method, access in ((pgd, Access.GRADIENT), (square, Access.SCORE), (hop_skip_jump, Access.LABEL)):
+        target, y = Target(net, access=access), torch.full((10,), 10)
+        with pytest.raises(DataError, match=r"a label 10 and the model returns 10 scores .*labels from 0 to 9"):
+            method(target, x, y, Linf(0.1))
+        assert target.ledger.queries == 10
+        assert method(target, x, y - 1, Linf(0.0)).shape == x.shape
+    with pytest.raises(DataError, match="a label 2 and the model returns 2 scores"):
+        pgd(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), x, torch.arange(10) % 3, Linf(0.1))
 
 
 def test_an_empty_batch_is_answered_and_settles_nothing(net: nn.Module) -> None:

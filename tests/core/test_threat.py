@@ -11,6 +11,8 @@ from torch import Tensor
 from hauberk import L0, L1, L2, Goal, Linf, Patch, Threat
 from hauberk.core.errors import UsageError
 from hauberk.core.rng import generator
+from hauberk.core.threat import labels_of
+from hauberk.robustness.attack.losses import climbed
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 NORMS = ("linf", "l2", "l1", "l0")
@@ -162,6 +164,32 @@ def test_two_classes_and_ties_agree_with_the_label() -> None:
     assert L2(1.0).success(logits, y).tolist() == [False, True]  # arg-max names label 0 on the tie
     with pytest.raises(UsageError, match="confidence goal"):
         Linf(0.1, goal=Goal.CONFIDENCE).reached(y, y)
+
+
+def test_an_answer_of_nan_is_a_failure_of_the_model() -> None:
+    """Not the right answer, so an untargeted or confidence goal is reached; not the wanted one, so a targeted goal is not."""
+    nan, inf = math.nan, math.inf
+    logits = torch.tensor([[nan, nan], [nan, 3.0], [3.0, nan], [3.0, 1.0]], requires_grad=True)
+    for y in (torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.long)):
+        right = [bool(y[3] == 0)]
+        assert labels_of(logits).tolist() == [-1, -1, -1, 0]
+        for threat, failed in (
+            (Linf(0.1), True), (Linf(0.1, goal=Goal.CONFIDENCE), True), (Linf(0.1).targeted(), False),
+        ):
+            reached, margin = threat.success(logits, y), threat.margin(logits, y).detach()
+            assert reached[:3].tolist() == [failed] * 3 and (margin < 0).tolist() == reached.tolist()
+            assert bool(margin.isfinite().all()) and bool((margin[:3].abs() > 1e30).all())
+            assert float(margin[3]) == pytest.approx(float(threat.margin(logits.detach()[3:], y[3:])))
+            for loss in ("ce", "margin"):
+                height = climbed(logits, y, threat, loss)
+                assert not bool(height.isnan().any())
+                assert bool((height[:3] > 1e30).all() if failed else (height[:3] < -1e30).all())
+        assert Linf(0.1).success(logits, y)[3:].tolist() != right
+    alike = torch.tensor([[inf, inf], [-inf, -inf], [inf, 0.0]])
+    assert Linf(0.1).margin(alike, torch.tensor([0, 0, 0])).tolist() == [0.0, 0.0, inf]
+    assert Linf(0.1).success(alike, torch.tensor([0, 0, 0])).tolist() == [False] * 3
+    half = Linf(0.1).margin(torch.tensor([[nan, 0.0]], dtype=torch.float16), torch.tensor([0]))
+    assert bool((half - -half).isfinite())
 
 
 def test_threats_are_read_and_refused() -> None:

@@ -103,15 +103,16 @@ def test_bounds_that_hold_nothing_are_refused(bounds: tuple[float, float]) -> No
 def test_the_width_of_the_output_must_be_the_classes() -> None:
     with pytest.raises(ModelError, match=r"returns 4 scores per sample and the data has 7 classes.*classes=4"):
         validate(Target(logits), data(classes=7))
-    with pytest.raises(ModelError, match="returns 2 scores"):
+    with pytest.raises(ModelError, match="label 2 at index 2 of test, but the model has 2 scores"):
         validate(Target(lambda x: logits(x)[:, :1]), data())
 
 
 def test_a_label_without_a_score_is_named() -> None:
     given = data()
-    given.test.y[5] = 7
+    y = given.test.y.clone()
+    y[5] = 7
     with pytest.raises(ModelError, match=r"^label 7 at index 5 of test, but the model has 4 scores \(labels 0 to 3\)\. "):
-        validate(Target(logits), Data(given.test, classes=8))
+        validate(Target(logits), Data(Split(given.test.x, y), classes=8))
 
 
 def test_the_models_own_words_come_through() -> None:
@@ -125,6 +126,53 @@ def test_scores_that_are_not_finite_are_refused() -> None:
         validate(Target(lambda x: logits(x) * float("nan")), data())
     masked = Target(lambda x: torch.cat([logits(x)[:, :3], torch.full((len(x), 1), -torch.inf)], 1))
     assert validate(masked, data()) == []  # a class that is ruled out
+
+
+def test_a_model_with_scores_is_accepted_where_labels_alone_are_granted() -> None:
+    target = Target(logits, access=Access.LABEL)
+    assert validate(target, data()) == [] and target.access is Access.LABEL
+    with pytest.raises(ModelError, match="answered nan to a test sample"):
+        validate(Target(lambda x: logits(x) * float("nan"), access=Access.LABEL), data())
+    with pytest.raises(ModelError, match="returns 5 scores"):
+        validate(Target(lambda x: x[:, :5], access=Access.LABEL), data())
+
+
+def binary(x: Tensor) -> Data:
+    return data(x, (torch.arange(len(x)) % 2), classes=2)
+
+
+@pytest.mark.parametrize("n", [2, 5, 8, 9, 40])
+def test_one_column_is_told_apart_before_any_check_depends_on_it(n: int) -> None:
+    x = X[:n]
+    target = Target(lambda x: (x @ WEIGHT[:, :1] - 1).sigmoid())
+    (notice,) = validate(target, binary(x))
+    assert "returns probabilities" in notice and target.outputs == "probabilities" and target.ledger.queries <= 72
+    # Logits within [0, 1] at every sample: corners of the bounds tell.
+    target = Target(lambda x: 0.5 + 6 * (x[:, 0] == 1).float())
+    assert bool((target.predictor(X) == 0.5).all())
+    told = validate(target, binary(x))
+    assert target.outputs == "logits" and any("read as logits" in one for one in told)
+    assert target.labels(x).tolist() == [1] * n
+
+
+def test_plain_logits_of_one_column_cost_no_further_queries() -> None:
+    target = Target(lambda x: x @ WEIGHT[:, :1] * 9)
+    assert validate(target, binary(X)) == [] and target.outputs == "logits" and target.ledger.queries <= 16
+
+
+def test_one_column_of_a_model_that_takes_samples_alone_is_told() -> None:
+    def model(x: Tensor) -> Tensor:
+        assert bool((x[:, None] == X[None]).all(2).any(1).all())
+        return x[:, 0]
+
+    target = Target(model)
+    assert validate(target, binary(X)) == [
+        "the model answers one column, so far within [0, 1], that reads as probabilities: state outputs= to be sure"
+    ]
+    wide = Target(lambda x: x[:, 0].sigmoid())
+    infinite = Data(Split(X, torch.arange(40) % 2), bounds=(-float("inf"), float("inf")), classes=2)
+    validate(wide, infinite)
+    assert wide.outputs == "probabilities"
 
 
 def test_labels_out_of_range_from_the_model_are_refused() -> None:

@@ -237,3 +237,13 @@ def test_other_real_tables(real_data):
     assert set(check_ins.test.tensors()[0].unique().tolist()) == {0.0, 1.0}
     faces = load_data(real_data / "orl-faces.npz")
     assert faces.test.shape == (1, 112, 92) and torch.bincount(faces.test.y).tolist() == [10] * 40
+
+
+def test_labels_that_are_no_classes_are_refused() -> None:
+    x = np.zeros((3, 2), dtype=np.float32)
+    assert load_data((x, np.array([0, 1, 99_999]))).classes == 100_000
+    for highest in (100_000, 10**9, 2**40):
+        with pytest.raises(DataError, match=rf"the highest label of .* is {highest}\. Expected at most 100,000 classes"):
+            load_data((x, np.array([0, 1, highest])))
+    with pytest.raises(DataError, match="highest label"):
+        load_data((x, np.array([0, 1, 2**64 - 1], dtype=np.uint64)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import email.utils
 import json
 import pickle
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -139,11 +141,6 @@ def test_headers_come_from_the_environment_and_are_never_shown(server: Server, m
     model(X)
     assert server.requests[0][1]["authorization"] == secret
     assert secret not in repr(model) and secret.encode() not in pickle.dumps(model)
-    for status, body in ((403, f"no: {secret}"), (200, f"<html>{secret}"), (200, json.dumps({"predictions": [secret]}))):
-        server.script = lambda _, status=status, body=body: replied(body.encode(), status)
-        with pytest.raises(ModelError) as caught:
-            model(X)
-        assert "s3cr3t" not in str(caught.value)
     monkeypatch.setenv("SHOP_TOKEN", "two\nlines")
     with pytest.raises(UsageError, match="characters that a header cannot carry") as refused:
         model(X)
@@ -151,6 +148,47 @@ def test_headers_come_from_the_environment_and_are_never_shown(server: Server, m
     monkeypatch.delenv("SHOP_TOKEN")
     with pytest.raises(UsageError, match="the environment variable SHOP_TOKEN, for the header Authorization, is not set"):
         model(X)
+
+
+SECRET = "Bearer s3cr3t-t0ken"
+PART = "s3cr3t-t0ken"
+ECHOES = [
+    replied(f"no: {SECRET}".encode(), 403),
+    replied(f"no: {PART}".encode(), 401, Content_Type="text/plain; charset=utf-8"),
+    replied(base64.b64encode(SECRET.encode()), 500),
+    replied(f"<html>{PART}".encode()),
+    replied(json.dumps({"error": SECRET}).replace("s", "\\u0073").encode()),
+    replied({"predictions": [PART] * 3}),
+    replied({"predictions": PART}),
+    replied({PART: 1}),
+    replied(b"", 302, Location=f"https://{PART}.example/"),
+    replied(b"", 302, Location="http://[s3cr3t"),
+    replied(b"no", 500, Content_Type=f"text/{PART}"),
+]
+
+
+@pytest.mark.parametrize("secret_in", ["header", "query"])
+@pytest.mark.parametrize("answer", ECHOES)
+def test_no_error_quotes_an_answer_to_a_request_with_a_secret(
+    server: Server, monkeypatch: pytest.MonkeyPatch, answer: Answer, secret_in: str
+) -> None:
+    monkeypatch.setenv("SHOP_TOKEN", SECRET)
+    headers = {"Authorization": "SHOP_TOKEN"} if secret_in == "header" else {}
+    url = server.url if headers else f"{server.url}?key={PART}"
+    server.script = lambda _: answer
+    with pytest.raises(ModelError) as caught:
+        HttpModel(url, headers=headers, limits=QUICK)(X)
+    told = "".join(traceback.format_exception(caught.value))
+    assert not any(form in told for form in ("s3cr3t", "t0ken", "u0073", base64.b64encode(SECRET.encode()).decode()[:12]))
+    cause = "headers are set" if headers else "the address has a query"
+    assert f"answered {answer[0]} with {len(answer[2])} bytes (" in told and f"is not quoted because {cause}" in told
+    assert ("text/plain" in told) == (answer[0] == 401)
+
+
+def test_a_redirect_that_cannot_be_read_is_refused(server: Server) -> None:
+    server.script = lambda _: replied(b"", 302, Location="http://[bad")
+    with pytest.raises(ModelError, match=r"redirects to another place \(302\)"):
+        HttpModel(server.url, limits=QUICK)(X)
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -171,10 +209,11 @@ def test_retry_after_is_honoured_and_capped(server: Server, monkeypatch: pytest.
     waits: list[float] = []
     monkeypatch.setattr("hauberk.io.http_call.time.sleep", waits.append)
     later = email.utils.formatdate(time.time() + 500, usegmt=True)
-    headers = iter(["2.5", "3600", later, "soon", "-4"])
-    server.script = lambda body: replied(b"", 429, Retry_After=next(headers)) if len(server.requests) < 6 else scored(body)
-    HttpModel(server.url, limits=Limits(retries=5, wait=20))(X)
-    assert waits == [2.5, 20, 20, 4.0, 0.0]  # an unreadable one waits 0.5 s, doubled each time
+    headers = iter(["2.5", "3600", later, "soon", "-4", "nan", "inf", "-inf", "1e400", "Fri, 31 Dec 99999 23:59:59 GMT"])
+    server.script = lambda body: replied(b"", 429, Retry_After=next(headers)) if len(server.requests) < 11 else scored(body)
+    HttpModel(server.url, limits=Limits(retries=10, wait=20))(X)
+    # One that names no time waits 0.5 s, doubled each time.
+    assert waits == [2.5, 20, 20, 4.0, 0.0, 16.0, 20, 0.0, 20, 20]
 
 
 @pytest.mark.parametrize(
@@ -292,8 +331,9 @@ def test_a_description_that_cannot_work_is_refused_at_once(given: dict[str, Any]
     with pytest.raises(UsageError, match=message) as caught:
         HttpModel(**given)
     assert "pw" not in str(caught.value)
-    with pytest.raises(UsageError, match="limits of a request"):
-        Limits(seconds=0)
+    for bad in ({"seconds": 0}, {"seconds": float("inf")}, {"wait": float("inf")}, {"wait": float("nan")}, {"retries": -1}):
+        with pytest.raises(UsageError, match="limits of a request"):
+            Limits(**bad)
 
 
 @pytest.mark.parametrize(

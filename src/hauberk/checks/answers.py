@@ -12,6 +12,7 @@ from hauberk.checks.context import Context, NotRun
 from hauberk.core.access import Access
 from hauberk.core.errors import AccessDenied
 from hauberk.core.target import Target
+from hauberk.core.threat import labels_of
 
 _SIZES = {"quick": 1000, "standard": 5000, "thorough": 50_000}
 
@@ -22,7 +23,7 @@ class Answers:
 
     Arguments:
         positions: of the samples in the test split, shape (n,).
-        y, labels: true and predicted labels, shape (n,).
+        y, labels: true and predicted labels, shape (n,); -1 where the answer was NaN.
         logits: shape (n, classes), float64; None where the model shows labels alone.
     """
 
@@ -82,5 +83,9 @@ def _ask(target: Target, context: Context, positions: Tensor) -> Answers:
     y = split.y[positions]
     if scores:
         joined = torch.cat(logits)
-        return Answers(positions, y, joined.argmax(1), joined)
+        labels_seen = labels_of(joined)
+        broken = int((labels_seen < 0).sum())
+        if broken:
+            target.notice(f"the model answered NaN to {broken:,} of {len(y):,} evaluation samples: those count as wrong")
+        return Answers(positions, y, labels_seen, joined)
     return Answers(positions, y, torch.cat(labels), None)

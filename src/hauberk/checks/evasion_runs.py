@@ -80,7 +80,8 @@ class AttackRun:
         names = [*context.data.class_names]
         pictures = []
         for index in self.broken.nonzero()[:pairs, 0].tolist():
-            true, seen = (names[at] if at < len(names) else str(at) for at in (int(self.y[index]), int(self.labels[index])))
+            told = (int(self.y[index]), int(self.labels[index]))
+            true, seen = ("no label" if at < 0 else names[at] if at < len(names) else str(at) for at in told)
             bounds = self.threat.bounds or (0.0, 1.0)
             pictures += [
                 picture(self.x[index], f"clean: {true}", bounds=bounds),

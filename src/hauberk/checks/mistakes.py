@@ -28,8 +28,9 @@ def class_accuracy(context: Context) -> Finding:
     classes = context.need_classes()
     found = answers(context)
     width = max(classes, int(found.labels.max()) + 1)
-    table = torch.bincount(found.y * width + found.labels, minlength=width * width).reshape(width, width)  # truth, prediction
-    count, hits, given = table.sum(1), table.diagonal(), table.sum(0)
+    wrong = ~found.correct
+    count, hits = (torch.bincount(y, minlength=width) for y in (found.y, found.y[~wrong]))
+    given = torch.bincount(found.labels[found.labels >= 0], minlength=width)
     present = torch.nonzero(count).reshape(-1).tolist()
     # The worst of many classes is chosen after the fact, so the interval is that of all classes at once.
     confidence = 1 - 0.05 / len(present)
@@ -45,13 +46,12 @@ def class_accuracy(context: Context) -> Finding:
         rows.append((_name(context, c), int(count[c]), recall, f"[{span.low:.3f}, {span.high:.3f}]", precision))
     columns = ("class", "n", "recall", "95 % interval", "precision")
     evidence = [Table("Classes, worst first (recall with its own 95 % interval)", columns, rows)]
-    wrong = table - torch.diag(hits)
+    # Counted as pairs and not as a table of classes by classes; an answer of NaN, -1, is in none of the classes.
     pairs = []
-    for at in wrong.flatten().argsort(descending=True, stable=True)[:8].tolist():
-        truth, answer = divmod(at, width)
-        times = int(wrong[truth, answer])
-        if times:
-            pairs.append((_name(context, truth), _name(context, answer), times, times / int(count[truth])))
+    seen, often = torch.stack([found.y[wrong], found.labels[wrong]], 1).unique(dim=0, return_counts=True)
+    for at in often.argsort(descending=True, stable=True)[:8].tolist():
+        (truth, answer), times = seen[at].tolist(), int(often[at])
+        pairs.append((_name(context, truth), _name(context, answer), times, times / int(count[truth])))
     if pairs:
         evidence.append(Table("Confused most", ("truth", "answer", "times", "share of that truth"), pairs))
     n, right = int(count[worst]), int(hits[worst])
@@ -121,4 +121,4 @@ def _gallery(context: Context, found: Answers, worst: Tensor, sure: Tensor) -> l
 
 def _name(context: Context, label: int) -> str:
     names = context.data.class_names
-    return str(names[label]) if label < len(names) else str(label)
+    return "no label" if label < 0 else str(names[label]) if label < len(names) else str(label)

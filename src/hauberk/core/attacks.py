@@ -70,7 +70,8 @@ def attack(
             _refuse_bad_input(called, x, y, threat, norms, goals)
             threat = threat.within(whole.bounds if whole.bounds is not None else (0.0, 1.0))
             _refuse_outside(x, threat)
-            view, found, y = whole.seen_at(access), [], y.to(x.device).long()
+            # Labels beyond the model's classes are refused at its first answer: nothing is asked for that alone.
+            view, found, y = whole.seen_at(access, highest=int(y.max()) if len(y) else -1), [], y.to(x.device).long()
             seed = int(options.get("seed", 0))
             portion = len(x) if facts.get("undivided") else whole.batch_size
             parts = range(0, len(x), max(portion, 1))

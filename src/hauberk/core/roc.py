@@ -37,8 +37,36 @@ class Roc:
         return float(self.tpr[self.fpr <= fpr + 1e-12].max())
 
     def tpr_interval(self, fpr: float, confidence: float = 0.95) -> Interval:
-        """Return the exact interval of `tpr_at(fpr)` at its threshold."""
-        return clopper_pearson(round(self.tpr_at(fpr) * self.positives), self.positives, confidence)
+        """Return an interval of the true-positive rate that these scores really have at a false-positive rate of at most `fpr`.
+
+        The threshold is estimated too: how many of the negatives lie beyond the true one is binomial, which puts it between two
+        of them whatever the scores' law. The ends are those of Clopper and Pearson at these two thresholds. Each of the four
+        errors gets a quarter of 1 - confidence (Bonferroni), so that the interval holds the truth at least that often, ties
+        included. Where `fpr` x negatives is below some 4, no threshold is surely low enough and the lower end is 0:
+        `surely_ahead` still tells whether positives stand out.
+        """
+        tail = (1 - confidence) / 4
+        beyond = _stats.binom(self.negatives, min(max(fpr, 0.0), 1.0))
+        fewest, most = int(beyond.ppf(tail)), int(beyond.isf(tail))  # P(fewer than `fewest`) and P(more than `most`) <= tail
+        low = self._hits((fewest - 1) / self.negatives) if fewest else 0
+        high = self._hits(most / self.negatives)
+        return Interval(
+            clopper_pearson(low, self.positives, 1 - 2 * tail).low, clopper_pearson(high, self.positives, 1 - 2 * tail).high,
+            "order statistics and clopper-pearson", confidence,
+        )
+
+    def surely_ahead(self, fpr: float, confidence: float = 0.95) -> float:
+        """Return how many times as many positives as negatives surely lie beyond the threshold of `tpr_at(fpr)`.
+
+        A lower bound of the ratio of the two true rates at that threshold. It lies at the next negative, whose own
+        false-positive rate follows a beta law whatever the scores' law; Bonferroni joins the bounds of both rates.
+        """
+        alarms = int(fpr * self.negatives + 1e-9)
+        low = clopper_pearson(self._hits(fpr), self.positives, confidence).low
+        return low / clopper_pearson(min(alarms, self.negatives), self.negatives, confidence).high
+
+    def _hits(self, fpr: float) -> int:
+        return round(self.tpr_at(fpr) * self.positives)
 
     def curve(self, title: str, name: str, floor: float = 1e-3) -> Curve:
         """Return the curve on log axes; points below `floor` lie on its edge."""

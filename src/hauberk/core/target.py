@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core.access import Access, Budget, Ledger
-from hauberk.core.errors import AccessDenied, ModelError, UsageError
+from hauberk.core.errors import AccessDenied, DataError, ModelError, UsageError
 from hauberk.core.predictors import CallablePredictor as CallablePredictor
 from hauberk.core.predictors import ModulePredictor as ModulePredictor
 from hauberk.core.predictors import Normalize as Normalize
 from hauberk.core.predictors import Predictor as Predictor
 from hauberk.core.predictors import evaluating as evaluating
-from hauberk.core.threat import Bounds
+from hauberk.core.threat import Bounds, labels_of
 
 OUTPUTS = ("auto", "logits", "probabilities", "labels")
+ENOUGH = 64  # answers of one column within [0, 1] that settle that they are probabilities
 
 
 class _Shared:
@@ -26,6 +27,8 @@ class _Shared:
     def __init__(self, outputs: str, most: Access) -> None:
         self.outputs, self.most = outputs, most
         self.guessed = False
+        self.column = 0  # answers of one column within [0, 1], while they settle nothing yet
+        self.nan = 0  # answers that were asked for a label and held NaN
         self.notices: list[str] = []
 
     def notice(self, text: str) -> None:
@@ -40,7 +43,9 @@ class Target:
         model: an `nn.Module`, a `Predictor`, or a function of a batch that returns scores or labels.
         access: the most that is granted; None grants all that the model can give.
         bounds: lowest and highest input; numbers, or one per feature.
-        outputs: what the model returns: `logits`, `probabilities`, `labels`, or `auto` to find out at the first answer.
+        outputs: what the model returns: `logits`, `probabilities`, `labels`, or `auto` to find out at the first answer. One
+            column within [0, 1] is read as probabilities, cut at .5; it takes 64 such answers to settle that, and until then
+            the first outside makes it logits, cut at 0.
         batch_size: the largest batch sent to the model at once: what bounds memory.
         budget: limits on what may be spent.
         name: how reports call the model.
@@ -79,6 +84,7 @@ class Target:
         self.files = tuple(files)
         self.ledger = Ledger()
         self._accounts: tuple[tuple[Ledger, Budget], ...] = ((self.ledger, budget or Budget()),)
+        self._highest = -1
         self._shared = _Shared(read_as, most)
         if isinstance(self._predictor, ModulePredictor):
             self._notice_modes(self._predictor.module)
@@ -108,7 +114,9 @@ class Target:
     @property
     def notices(self) -> Sequence[str]:
         """What was noticed about the model so far, one sentence each."""
-        return tuple(self._shared.notices)
+        broken = self._shared.nan
+        told = (f"the model answered NaN {broken:,} times when a label was asked for: that counts as wrong for every class",)
+        return (*self._shared.notices, *(told if broken else ()))
 
     @property
     def outputs(self) -> str:
@@ -124,8 +132,13 @@ class Target:
                 f"{self.access.name.lower()})",
             )
 
-    def seen_at(self, access: Access, *, budget: Budget | None = None) -> Target:
+    def seen_at(self, access: Access, *, budget: Budget | None = None, highest: int = -1) -> Target:
         """Return a view with less access, its own ledger, and a further budget; spending counts here as well.
+
+        Arguments:
+            access: at most what this view grants.
+            budget: of the new view alone.
+            highest: the highest label that the view will be used with: scores that have no place for it raise a DataError.
 
         Raises:
             AccessDenied: when `access` is more than this view grants.
@@ -133,7 +146,7 @@ class Target:
         self.need(access, "the view")
         view = object.__new__(Target)
         view.__dict__.update(self.__dict__)
-        view._granted, view.ledger = access, Ledger()
+        view._granted, view.ledger, view._highest = access, Ledger(), max(highest, self._highest)
         view._accounts = (*self._accounts, (view.ledger, budget or Budget()))
         return view
 
@@ -142,10 +155,15 @@ class Target:
         return self.seen_at(self.access)
 
     def labels(self, x: Tensor) -> Tensor:
-        """Return the predicted labels, shape (n,), int64. Needs LABEL access; never differentiable."""
+        """Return the predicted labels, shape (n,), int64. Needs LABEL access; never differentiable.
+
+        An answer that holds NaN has the label -1, which is never right; a notice tells how many there were.
+        """
         with torch.no_grad():
-            answers = [self._read(part) for part in self._parts(x)]
-            return torch.cat([one if one.ndim == 1 else one.argmax(1) for one in answers])
+            answers = [self._read(part) for part in self._asked(x)]
+            labels = torch.cat([one if one.ndim == 1 else labels_of(one) for one in answers])
+            self._shared.nan += int((labels < 0).sum())
+            return labels
 
     def scores(self, x: Tensor) -> Tensor:
         """Return class probabilities, shape (n, classes). Needs SCORE access."""
@@ -172,7 +190,7 @@ class Target:
         Learns what the outputs mean, and what the model can grant.
         """
         with torch.no_grad():
-            answer = self._read(x)
+            answer = self._read(self._ask(x))
             return None if answer.ndim == 1 else answer.shape[1]
 
     def notice(self, text: str) -> None:
@@ -186,17 +204,21 @@ class Target:
             self._shared.notice(f"{reason}: it is assessed at {access.name} access")
 
     def _logits(self, x: Tensor) -> Tensor:
-        return torch.cat([self._as_logits(self._ask(part)) for part in self._parts(x)])
+        return torch.cat([self._as_logits(part) for part in self._asked(x)])
 
-    def _read(self, x: Tensor) -> Tensor:
+    def _asked(self, x: Tensor) -> Sequence[Tensor]:
+        """Return the raw answers part by part; all are there before one is read, so that all are read alike."""
+        return [self._ask(part) for part in self._parts(x)]
+
+    def _read(self, raw: Tensor) -> Tensor:
         """Return logits, shape (n, classes), or labels, shape (n,): whichever the model gives."""
-        raw = self._ask(x)
-        self._learn(raw)
         if self._shared.outputs != "labels":
             return self._as_logits(raw)
         if raw.ndim > 2 or (raw.ndim == 2 and raw.shape[1] != 1):
-            raise ModelError(f"the model answered labels of shape {tuple(raw.shape)}", want=f"one label per sample: ({len(x)},)")
-        return raw.reshape(len(raw)).long()
+            found = f"the model answered labels of shape {tuple(raw.shape)}"
+            raise ModelError(found, want=f"one label per sample: ({len(raw)},)")
+        raw = raw.reshape(len(raw))
+        return (raw.nan_to_num(nan=-1.0) if raw.is_floating_point() else raw).long()
 
     def _parts(self, x: Tensor) -> Sequence[Tensor]:
         if len(x) <= self.batch_size:
@@ -219,6 +241,7 @@ class Target:
                 want=f"one row per sample: ({len(x)}, classes)",
                 fix="Return class scores for each sample of the batch",
             )
+        self._learn(answer)
         return answer
 
     def _charge(self, gradients: int) -> None:
@@ -236,7 +259,6 @@ class Target:
             self.limit(Access.LABEL, "the model answers labels alone")
 
     def _as_logits(self, raw: Tensor) -> Tensor:
-        self._learn(raw)
         if self._shared.outputs == "labels":
             raise AccessDenied(
                 "this model answers labels alone", want="a model that returns scores",
@@ -248,9 +270,14 @@ class Target:
                 f"the model returned shape {tuple(raw.shape)}", want=f"({len(raw)}, classes)",
                 fix="Flatten or pool the output to one score per class",
             )
+        if self._highest >= (width := max(rows.shape[1], 2)):
+            raise DataError(
+                f"there is a label {self._highest} and the model returns {width} scores per sample",
+                want=f"labels from 0 to {width - 1}", fix="Check that model and labels belong together",
+            )
         kind = self._shared.outputs
-        if kind == "auto":  # too few answers to settle it: read as what they look like
-            kind = "probabilities" if bool(((rows >= 0) & (rows <= 1)).all()) else "logits"
+        if kind == "auto":  # nothing is settled: no answer but NaN yet, or a few of one column and all of them within [0, 1]
+            kind = "probabilities" if rows.shape[1] == 1 else "logits"
         if kind == "probabilities":
             if self._shared.guessed and bool(((rows.detach() < -1e-3) | (rows.detach() > 1.001)).any()):
                 raise ModelError(
@@ -268,11 +295,21 @@ class Target:
         if not len(raw):  # an empty answer tells nothing
             return "auto"
         rows = raw.detach().reshape(len(raw), -1).double()
+        rows = rows[~rows.isnan().any(1)]  # an answer of NaN tells nothing either
+        if not len(rows):
+            return "auto"
         short = raw.dtype in (torch.float16, torch.bfloat16)
         inside = bool(((rows >= -1e-6) & (rows <= 1 + 1e-5)).all())
-        if inside and rows.shape[1] == 1 and len(rows) < 4:
-            # A few logits may lie in [0, 1] by chance, and one column is cut at 0 or at 0.5: more answers have to settle it.
-            return "auto"
+        if rows.shape[1] == 1:
+            before, self._shared.column = self._shared.column, self._shared.column + len(rows)
+            if inside and self._shared.column < ENOUGH:
+                # Logits may lie in [0, 1] by chance, and one column is cut at 0 or at 0.5: more answers have to settle it.
+                return "auto"
+            if before and not inside:
+                self._shared.notice(
+                    f"the model's first {before} answers, one column, lay within [0, 1] and were read as probabilities; a later "
+                    "one lies outside, so that all from there on are read as logits: state outputs= to be sure"
+                )
         if inside and (rows.shape[1] == 1 or bool(((rows.sum(1) - 1).abs() < (2e-2 if short else 1e-4)).all())):
             self._shared.notice(
                 "the model returns probabilities where logits are expected; they are read as log-probabilities, "

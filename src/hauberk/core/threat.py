@@ -118,20 +118,29 @@ class Threat:
     def margin(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return how far each sample is from the goal, shape (n,), differentiable: below zero means reached.
 
-        Untargeted: z_y - max other. Targeted: max other - z_target. Confidence: log p_y - log threshold.
+        Untargeted: z_y - max other. Targeted: max other - z_target. Confidence: log p_y - log threshold. Never NaN: where the
+        logits hold NaN it is a very large number of the sign that `success` gives, and 0 where two of them are infinite alike.
         """
         if self.goal is Goal.CONFIDENCE:
-            return logits.log_softmax(1).gather(1, y[:, None])[:, 0] - math.log(self.confidence)
-        own = logits.gather(1, y[:, None])[:, 0]
-        # scatter and not a subtraction of one-hot rows: exact for any logits, two classes included.
-        other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
-        return other - own if self.goal is Goal.TARGETED else own - other
+            value = logits.log_softmax(1).gather(1, y[:, None])[:, 0] - math.log(self.confidence)
+        else:
+            own = logits.gather(1, y[:, None])[:, 0]
+            # scatter and not a subtraction of one-hot rows: exact for any logits, two classes included.
+            other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+            value = other - own if self.goal is Goal.TARGETED else own - other
+        # A quarter, so that the difference of two margins stays finite.
+        far = torch.finfo(value.dtype).max / 4 * (1 if self.goal is Goal.TARGETED else -1)
+        return torch.where(value.isnan(), logits.detach().isnan().any(1).to(value.dtype) * far, value)
 
     def success(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return which samples reach the goal, shape (n,), bool; agrees with the arg-max label on ties."""
+        """Return which samples reach the goal, shape (n,), bool; agrees with the arg-max label on ties.
+
+        A model that answers NaN has failed: it does not give the right answer, so that an untargeted and a confidence goal are
+        reached, and it does not give the wanted one, so that a targeted goal is not.
+        """
         if self.goal is Goal.CONFIDENCE:
             return self.margin(logits, y) < 0
-        return self.reached(logits.argmax(1), y)
+        return self.reached(labels_of(logits), y)
 
     def reached(self, labels: Tensor, y: Tensor) -> Tensor:
         """Return which predicted labels reach the goal, shape (n,), bool. For LABEL access; not for confidence goals."""
@@ -289,6 +298,12 @@ class Ball:
             # A few units in the last place short, so that most points need no second look after rounding.
             radius = radius * (1 - max(4 * torch.finfo(dtype).eps, 2 * _HAIR))
         return delta.to(dtype).flatten(1), radius.to(dtype), low.clamp(max=0).flatten(1), high.clamp(min=0).flatten(1)
+
+
+def labels_of(logits: Tensor) -> Tensor:
+    """Return the label of each row of logits, shape (n,), int64: the arg-max, or -1, which is no label, where a row holds NaN."""
+    labels = logits.argmax(1)
+    return labels.masked_fill(logits.isnan().any(1), -1)
 
 
 def Linf(

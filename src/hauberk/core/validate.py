@@ -22,8 +22,8 @@ PART = 32 << 20  # bytes of samples looked at at once
 def validate(target: Target, data: Data) -> list[str]:
     """Look at all samples and labels, and ask the model about at most 16 of them.
 
-    Where it answers one column within [0, 1], 56 more points are asked about: they tell probabilities, cut at .5, from logits, cut
-    at 0, before any check depends on it.
+    Where it answers one column within [0, 1], 64 points are asked about: they tell probabilities, cut at .5, from logits, cut at
+    0, before any check depends on it.
 
     Arguments:
         target: the model; what it answers tells whether it gives logits, probabilities or labels.
@@ -168,9 +168,9 @@ def _refuse_model(target: Target, data: Data) -> None:
     try:
         width = view.probe(x[:8])
         if width is not None and view.outputs == "auto":
-            _settle(view, data)
+            _settle(view, data, ENOUGH - len(x[:8]))
         rest = x[8:14] if len(x) > 8 else x[:6]
-        answer = view.labels(rest) if width is None else view.logits(rest)
+        answer = view.labels(rest) if width is None or view.access < Access.SCORE else view.logits(rest)
     except HauberkError:
         raise
     except Exception as error:
@@ -183,10 +183,11 @@ def _refuse_model(target: Target, data: Data) -> None:
         if data.is_classification and data.classes is not None and bool(((answer < 0) | (answer >= data.classes)).any()):
             raise ModelError(f"the model answered the label {int(answer.max())}", want=f"0 to {data.classes - 1}")
         return
-    bad = answer.isnan() | (answer == torch.inf)
+    scores = answer.ndim == 2  # where labels alone were granted, NaN shows as the label -1
+    bad = answer.isnan() | (answer == torch.inf) if scores else answer == -1
     if bool(bad.any()):
         raise ModelError(
-            f"the model answered {float(answer[bad][0])} to a test sample", want="finite scores",
+            f"the model answered {float(answer[bad][0]) if scores else 'nan'} to a test sample", want="finite scores",
             fix="Check its weights, and that inputs have the scale it was trained on",
         )
     if data.is_classification and data.classes is not None and width != data.classes:
@@ -195,28 +196,29 @@ def _refuse_model(target: Target, data: Data) -> None:
             f"the model returns {width} scores per sample and the data has {data.classes} classes", want=f"{data.classes} scores",
             fix=f"Check that model and data belong together; if some classes have no sample, state classes={width} for the data",
         )
-    if len(rest) > 1 and bool((answer == answer[0]).all()) and not bool((rest == rest[0]).all()):
+    if scores and len(rest) > 1 and bool((answer == answer[0]).all()) and not bool((rest == rest[0]).all()):
         target.notice("the model gave exactly the same scores to different samples: it may ignore its input")
     if target.access >= Access.GRADIENT:
         _find_gradient(target, view, x[-2:])
 
 
-def _settle(view: Target, data: Data) -> None:
+def _settle(view: Target, data: Data, missing: int) -> None:
     """Ask about test samples and, since logits stray farthest there, about corners of the range of the inputs."""
-    missing = ENOUGH - 8
     x = data.test.x.take(torch.linspace(0, len(data.test) - 1, min(missing // 2, len(data.test))).round().long().unique())
     low, high = (torch.as_tensor(end).to(x).expand(x.shape[1:]) for end in data.bounds)
     low, high = torch.where(low.isfinite(), low, x.amin(0)), torch.where(high.isfinite(), high, x.amax(0))
     draw = torch.rand((missing - len(x), *x.shape[1:]), generator=generator(0, "validate", "corners"))
     draw[0], draw[1] = 0, 1
     view.probe(x)
+    if view.outputs != "auto":
+        return
     try:
         view.probe(torch.where(draw.to(x.device) < 0.5, low, high))
     except HauberkError:
         raise
     except Exception:
         # A model need not take points that are no samples: then its answers go on being read as what they looked like so far.
-        view.notice("the model's one column of scores is within [0, 1] so far and read as probabilities: state outputs= to be sure")
+        view.notice("the model answers one column, so far within [0, 1], that reads as probabilities: state outputs= to be sure")
 
 
 def _refuse_labels_beyond(data: Data, width: int) -> None:

@@ -30,7 +30,8 @@ class HttpModel:
         template: JSON of a request; `"$INPUT"` stands for the batch as nested lists, or `"$SAMPLE"` for one sample, which
             sends a request per sample.
         response: the place of the answers, such as `outputs.0.scores` or `$.predictions[*].scores`; empty for the whole answer.
-        headers: by header, the environment variable that holds its value; the values are never kept, shown or logged.
+        headers: by header, the environment variable that holds its value; the values are never kept, shown or logged. Where
+            headers are set, errors tell the status, length and type of an answer and quote nothing of it: it may repeat a value.
         outputs: logits, probabilities, labels or auto.
         classes: names of the labels in order, for an endpoint that answers labels by name.
         batch: the most samples in one request.
@@ -84,9 +85,9 @@ class HttpModel:
         for part in x.detach().cpu().double().split(1 if single else self.batch) if len(x) else ():
             given = part[0].tolist() if single else part.tolist()
             body = json.dumps(_filled(template, given), allow_nan=False).encode()
-            content = post(self.url, body, headers, self.limits)
-            with unquoted(content, headers, self.name):
-                found = follow(_decoded(content, self.name), steps, self.response)
+            answer = post(self.url, body, headers, self.limits)
+            with unquoted(answer, self.url, headers):
+                found = follow(_decoded(answer.content, self.name), steps, self.response)
                 rows += self._checked(_rows([found] if single and not _is_batch_of_one(found) else found, len(part), self.name))
         return self._tensor(rows).to(x.device)
 

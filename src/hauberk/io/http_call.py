@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import email.utils
 import http.client
+import math
 import socket
 import ssl
 import threading
@@ -16,6 +17,22 @@ from urllib.parse import urlsplit
 from hauberk.core.errors import ModelError, UsageError
 
 _AGAIN = (429, 503)
+# A content type outside this list is not repeated: the endpoint writes it, and may write a secret into it.
+_KINDS = (
+    "application/json", "application/octet-stream", "application/problem+json", "application/xml", "text/csv", "text/html",
+    "text/plain", "text/xml",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What came back: status, body, content type, and the headers that a refusal may carry."""
+
+    status: int
+    content: bytes
+    kind: str
+    after: str
+    location: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,31 +52,34 @@ class Limits:
     size: int = 64 << 20
 
     def __post_init__(self) -> None:
-        if not (self.seconds > 0 and self.retries >= 0 and self.wait >= 0 and self.size > 0):
-            raise UsageError(f"the limits of a request are {self}", want="seconds and size above 0, retries and wait not below 0")
+        finite = math.isfinite(self.seconds) and math.isfinite(self.wait)
+        if not (finite and self.seconds > 0 and self.retries >= 0 and self.wait >= 0 and self.size > 0):
+            want = "finite numbers: seconds and size above 0, retries and wait not below 0"
+            raise UsageError(f"the limits of a request are {self}", want=want)
 
 
-def post(url: str, body: bytes, headers: Mapping[str, str], limits: Limits) -> bytes:
-    """Send JSON and return the body of the answer.
+def post(url: str, body: bytes, headers: Mapping[str, str], limits: Limits) -> Answer:
+    """Send JSON and return the answer, of status 200.
 
     Raises:
-        ModelError: when there is no answer in time, or one that is no answer to a prediction. Header values are not shown.
+        ModelError: when there is no answer in time, or one that is no answer to a prediction. Where headers are set, nothing that
+            the endpoint wrote is quoted.
     """
     for attempt in range(limits.retries + 1):
-        status, answer, after = _once(url, body, headers, limits)
-        if status not in _AGAIN:
-            with unquoted(answer, headers, _place(url)):
-                return _accepted(url, status, answer, after)
+        answer = _once(url, body, headers, limits)
+        if answer.status not in _AGAIN:
+            with unquoted(answer, url, headers):
+                _accept(url, answer)
+            return answer
         if attempt < limits.retries:
-            time.sleep(min(_asked_wait(after, 0.5 * 2**attempt), limits.wait))
+            time.sleep(min(_asked_wait(answer.after, 0.5 * 2**attempt), limits.wait))
     raise ModelError(
-        f"{_place(url)} answered {status} {limits.retries + 1} times in a row", want="an answer",
+        f"{_place(url)} answered {answer.status} {limits.retries + 1} times in a row", want="an answer",
         fix="Ask for a higher rate, or assess with fewer queries",
     )
 
 
-def _once(url: str, body: bytes, headers: Mapping[str, str], limits: Limits) -> tuple[int, bytes, str]:
-    """Return status, body, and the header that a refusal carries: Retry-After, or Location."""
+def _once(url: str, body: bytes, headers: Mapping[str, str], limits: Limits) -> Answer:
     parts = urlsplit(url)
     port, place = parts.port, parts.hostname or ""
     connection: http.client.HTTPConnection = (
@@ -80,7 +100,8 @@ def _once(url: str, body: bytes, headers: Mapping[str, str], limits: Limits) -> 
         if len(content) > limits.size:
             problem = f"{_place(url)} answered more than {limits.size} bytes"
             raise ModelError(problem, want="a smaller answer", fix="Send smaller batches")
-        return answer.status, content, answer.getheader("Retry-After") or answer.getheader("Location") or ""
+        kind, after, location = (answer.getheader(name) or "" for name in ("Content-Type", "Retry-After", "Location"))
+        return Answer(answer.status, content, kind.partition(";")[0].strip().lower(), after, location)
     except ModelError:
         raise
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -98,18 +119,24 @@ def _once(url: str, body: bytes, headers: Mapping[str, str], limits: Limits) -> 
 
 
 @contextlib.contextmanager
-def unquoted(answer: bytes, headers: Mapping[str, str], place: str) -> Iterator[None]:
-    """Keep errors of the block from quoting an answer that repeats the value of a header: it may be a secret."""
+def unquoted(answer: Answer, url: str, headers: Mapping[str, str]) -> Iterator[None]:
+    """Keep errors of the block from quoting the answer where the request held a secret: in a header, or in the address.
+
+    An endpoint can repeat a key whole, in part, escaped or encoded, in its body, its keys or a redirect. There is no way to find
+    all of these in an answer, so none of it is quoted.
+    """
     try:
         yield
     except ModelError:
-        plain = answer.replace(b"\\/", b"/")
-        if any(len(value) > 3 and value.encode() in plain for value in headers.values()):
-            raise ModelError(
-                f"{place} gave an answer that is of no use and repeats a header of the request, so it is not shown",
-                want="predictions", fix="Check the address, the headers and the template",
-            ) from None
-        raise
+        cause = "headers are set" if headers else "the address has a query" if urlsplit(url).query else ""
+        if not cause:
+            raise
+        kind = answer.kind if answer.kind in _KINDS else "another type" if answer.kind else "no type"
+        raise ModelError(
+            f"{_place(url)} answered {answer.status} with {len(answer.content)} bytes ({kind}) that are no predictions; "
+            f"the answer is not quoted because {cause}",
+            want="200 with predictions", fix="Check the address, the headers, the request template and the response path",
+        ) from None
 
 
 @contextlib.contextmanager
@@ -130,29 +157,32 @@ def _deadline(sock: socket.socket, seconds: float, expired: threading.Event) -> 
         timer.cancel()
 
 
-def _accepted(url: str, status: int, answer: bytes, location: str) -> bytes:
-    if status == 200:
-        return answer
-    if 300 <= status < 400:
-        host = urlsplit(location).hostname or "another place"
-        raise ModelError(f"{_place(url)} redirects to {host} ({status})", want="an answer", fix="Give the final address")
-    start = " ".join(answer[:120].decode("utf-8", "replace").split())
+def _accept(url: str, answer: Answer) -> None:
+    if answer.status == 200:
+        return
+    if 300 <= answer.status < 400:
+        try:
+            host = urlsplit(answer.location).hostname or "another place"
+        except ValueError:
+            host = "another place"
+        raise ModelError(f"{_place(url)} redirects to {host} ({answer.status})", want="an answer", fix="Give the final address")
+    start = " ".join(answer.content[:120].decode("utf-8", "replace").split())
     raise ModelError(
-        f"{_place(url)} answered {status}: {start!r}", want="200 with predictions",
+        f"{_place(url)} answered {answer.status}: {start!r}", want="200 with predictions",
         fix="Check the address, the headers and the template",
     )
 
 
 def _asked_wait(after: str, otherwise: float) -> float:
-    """Return the seconds that Retry-After names, as a number or a date."""
+    """Return the seconds that Retry-After names, as a number or a date; `otherwise` where it names none."""
     try:
-        return max(float(after), 0.0)
+        asked = float(after)
     except ValueError:
-        pass
-    try:
-        return max(email.utils.parsedate_to_datetime(after).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError, OverflowError):
-        return otherwise
+        try:
+            asked = email.utils.parsedate_to_datetime(after).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError, OSError):
+            return otherwise
+    return otherwise if math.isnan(asked) else max(asked, 0.0)
 
 
 def _place(url: str) -> str:

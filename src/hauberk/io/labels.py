@@ -15,6 +15,7 @@ from hauberk.io.parts import Part
 
 GROUP_LIMIT = 50
 CLASS_LIKE = 100
+CLASS_LIMIT = 100_000  # far above any classifier, far below what identifiers, dates or amounts in cents reach
 
 
 def coded_labels(parts: Mapping[str, Part]) -> tuple[dict[str, Tensor], list[str]]:
@@ -45,6 +46,11 @@ def coded_labels(parts: Mapping[str, Part]) -> tuple[dict[str, Tensor], list[str
             raise DataError(
                 f"the lowest label of {parts[role].where} is {int(y.min())}", want="classes counted from 0",
                 fix="Map the labels to 0, 1, 2, … first",
+            )
+        if len(y) and int(y.max()) >= CLASS_LIMIT:
+            raise DataError(
+                f"the highest label of {parts[role].where} is {int(y.max())}", want=f"at most {CLASS_LIMIT:,} classes, from 0",
+                fix="Check which column holds the labels; map them to 0, 1, 2, … if they are codes",
             )
     return {role: torch.from_numpy(y.astype(np.int64)) for role, y in flat.items()}, list(parts[first].class_names)
 
