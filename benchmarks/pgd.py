@@ -53,8 +53,11 @@ def contenders(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[],
     threat = Linf(EPS)
     made: dict[str, Callable[[], Tensor]] = {
         "bare loop": lambda: bare_loop(model, x, y),
-        "hauberk, every step on every sample": lambda: pgd(model, x, y, threat, steps=STEPS, early_stop=False),
-        "hauberk, as called": lambda: pgd(model, x, y, threat, steps=STEPS),
+        "hauberk, every step on every sample": lambda: pgd(
+            model, x, y, threat, steps=STEPS, step_size=step, early_stop=False
+        ),
+        "hauberk, active set": lambda: pgd(model, x, y, threat, steps=STEPS, step_size=step),
+        "hauberk, defaults (active set, falling steps)": lambda: pgd(model, x, y, threat),
     }
     try:
         import foolbox
@@ -119,7 +122,7 @@ def main() -> None:
         ["net", "implementation", "CPU s, median", "ratio to the bare loop, median [least, greatest]", "accuracy left"], rows,
         [
             f"{ROUNDS} rounds, contenders in turn, process CPU time, one thread, n = {BATCH}. The bare loop checks, counts and",
-            "keeps nothing. `hauberk, as called` lets samples leave the batch once they are broken; the peers spend every step",
+            "keeps nothing. The active set lets samples leave the batch once they are broken; the peers spend every step",
             "on every sample.",
             "Made by `make bench`.",
         ],
