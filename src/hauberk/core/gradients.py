@@ -15,4 +15,6 @@ def input_gradient(value: Tensor, z: Tensor) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(z)
     (gradient,) = torch.autograd.grad(value.sum(), z, materialize_grads=True)
+    if bool(gradient.sum().isfinite()):  # a sum, and no copy: this is asked at every step
+        return gradient
     return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

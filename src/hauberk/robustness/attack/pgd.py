@@ -61,8 +61,11 @@ def pgd(
         broken, before = threat.success(logits, y), won[alive]
         # A broken point outranks every unbroken one; among equals the higher loss wins.
         better = (broken & ~before) | ((broken == before) & (height > best_loss[alive]))
-        kept = alive[better]
-        best[kept], best_loss[kept], won[kept] = z.detach()[better], height.detach()[better].to(x.dtype), broken[better]
+        if len(alive) == len(x) and bool(better.all()):  # the rule while all samples climb: nothing is copied
+            best, best_loss, won = z.detach(), height.detach().to(x.dtype), broken
+        else:
+            kept = alive[better]
+            best[kept], best_loss[kept], won[kept] = z.detach()[better], height.detach()[better].to(x.dtype), broken[better]
         if last:
             break
         gradient = input_gradient(height, z)
@@ -74,7 +77,7 @@ def pgd(
             alive, y, ball, length = alive[going], y[going], ball.subset(going), length[going]
             z, gradient = z[going], gradient[going]
         fall = 0.5 + 0.5 * math.cos(math.pi * step / steps) if step_size is None else 1.0
-        z = ball.project(z + ascent(ball, z, gradient, length * fall))
+        z = ball.project(ascent(ball, z, gradient, length * fall).add_(z))
     return best
 
 
@@ -85,7 +88,7 @@ def ascent(ball: Ball, z: Tensor, gradient: Tensor, length: Tensor) -> Tensor:
     """
     column = (-1,) + (1,) * (gradient.ndim - 1)
     if ball.norm == "linf":
-        return gradient.sign() * length.reshape(column)
+        return gradient.sign().mul_(length.reshape(column))
     if ball.threat.mask is not None:  # features that may not move must not use up the step
         gradient = gradient * (ball.low < ball.high)
     flat = gradient.flatten(1)
