@@ -7,6 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # A process per core, each with one thread: threads of two processes on one core only wait for each other.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
+BENCHMARKS := pgd auto_attack minimum_norm black_box_scores decision transfer attack_bench diagnose corruptions augmix
+
 .PHONY: demo test test-all lint types docs bench clean
 
 demo: $(VENV)/.run  ## train a small CNN on handwritten digits, assess it, write report/index.html
@@ -30,7 +32,7 @@ docs: $(VENV)/.dev
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: .bench-peers/.installed  ## every benchmark beside its peers; results go to benchmarks/results
-	$(BIN)/python benchmarks/pgd.py
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) .bench-peers report site .mypy_cache .ruff_cache .pytest_cache

@@ -12,7 +12,13 @@ HERE = Path(__file__).parent
 INTRO = {
     "attack": "Adversarial examples: `(target, x, y, threat, *, ...) -> x_adv`. Every attack stays strictly inside its threat, "
     "leaves the model and the global random state untouched, and is counted.",
+    "universal": "One change for all inputs: `(target, x, y, threat, *, ...) -> Universal`, whose `apply` puts it on any inputs, "
+    "those never seen before too, strictly inside the threat.",
+    "semantic": "Attacks over natural changes, bounded by their own options: `(target, x, y, *, ...) -> x_adv`.",
+    "detection-attack": "Attacks on object detectors: `(target, x, truth, threat, *, ...) -> x_adv`.",
     "corruption": "Natural disturbances: `(x, severity, *, generator) -> x`. Severity 0 is the identity, 5 the strongest.",
+    "table-corruption": "Accidents of tables: `(x, severity, columns, *, generator) -> x`; `columns = Columns.of(clean_rows)`.",
+    "text-corruption": "Accidents of text: `(texts, severity, *, generator) -> texts`, on lists of strings.",
     "detector": "Classes with `fit`, `score` and `flag` at a stated false-positive rate.",
     "recipe": "Training losses that harden: factories of `(model, x, y) -> loss` for `hauberk.fit` or your own loop.",
     "poison": "Attacks on training data and backdoors: `(data, *, rate, ...) -> Poisoned`.",
@@ -21,6 +27,10 @@ INTRO = {
     "inference": "Membership: scores that are higher for training members.",
     "reconstruction": "Inputs won back from gradients, outputs or models.",
     "check": "What `hauberk assess` asks: each check answers one question with a finding.",
+}
+TITLES = {
+    "universal": "Universal and physical attacks", "semantic": "Semantic attacks", "detection-attack": "Attacks on detectors",
+    "table-corruption": "Corruptions of tables", "text-corruption": "Corruptions of text",
 }
 
 
@@ -64,7 +74,7 @@ def main() -> None:
     (HERE / "methods").mkdir(exist_ok=True)
     for kind in KINDS:
         cards = list(registry.cards(kind))
-        page = [f"# {kind.capitalize()}s", "", INTRO[kind], "", *(section(card) for card in cards)]
+        page = [f"# {TITLES.get(kind, f'{kind.capitalize()}s')}", "", INTRO[kind], "", *(section(card) for card in cards)]
         (HERE / "methods" / f"{kind}.md").write_text("\n".join(page), encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ _HOMES = {
     "Access": "hauberk.core.access", "Budget": "hauberk.core.access", "Target": "hauberk.core.target",
     "Threat": "hauberk.core.threat", "Goal": "hauberk.core.threat", "Linf": "hauberk.core.threat", "L2": "hauberk.core.threat",
     "L1": "hauberk.core.threat", "L0": "hauberk.core.threat", "Patch": "hauberk.core.threat",
+    "Structure": "hauberk.core.structure",
     "Data": "hauberk.core.data", "Split": "hauberk.core.data", "Finding": "hauberk.core.finding",
     "fit": "hauberk.core.train", "Schedule": "hauberk.core.train", "tap": "hauberk.core.taps",
     "load_model": "hauberk.io.models", "load_data": "hauberk.io.datasets",
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from hauberk.core.data import Data as Data
     from hauberk.core.data import Split as Split
     from hauberk.core.finding import Finding as Finding
+    from hauberk.core.structure import Structure as Structure
     from hauberk.core.taps import tap as tap
     from hauberk.core.target import Target as Target
     from hauberk.core.threat import L0 as L0

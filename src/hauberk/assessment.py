@@ -106,6 +106,9 @@ def carry_out(
                 "an assessment was given a threat with one radius per sample", want="one radius for all samples",
                 fix="Give a number; radii per sample are for calling attacks directly",
             )
+        if threat.structure is not None:
+            for x, _ in data.test.batches(4096):
+                threat.structure.refuse(x)
     cards = select_checks(settings.preset, run.select, run.ignore)
     notices = validate(target, data)
     journal = None

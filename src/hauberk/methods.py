@@ -8,8 +8,11 @@ import hauberk.integrity.poison
 import hauberk.privacy.inversion
 import hauberk.privacy.membership
 import hauberk.robustness.attack
+import hauberk.robustness.attack.detection
+import hauberk.robustness.attack.physical
 import hauberk.robustness.defend
 import hauberk.robustness.detect
+import hauberk.robustness.inputs
 import hauberk.robustness.natural
 import hauberk.robustness.verify
 from hauberk.core.card import Registry, registry

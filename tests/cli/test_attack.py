@@ -84,7 +84,7 @@ def test_access_is_not_widened(hauberk: Run, shop: Path) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["pdg"], "there is no attack called 'pdg'. Did you mean 'pgd'?"),
+    (["pgdd"], "there is no attack called 'pgdd'. Did you mean 'pgd'?"),
     (["pgd", "--option", "step=3"], "pgd has no option 'step'. Did you mean 'steps'?"),
     (["pgd", "--option", "steps=x"], "--option steps is 'x'. Expected a whole number."),
     (["pgd", "--option", "steps"], "--option is 'steps'. Expected key=value, e.g. steps=100."),

@@ -208,3 +208,23 @@ def test_init_says_how_an_endpoint_is_asked(hauberk: Callable[..., Result], fold
     assert torch.allclose(target.logits(x).float(), x @ WEIGHT.T, atol=1e-6)
     file = hauberk("init", "shopwindow.models:build", "test.npz", "--template", template, "--output", "other.toml")
     assert file.exit_code == 2 and "template, response, headers and classes with a url alone" in file.stderr
+
+
+def test_a_threat_says_what_a_row_of_a_table_can_be(folder: Path) -> None:
+    draw = np.random.default_rng(1)
+    rows = np.stack([draw.random(8), draw.integers(0, 5, 8), draw.random(8)], 1).astype(np.float32)
+    np.savez(folder / "test.npz", x=rows, y=np.arange(8) % 2)
+    threat = {"norm": "linf", "eps": 1, "frozen": [0], "whole": [1], "falling": [2]}
+    _, data, settings = prepare(plan_in(folder, data={"bounds": [0, 5]}, threat=[threat]))
+    ball = settings.threats[0].within(data.bounds).around(torch.from_numpy(rows))
+    assert torch.equal(ball.low[:, 0], ball.high[:, 0])
+    assert torch.equal(ball.high[:, 1], torch.from_numpy(rows[:, 1] + 1).clamp(max=5))
+    assert torch.equal(ball.high[:, 2], torch.from_numpy(rows[:, 2])) and bool((ball.low[:, 2] == 0).all())
+    for wrong, word in (
+        ({"whole": [3]}, "names the feature 3"), ({"rising": [1], "falling": [1]}, "rising and as falling"),
+        ({"one_hot": [[1]]}, "two or more"),
+    ):
+        with pytest.raises(UsageError, match=word):
+            prepare(plan_in(folder, data={"bounds": [0, 5]}, threat=[{"norm": "linf", "eps": 1, **wrong}]))
+    with pytest.raises(UsageError, match="frozen"):
+        plan_in(folder, threat=[{"norm": "linf", "eps": 1, "frozen": [-1]}])

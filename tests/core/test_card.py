@@ -42,7 +42,7 @@ def test_the_registry_refuses_doubles_unknown_kinds_and_missing_docstrings() -> 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError, match="Did you mean 'pgd'"):
-        load_methods().get("pdg", "attack")
+        load_methods().get("pgdd", "attack")
 
 
 def test_there_is_a_true_method_of_every_kind() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from hauberk import L0, L1, L2, Goal, Linf, Patch, Threat
 from hauberk.core.errors import UsageError
 from hauberk.core.rng import generator
-from hauberk.core.threat import labels_of
+from hauberk.core.threat import REFUSED, labels_of
 from hauberk.robustness.attack.losses import climbed
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -186,7 +186,9 @@ def test_an_answer_of_nan_is_a_failure_of_the_model() -> None:
                 assert bool((height[:3] > 1e30).all() if failed else (height[:3] < -1e30).all())
         assert Linf(0.1).success(logits, y)[3:].tolist() != right
     alike = torch.tensor([[inf, inf], [-inf, -inf], [inf, 0.0]])
-    assert Linf(0.1).margin(alike, torch.tensor([0, 0, 0])).tolist() == [0.0, 0.0, inf]
+    even, refused, first = Linf(0.1).margin(alike, torch.tensor([0, 0, 0])).tolist()
+    assert (even, first) == (0.0, inf) and 1e30 < refused < inf  # no class has any weight: the question was refused
+    assert labels_of(alike).tolist() == [0, REFUSED, 0]
     assert Linf(0.1).success(alike, torch.tensor([0, 0, 0])).tolist() == [False] * 3
     half = Linf(0.1).margin(torch.tensor([[nan, 0.0]], dtype=torch.float16), torch.tensor([0]))
     assert bool((half - -half).isfinite())

@@ -24,7 +24,7 @@ def test_points_are_projected_onto_the_ball(digits_model: nn.Module, digits: Dat
     x, y = x[digits_model(x).argmax(1) == y], y[digits_model(x).argmax(1) == y]
     seen: list[Tensor] = []
     hook = digits_model.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].detach()))
-    z = fmn(digits_model, x, y, L2(math.inf), steps=30, rivals=0)
+    z = fmn(digits_model, x, y, L2(math.inf), steps=30, rivals=0, trials=0)
     hook.remove()
     walked = torch.stack([sizes(point, x, "l2") for point in seen[15:32]])  # the second half of the way
     assert float((walked / sizes(z, x, "l2")).max()) <= 1.25

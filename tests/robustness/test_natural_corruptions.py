@@ -17,8 +17,7 @@ from torch import Tensor
 from hauberk.core import rng
 from hauberk.methods import load_methods
 from hauberk.robustness import natural
-from hauberk.robustness.natural.blur import correlate, disk, motion_kernels
-from hauberk.robustness.natural.geometry import moved, turned
+from hauberk.robustness.natural.filters import correlate, motion_kernels, smear
 
 GRAY = torch.full((4, 3, 64, 64), 0.5, dtype=torch.float64)
 
@@ -58,11 +57,18 @@ def test_noise_follows_its_law(severity: int) -> None:
     assert counts.mean() == pytest.approx(0.5 * photons, abs=5 * math.sqrt(0.5 * photons / n))
     assert counts.var() == pytest.approx(0.5 * photons, rel=5 * math.sqrt(2 / n) + 0.01)
     share = levels("salt-and-pepper")[severity - 1]
-    struck = natural.salt_and_pepper(GRAY, severity, generator=draws())
+    struck = natural.impulse_noise(GRAY, severity, generator=draws())
     for value in (0.0, 1.0):
         hits = int((struck == value).sum())
         assert stats.binomtest(hits, n, share / 2).pvalue > 1e-3
     assert bool(((struck == 0) | (struck == 1) | (struck == 0.5)).all())
+    assert not torch.equal(struck[:, 0], struck[:, 1])
+    whole = natural.salt_and_pepper(GRAY, severity, generator=draws())
+    assert torch.equal(whole[:, :1].expand_as(whole), whole)  # dead pixels are dead in all colours
+    assert stats.binomtest(int((whole[:, 0] != 0.5).sum()), n // 3, share).pvalue > 1e-3
+    sigma = levels("speckle-noise")[severity - 1]
+    speckle = natural.speckle_noise(GRAY / 2, severity, generator=draws()).flatten().numpy()  # a quarter: nothing is clipped
+    assert stats.kstest((speckle / 0.25 - 1) / sigma, "norm").pvalue > 1e-3
 
 
 def test_impulses_are_nested_over_severities() -> None:
@@ -77,37 +83,24 @@ def test_gaussian_blur_equals_scipy(image: Tensor, severity: int) -> None:
     torch.testing.assert_close(natural.gaussian_blur(image, severity), expected, rtol=0, atol=1e-12)
 
 
-def test_defocus_is_correlation_with_a_smoothed_disk(image: Tensor) -> None:
-    for severity in (1, 4, 5):
-        radius, rim = load_methods().get("defocus-blur", "corruption").facts["small"][severity - 1]
-        line = np.arange(-3, 4)
-        solid = (line[:, None] ** 2 + line**2 <= radius**2).astype(float)
-        taps = np.exp(-np.arange(-1, 2) ** 2 / (2 * rim**2))
-        taps = taps / taps.sum()
-        soft = ndimage.convolve(solid, np.outer(taps, taps), mode="constant")
-        expected = channels(image, ndimage.correlate, soft / soft.sum(), mode="nearest")
-        torch.testing.assert_close(natural.defocus_blur(image, severity), expected, rtol=0, atol=1e-12)
-    # A radius of 1.5 with a sharp rim covers the nine pixels around the centre alike.
-    torch.testing.assert_close(disk(1.5, 0.1)[1:-1, 1:-1], torch.full((3, 3), 1 / 9, dtype=torch.float64), rtol=0, atol=1e-12)
-
-
-def test_motion_blur_is_correlation_with_a_half_gaussian_line(image: Tensor) -> None:
-    radius, sigma = 6, 2.0
-    level = motion_kernels(torch.zeros(1, dtype=torch.float64), radius, sigma)[0]
-    reach = level.shape[0] // 2
-    weights = np.exp(-np.arange(reach + 1) ** 2 / (2 * sigma**2))
-    np.testing.assert_allclose(level[reach, reach:], weights / weights.sum(), atol=1e-12)
-    assert float(level.sum() - level[reach].sum()) == pytest.approx(0, abs=1e-12)
-    angles = torch.tensor([0.3, -0.7], dtype=torch.float64)
-    kernels = motion_kernels(angles, radius, sigma)
-    torch.testing.assert_close(kernels.sum((1, 2)), torch.ones(2).double(), rtol=0, atol=1e-12)
-    line = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    down, right = (kernels.sum(2) * line).sum(1), (kernels.sum(1) * line).sum(1)  # bilinear shares keep the centre of mass
-    torch.testing.assert_close(torch.atan2(down, right), angles, rtol=0, atol=1e-9)
-    mean = float((weights * np.arange(reach + 1)).sum() / weights.sum())
-    torch.testing.assert_close(torch.hypot(down, right), torch.full((2,), mean, dtype=torch.float64), rtol=0, atol=1e-9)
+def test_motion_blur_is_a_half_gaussian_line_of_whole_pixels(image: Tensor) -> None:
+    angles = torch.tensor([0.0, 0.3, -0.7], dtype=torch.float64)
+    kernels = motion_kernels(angles, torch.full((3,), 6), torch.full((3,), 2.0))
+    reach = kernels.shape[-1] // 2
+    weights = np.exp(-np.arange(13) ** 2 / 8)
+    for kernel, angle in zip(kernels, angles, strict=True):
+        expected = np.zeros((2 * reach + 1, 2 * reach + 1))
+        for step, weight in enumerate(weights):
+            down, across = (math.ceil(step * turn(float(angle)) - 0.5) for turn in (math.sin, math.cos))
+            expected[reach + down, reach + across] += weight / weights.sum()
+        np.testing.assert_allclose(kernel, expected, atol=1e-12)
     expected = torch.cat([channels(image[i : i + 1], ndimage.correlate, kernels[i].numpy(), mode="nearest") for i in range(2)])
-    torch.testing.assert_close(correlate(image, kernels), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(correlate(image, kernels[:2]), expected, rtol=0, atol=1e-12)
+    wide = image.repeat(1, 1, 6, 6)
+    torch.testing.assert_close(smear(wide, kernels[:2]), correlate(wide, kernels[:2]), rtol=0, atol=1e-12)  # both ways to the sum
+    both = natural.motion_blur_by(image, torch.tensor([30.0, -80.0]), radius=6, sigma=2)
+    single = natural.motion_blur_by(image[1:], -80.0, 6, 2)
+    torch.testing.assert_close(both[1:], single, rtol=0, atol=1e-12)
 
 
 def test_motion_blur_draws_directions_within_45_degrees() -> None:
@@ -117,8 +110,9 @@ def test_motion_blur_draws_directions_within_45_degrees() -> None:
     smear = natural.motion_blur(dots, 5, generator=draws())[:, 0]
     line = torch.arange(-16, 17, dtype=torch.float64)
     down, right = (smear.sum(2) * line).sum(1), (smear.sum(1) * line).sum(1)
-    assert bool((down.abs() <= right.abs() + 1e-9).all())
-    assert stats.kstest((down / right).atan().rad2deg().numpy(), stats.uniform(-45, 90).cdf).pvalue > 1e-3
+    assert bool((down.abs() <= right.abs() + 1e-9).all()) and float(right.max()) < 0  # pixels are taken from the right
+    angles = natural.sample_parameters("motion-blur", 5, 2000, (33, 33), generator=draws())["degrees"]
+    assert stats.kstest(angles.numpy(), stats.uniform(-45, 90).cdf).pvalue > 1e-3
 
 
 def test_brightness_equals_colorsys(image: Tensor) -> None:
@@ -141,23 +135,22 @@ def test_contrast_keeps_the_mean_and_scales_the_deviation(image: Tensor) -> None
 
 def test_rotation_equals_scipy_and_a_quarter_turn_is_exact(image: Tensor) -> None:
     square = image[..., :20]
-    torch.testing.assert_close(turned(square, torch.full((2,), 90.0).double()), square.rot90(1, (2, 3)), rtol=0, atol=1e-9)
+    torch.testing.assert_close(natural.rotate_by(square, 90.0), square.rot90(1, (2, 3)), rtol=0, atol=1e-9)
     expected = channels(image, ndimage.rotate, 17.0, reshape=False, order=1, mode="nearest")
-    torch.testing.assert_close(turned(image, torch.full((2,), 17.0).double()), expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(natural.rotate_by(image, 17.0), expected, rtol=0, atol=1e-9)
     found = natural.rotate(image.repeat(20, 1, 1, 1), 4, generator=draws())
-    sides = {sign: turned(image, torch.full((2,), sign * 20.0).double()) for sign in (-1, 1)}
+    sides = {sign: natural.rotate_by(image, sign * 20.0) for sign in (-1, 1)}
     taken = [sign for one in found.split(2) for row in (0, 1) for sign in sides if torch.allclose(one[row], sides[sign][row])]
     assert len(taken) == 40  # each image was turned by exactly that angle
     assert 8 < taken.count(1) < 32  # to both sides
 
 
 def test_translation_equals_scipy_and_whole_pixels_are_exact(image: Tensor) -> None:
-    found = moved(image, torch.tensor([2.0, 0.0]).double(), torch.tensor([-3.0, 0.0]).double())
+    found = natural.translate_by(image, torch.tensor([-3.0, 0.0]), torch.tensor([2.0, 0.0]))
     torch.testing.assert_close(found[0, :, 2:, :-3], image[0, :, :-2, 3:], rtol=0, atol=1e-9)
     torch.testing.assert_close(found[1], image[1], rtol=0, atol=1e-9)
     expected = channels(image, ndimage.shift, (1.25, -0.5), order=1, mode="nearest")
-    found = moved(image, torch.full((2,), 1.25).double(), torch.full((2,), -0.5).double())
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(natural.translate_by(image, -0.5, 1.25), expected, rtol=0, atol=1e-9)
 
 
 def test_translation_moves_by_its_share_of_the_shorter_side() -> None:
@@ -181,37 +174,6 @@ def test_jpeg_is_pillow_image_by_image(image: Tensor) -> None:
                 expected = np.asarray(Image.open(buffer), dtype=float) / 255
                 read = found[index].permute(1, 2, 0).numpy()
                 np.testing.assert_allclose(read if mode == "RGB" else read[..., 0], expected, atol=1e-12)
-
-
-def test_pixelate_is_the_mean_over_areas(image: Tensor) -> None:
-    """Area means by brute force: repeat every pixel until old and new borders fall on the same grid."""
-    for severity, share in enumerate(levels("pixelate"), 1):
-        expected = image.numpy()
-        for axis in (2, 3):
-            side = expected.shape[axis]
-            few = int(side * share)
-            fine = np.repeat(expected, few, axis)  # side * few cells
-            small = np.moveaxis(fine, axis, -1).reshape(*np.moveaxis(fine, axis, -1).shape[:-1], few, side).mean(-1)
-            back = np.repeat(small, side, -1)
-            large = back.reshape(*back.shape[:-1], side, few).mean(-1)
-            expected = np.moveaxis(large, -1, axis)
-        np.testing.assert_allclose(natural.pixelate(image, severity), expected, atol=1e-12)
-
-
-def test_the_levels_are_those_of_the_published_benchmarks() -> None:
-    """CIFAR-10-C and ImageNet-C, severities 1 to 5."""
-    published = {
-        "gaussian-noise": ((0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38)),
-        "shot-noise": ((500, 250, 100, 75, 50), (60, 25, 12, 5, 3)),
-        "salt-and-pepper": ((0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27)),
-        "brightness": ((0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5)),
-        "contrast": ((0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05)),
-        "jpeg": ((80, 65, 58, 50, 40), (25, 18, 15, 10, 7)),
-        "gaussian-blur": ((0.4, 0.6, 0.7, 0.8, 1.0), (1, 2, 3, 4, 6)),
-    }
-    for name, (small, large) in published.items():
-        assert levels(name) == small
-        assert levels(name, "large") == large
 
 
 def test_large_images_take_the_large_levels() -> None:

@@ -134,10 +134,19 @@ class Context:
         return found
 
     def need_classes(self) -> int:
-        """Return the number of classes, or end the check as not run for regression."""
+        """Return the number of classes, or end the check as not run for regression and for a model of several labels."""
+        if self.target.multi_label:
+            raise NotRun("the model answers several yes-or-no labels per sample, and this check is about one class per sample")
         if not self.data.is_classification or self.data.classes is None:
             raise NotRun("the labels are not classes")
         return self.data.classes
+
+    def need_radius(self, threat: Threat) -> float:
+        """Return the radius of the threat, the mean where there are several; end the check as not run where it is 0."""
+        radius = float(torch.as_tensor(threat.eps, dtype=torch.float64).mean())
+        if radius == 0:
+            raise NotRun("the threat has the radius 0: it lets nothing change, so there is nothing to attack")
+        return radius
 
     def need_images(self) -> None:
         """End the check as not run where samples are not images."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from hauberk.core.finding import Advice, Finding, Status, Table
 from hauberk.core.kinds import check
 from hauberk.core.rng import generator
 from hauberk.core.threat import Linf
-from hauberk.robustness.diagnose import Alarm, diagnose
+from hauberk.robustness.diagnose import Alarm, Search, diagnose
 
 LEAST = 30
 
@@ -28,7 +29,7 @@ LEAST = 30
     advice=(
         Advice("Quote the worst case over black-box and transfer attacks until the sign is explained",
                "hauberk assess --preset thorough --select robustness"),
-        Advice("Take the masking part out, or attack through a smooth stand-in for it, and measure again"),
+        Advice("Apply the remedies that the signs call for, and quote what is left under all", "hauberk diagnose --remedy"),
     ),
 )
 def gradient_masking(context: Context) -> Finding:
@@ -44,22 +45,24 @@ def gradient_masking(context: Context) -> Finding:
     if _answers_one_label(context, x):
         raise NotRun("the model gives one label to everything, so no attack can change it")
     sister = transfer_run(context).z[: len(x)]
-    alarms = context.shared(
-        "diagnosis", lambda target: diagnose(target, x, y, threat, seed=context.seed, sister=sister)
-    )
-    raised = [alarm for alarm in alarms if alarm.level == "raised"]
-    warned = [alarm for alarm in alarms if alarm.level == "warn"]
+    search = Search(sister=sister)
+    found = context.shared("diagnosis", lambda target: diagnose(target, x, y, threat, search=search, seed=context.seed))
+    alarms, raised, warned = found.alarms, found.raised, found.warned
+    looked = [alarm for alarm in alarms if alarm.level != "not run"]
     status = Status.FAIL if raised else Status.WARN if warned else Status.PASS
     if raised:
         names = "; ".join(alarm.name for alarm in raised)
-        summary = f"{len(raised)} of {len(alarms)} signs of masking are clear: {names}. Do not quote the white-box figures"
+        summary = f"{len(raised)} of {len(looked)} signs of masking are clear: {names}. Do not quote the white-box figures"
     elif warned:
-        summary = f"{len(warned)} of {len(alarms)} signs of masking show faintly: {'; '.join(alarm.name for alarm in warned)}"
+        summary = f"{len(warned)} of {len(looked)} signs of masking show faintly: {'; '.join(alarm.name for alarm in warned)}"
     else:
-        summary = f"none of {len(alarms)} signs of masking shows on {alarms[0].n} samples"
+        summary = f"none of {len(looked)} signs of masking shows on {alarms[0].n} samples"
     context.note("no interval: a count of signs; the shares behind them have theirs in the table")
     for alarm in (*raised, *warned):
         context.note(f"{alarm.name}: {alarm.meaning}. {alarm.remedy}")
+    for alarm in alarms:
+        if alarm.level == "not run":
+            context.note(f"{alarm.name}: not run, {alarm.meaning}")
     return context.finding(
         summary, value=float(len(raised) + len(warned)), n=alarms[0].n, threat=threat, status=status, evidence=(_table(alarms),),
     )
@@ -71,9 +74,11 @@ def _answers_one_label(context: Context, x: Tensor) -> bool:
     return len(labels.unique()) == 1
 
 
-def _table(alarms: list[Alarm]) -> Table:
-    rows = [(alarm.name, f"{alarm.value:.3g}", _band(alarm), alarm.limit, alarm.level) for alarm in alarms]
-    return Table(f"Signs of masking (n = {alarms[0].n})", ("sign", "value", "95 % interval", "limit", "alarm"), rows)
+def _table(alarms: Sequence[Alarm]) -> Table:
+    rows = [
+        (one.name, f"{one.value:.3g}" if one.n else "–", _band(one), one.limit, one.n, one.level) for one in alarms
+    ]
+    return Table(f"Signs of masking (n = {alarms[0].n})", ("sign", "value", "95 % interval", "limit", "n", "alarm"), rows)
 
 
 def _band(alarm: Alarm) -> str:

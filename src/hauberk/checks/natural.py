@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from torch import Tensor
 
 from hauberk.checks.context import Context
-from hauberk.core import progress, rng
 from hauberk.core.access import Access
 from hauberk.core.card import Card, registry
-from hauberk.core.finding import Advice, Curve, Finding, Gallery, Heatmap, Interval, Series, Table
+from hauberk.core.finding import Advice, Curve, Evidence, Finding, Gallery, Heatmap, Interval, Series, Table
 from hauberk.core.kinds import check
 from hauberk.core.picture import picture
-from hauberk.core.stats import Floats, bootstrap, mean_interval, wilson
+from hauberk.core.stats import wilson
 from hauberk.core.target import Target
 from hauberk.robustness import natural
+from hauberk.robustness.evaluate import CorruptedRun, CorruptionMetrics, corrupted_images, corrupted_run, corruption_metrics
+from hauberk.robustness.evaluate.corruption_metrics import SEVERITIES
+from hauberk.robustness.evaluate.corruption_metrics import mean_band as _mean_band
+from hauberk.robustness.evaluate.figure import Figure
 
-SEVERITIES = (1, 2, 3, 4, 5)
-FEW = 30  # samples below which a bootstrap is not to be trusted
 TAGS = ("aisec:model-misjudgment", "atlas:AML.T0031", "owasp:ML09", "nist:NISTAML.02")
 PAPER = "Hendrycks and Dietterich 2019, arXiv:1903.12261"
 ADVICE = (
@@ -33,18 +33,17 @@ ADVICE = (
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of the samples: `right` of shape (corruptions, 6, n), severity 0 first, and the labels answered, alike."""
+    """What became of the samples: the run of the corruptions, severity 0 first, its metrics, the images."""
 
     cards: list[Card]
-    right: Tensor
-    answers: Tensor
+    run: CorruptedRun
+    metrics: CorruptionMetrics
     x: Tensor
-    y: Tensor
 
     @property
-    def accuracy(self) -> Tensor:
-        """Accuracy by corruption and severity 1 to 5, shape (corruptions, 5)."""
-        return self.right[:, 1:].double().mean(2)
+    def right(self) -> Tensor:
+        """Which answers are right, shape (corruptions, 6, n)."""
+        return self.run.right
 
 
 @check(
@@ -55,22 +54,39 @@ class Outcome:
 def corruptions(context: Context) -> Finding:
     """Mean accuracy over corruptions and the severities 1 to 5, the plain mean of the ImageNet-C protocol."""
     seen = _corrupted(context)
-    per_sample = seen.right[:, 1:].double().mean((0, 1))  # (n,)
-    interval = _mean_band(per_sample.numpy(), context.seed, "corruptions")
-    if interval.method != "bootstrap":
-        context.note(f"{len(per_sample)} samples are few or all alike: the interval is the widest of Student's and Wilson's")
-    value, clean, n = float(per_sample.mean()), float(seen.right[0, 0].double().mean()), len(seen.y)
+    clean, n = seen.metrics.clean.value or 0.0, seen.metrics.mean.n
     never = wilson(int(seen.right.all(1).all(0).sum()), n)
-    heat = Heatmap(
-        "Accuracy by corruption and severity", [card.name for card in seen.cards], ["clean", *map(str, SEVERITIES)],
-        [[clean, *row] for row in seen.accuracy.tolist()],
-    )
     rows = [_family(seen, name) for name in _families(seen)]
     families = Table("Accuracy by family", ("family", "corruptions", "accuracy", "95 % interval"), rows)
     context.note(f"{never.low:.0%} to {never.high:.0%} of the samples (95 %) are classified correctly under every one of them")
+    value = mean_accuracy(context, seen.metrics)
     return context.finding(
         f"{value:.1%} of answers are right over {len(seen.cards)} corruptions at 5 severities; {clean:.1%} on clean images",
-        value=value, n=n, interval=interval, threat=_threat(seen), evidence=[heat, families, *_gallery(context, seen)],
+        value=value, n=n, interval=seen.metrics.mean.interval, threat=_threat(seen),
+        evidence=[*evidence_of(seen.metrics), families, *_gallery(context, seen)],
+    )
+
+
+@check(
+    "robustness/corruption-flips", pillar="robustness", unit="rate", better="lower", access=Access.LABEL, warn=0.15, tags=TAGS,
+    question="How often does the answer change when a natural disturbance grows by one step?", paper=PAPER, advice=ADVICE,
+)
+def corruption_flips(context: Context) -> Finding:
+    """Share of samples whose answer differs between neighbouring severities, whether it was right or not."""
+    seen = _corrupted(context)
+    figure = seen.metrics.flip_rate
+    value = figure.value or 0.0
+    means = [sum(one.value or 0.0 for one in row) / len(row) for row in seen.metrics.flips]
+    shakiest = max(range(len(means)), key=means.__getitem__)
+    heat = Heatmap(
+        "Answers that change from one severity to the next", list(seen.metrics.names),
+        [f"{step - 1} to {step}" for step in SEVERITIES],
+        [[one.value or 0.0 for one in row] for row in seen.metrics.flips], better="lower",
+    )
+    return context.finding(
+        f"{value:.1%} of the answers change at a step of one severity; most often, {means[shakiest]:.1%}, under "
+        f"{seen.metrics.names[shakiest]}",
+        value=value, n=figure.n, interval=figure.interval, threat=_threat(seen), evidence=[heat],
     )
 
 
@@ -81,7 +97,7 @@ def corruptions(context: Context) -> Finding:
 def worst_corruption(context: Context) -> Finding:
     """The lowest accuracy over all corruptions and severities, named."""
     seen = _corrupted(context)
-    n, cells = len(seen.y), seen.accuracy.numel()
+    n, cells = len(seen.run.y), len(seen.cards) * len(SEVERITIES)
     counts = seen.right[:, 1:].sum(2)  # (corruptions, 5)
     row, column = divmod(int(counts.flatten().argmin()), len(SEVERITIES))
     hits = int(counts[row, column])
@@ -106,27 +122,51 @@ def worst_corruption(context: Context) -> Finding:
     )
 
 
+def mean_accuracy(context: Context, metrics: CorruptionMetrics) -> float:
+    """Return the mean accuracy over corruptions and severities, with a note where its interval rests on few samples."""
+    figure = metrics.mean
+    if figure.interval is not None and figure.interval.method != "bootstrap":
+        context.note(f"{figure.n} samples are few or all alike: the interval is the widest of Student's and Wilson's")
+    return figure.value or 0.0
+
+
+def evidence_of(metrics: CorruptionMetrics) -> list[Evidence]:
+    """Return the heat map of corruptions by severities, the table of the corruptions, and that of the overall metrics."""
+    clean = metrics.clean.value or 0.0
+    heat = Heatmap(
+        "Accuracy by corruption and severity", list(metrics.names), ["clean", *map(str, SEVERITIES)],
+        [[clean, *(one.value or 0.0 for one in row)] for row in metrics.cells],
+    )
+    rows = []
+    for name, figure, flips in zip(metrics.names, metrics.each, metrics.flips, strict=True):
+        flipped = sum(one.value or 0.0 for one in flips) / len(flips)
+        rows.append([name, f"{figure.value or 0.0:.1%}", _band(figure), f"{flipped:.1%}"])
+    columns = ("corruption", "accuracy over its severities", "95 % interval", "flips from one severity to the next")
+    figures = (metrics.clean, metrics.mean, metrics.mce, metrics.relative_mce, metrics.flip_rate)
+    overall = [[name, value, _band(one), n] for (name, value, n), one in zip(metrics.rows(), figures, strict=True)]
+    summed = Table("Over all corruptions", ("metric", "value", "95 % interval", "n"), overall)
+    return [heat, Table("Each corruption", columns, rows), summed]
+
+
+def _band(figure: Figure) -> str:
+    return "" if figure.interval is None else f"{figure.interval.low:.1%} to {figure.interval.high:.1%}"
+
+
 def _corrupted(context: Context) -> Outcome:
     """Return the outcome of all corruptions of the preset on the evaluation sample; computed once for all checks."""
     context.need_classes()
     context.need_images()
     x, y = context.sample()
-    preset, bounds = context.settings.preset, context.data.bounds
+    preset, bounds, seed = context.settings.preset, context.data.bounds, context.seed
     assert natural  # its import fills the registry
     cards = [card for card in registry.cards("corruption") if card.runs_at(preset)]
 
-    def make(target: Target) -> tuple[Tensor, Tensor]:
-        clean = target.labels(x)
-        answers = clean.expand(len(cards), len(SEVERITIES) + 1, len(x)).clone()
-        for row, card in enumerate(progress.track(cards, "corruptions")):
-            for severity in SEVERITIES:
-                # The same draws at every severity: one picture gets worse, and no luck makes a stronger corruption look milder.
-                draws = rng.generator(context.seed, "corruption", card.name)
-                answers[row, severity] = target.labels(card.function(x, severity, generator=draws, bounds=bounds))
-        return answers == y, answers
+    def make(target: Target) -> tuple[CorruptedRun, CorruptionMetrics]:
+        run = corrupted_run(target, x, y, names=[card.name for card in cards], bounds=bounds, seed=seed)
+        return run, corruption_metrics(run, seed=seed)
 
-    right, answers = context.shared(("corruptions", preset), make)
-    return Outcome(cards, right, answers, x, y)
+    run, metrics = context.shared(("corruptions", preset), make)
+    return Outcome(cards, run, metrics, x)
 
 
 def _families(seen: Outcome) -> list[str]:
@@ -141,20 +181,6 @@ def _family(seen: Outcome, name: str) -> list[object]:
     return [name, listed, f"{values.mean():.1%}", f"{interval.low:.1%} to {interval.high:.1%}"]
 
 
-def _mean_band(values: Floats, seed: int, *names: object) -> Interval:
-    """Return the interval of a mean of values in [0, 1], one per sample.
-
-    The bootstrap of a few samples is far too narrow, and that of samples all alike has no width: then it is the hull of Student's
-    interval and of Wilson's, which no law on [0, 1] with that mean asks to be wider.
-    """
-    n, total = len(values), float(values.sum())
-    if n >= FEW and values.std() > 0:
-        return bootstrap(values, lambda rows: float(rows.mean()), rng=rng.numpy_generator(seed, *names))
-    student = mean_interval(values)
-    low, high = wilson(math.floor(total + 1e-9), n).low, wilson(math.ceil(total - 1e-9), n).high
-    return Interval(max(0.0, min(low, student.low)), min(1.0, max(high, student.high)), "student and wilson", 0.95)
-
-
 def _gallery(context: Context, seen: Outcome) -> list[Gallery]:
     """Return for each corruption the image that gives way at the lowest severity."""
     pictures = []
@@ -163,10 +189,11 @@ def _gallery(context: Context, seen: Outcome) -> list[Gallery]:
         if not bool(broken.any()):
             continue
         severity, index = divmod(int(broken.flatten().int().argmax()), broken.shape[1])
-        draws = rng.generator(context.seed, "corruption", card.name)
-        image = card.function(seen.x, severity + 1, generator=draws, bounds=context.data.bounds)[index]
-        was, now = _name(context, seen.y[index]), _name(context, seen.answers[row, severity + 1, index])
-        pictures.append(picture(image, f"{card.name} {severity + 1}: {was} read as {now}", bounds=context.data.bounds))
+        # Images before it only set the draws; those after it need not be made.
+        x, bounds = seen.x[: index + 1], context.data.bounds
+        image = corrupted_images(card.name, severity + 1, x, bounds=bounds, seed=context.seed)[index]
+        was, now = _name(context, seen.run.y[index]), _name(context, seen.run.answers[row, severity + 1, index])
+        pictures.append(picture(image, f"{card.name} {severity + 1}: {was} read as {now}", bounds=bounds))
     return [Gallery("The mildest corruption of each kind that changes a right answer", pictures)] if pictures else []
 
 

@@ -20,6 +20,7 @@ import hauberk
 from hauberk.checks.context import Settings
 from hauberk.core.card import Card
 from hauberk.core.data import Data, Split
+from hauberk.core.structure import Structure
 from hauberk.core.target import Normalize, Target
 from hauberk.core.threat import Bounds, Threat
 from hauberk.io.batches import FixedBatch
@@ -189,6 +190,14 @@ def _exact_threat(threat: Threat) -> dict[str, Any]:
     return {
         "norm": threat.norm, "eps": _exact(threat.eps), "bounds": _exact_bounds(threat.bounds),
         "mask": None if threat.mask is None else _exact(threat.mask), "goal": threat.goal.value, "confidence": threat.confidence,
+        **({} if threat.structure is None else {"structure": _exact_structure(threat.structure)}),
+    }
+
+
+def _exact_structure(structure: Structure) -> dict[str, Any]:
+    return {
+        "step": _exact(structure.step), "offset": _exact(structure.offset), "one_hot": [list(one) for one in structure.one_hot],
+        "direction": None if structure.direction is None else _exact(structure.direction),
     }
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def list_methods(
     *,
     kind: Annotated[str, typer.Option(
-        help="attack, corruption, detector, recipe, poison, audit, bound, inference, reconstruction or check.")] = "",
+        help="attack, universal, semantic, detection-attack, corruption, table-corruption, text-corruption, detector, recipe, "
+        "poison, audit, bound, inference, reconstruction or check.")] = "",
     access: Annotated[options.AccessName | None, typer.Option(help="Those that need no more than this access.")] = None,
 ) -> None:
     """List every method: attacks, checks and all other kinds."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hauberk.assessment import Material, default_threats
 from hauberk.checks.context import Settings
@@ -18,6 +20,7 @@ from hauberk.checks.engine import select_checks
 from hauberk.core.access import Access
 from hauberk.core.data import Data
 from hauberk.core.errors import ModelError, UsageError, nearest
+from hauberk.core.structure import Structure
 from hauberk.core.target import Target
 from hauberk.core.threat import Bounds, Threat
 from hauberk.io.datasets import load_data
@@ -25,7 +28,7 @@ from hauberk.io.http import HttpModel
 from hauberk.io.http_call import Limits
 from hauberk.io.models import load_model
 from hauberk.io.plan import located
-from hauberk.io.plan_schema import Plan
+from hauberk.io.plan_schema import Plan, ThreatTable
 from hauberk.methods import load_methods
 
 _LARGEST_CODE = 1_000_000
@@ -43,7 +46,7 @@ def prepare(plan: Plan, trust: bool = False) -> Material:
     """
     check_gates(plan)
     data = load_plan_data(plan)
-    threats = tuple(Threat(one.norm, one.eps[-1]) for one in plan.threat) or default_threats(data)
+    threats = tuple(planned_threat(one, data.test.shape) for one in plan.threat) or default_threats(data)
     radii = plan.threat[0].eps if plan.threat else []
     queries = next((one.queries for one in plan.threat if one.queries is not None), None)
     settings = Settings(
@@ -51,6 +54,36 @@ def prepare(plan: Plan, trust: bool = False) -> Material:
         gates={name: limits.model_dump(exclude_none=True) for name, limits in plan.gate.items()}, queries=queries, trust=trust,
     )
     return load_plan_model(plan, data, trust=trust), data, settings
+
+
+def planned_threat(table: ThreatTable, shape: Sequence[int]) -> Threat:
+    """Return the threat that a plan describes for samples of that shape.
+
+    Raises:
+        UsageError: for a feature that the samples do not have, or one named in two ways that exclude each other.
+    """
+    features = math.prod(shape)
+    named = {"frozen": table.frozen, "whole": table.whole, "rising": table.rising, "falling": table.falling}
+    for key, places in (*named.items(), *(("one_hot", group) for group in table.one_hot)):
+        if any(place >= features for place in places):
+            raise UsageError(f"[threat] {key} names the feature {max(places)}", want=f"positions from 0 to {features - 1}")
+    both = sorted(set(table.rising) & set(table.falling))
+    if both:
+        raise UsageError(
+            f"[threat] feature {both[0]} is named as rising and as falling", want="one of them",
+            fix="Write it under frozen if it cannot change at all",
+        )
+    frozen, whole, rising, falling = (_marked(places, shape) for places in named.values())
+    structure = None
+    if table.whole or table.one_hot or table.rising or table.falling:
+        structure = Structure(step=whole, one_hot=table.one_hot, direction=rising - falling)
+    return Threat(table.norm, table.eps[-1], mask=frozen == 0 if table.frozen else None, structure=structure)
+
+
+def _marked(places: Sequence[int], shape: Sequence[int]) -> Tensor:
+    flags = torch.zeros(math.prod(shape))
+    flags[list(places)] = 1.0
+    return flags.reshape(tuple(shape))
 
 
 def check_gates(plan: Plan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from hauberk.core.threat import NORMS, Goal, Threat
 
 ANY_GOAL = (Goal.UNTARGETED, Goal.TARGETED, Goal.CONFIDENCE)
 LABEL_GOALS = (Goal.UNTARGETED, Goal.TARGETED)
-_FACTS = ("minimum_norm", "undivided", "baseline")
+_FACTS = ("minimum_norm", "undivided", "baseline", "classes_alone", "fine_steps")
 
 
 class Attack(Protocol):
@@ -48,7 +48,9 @@ def attack(
         norms, goals: those it supports.
         facts: `minimum_norm=True`: it seeks the nearest adversarial example, and takes `eps` as the farthest that counts.
             `undivided=True`: it learns from all samples together, so large inputs are not split. `baseline=True`: it does not
-            look at the model's answers to steer.
+            look at the model's answers to steer. `classes_alone=True`: it steers by classes that exclude each other, so that
+            multi-label models are refused. `fine_steps=True`: it learns from small changes, of which a grid shows little: a
+            notice says so under a threat with a structure.
     """
     unknown = set(facts) - set(_FACTS)
     if unknown:
@@ -64,14 +66,22 @@ def attack(
         def run(target: Target | nn.Module, x: Tensor, y: Tensor, threat: Threat, **options: Any) -> Tensor:
             whole = as_target(target)
             whole.need(access, called)
-            for option in options:
-                if option not in known:
-                    raise UsageError(f"{called} has no option '{option}'", fix=nearest(option, known))
-            _refuse_bad_input(called, x, y, threat, norms, goals)
+            refuse_options(called, options, known)
+            refuse_bad_input(called, x, y, threat, norms, goals, several=whole.multi_label)
+            if whole.multi_label and facts.get("classes_alone"):
+                raise UsageError(
+                    f"{called} was given a multi-label model", want="a model of classes that exclude each other",
+                    fix="Choose another attack, such as pgd, square or fmn",
+                )
             threat = threat.within(whole.bounds if whole.bounds is not None else (0.0, 1.0))
-            _refuse_outside(x, threat)
+            refuse_outside(x, threat)
             # Labels beyond the model's classes are refused at its first answer: nothing is asked for that alone.
-            view, found, y = whole.seen_at(access, highest=int(y.max()) if len(y) else -1), [], y.to(x.device).long()
+            view, found, y = whole.seen_at(access, highest=int(y.max()) if y.numel() else -1), [], y.to(x.device).long()
+            if threat.structure is not None:
+                threat.structure.refuse(x)
+                view = view.behind(threat.structure.snap)
+                if facts.get("fine_steps"):
+                    whole.notice(f"{called} learns from small changes: of features that move in whole steps it sees little")
             seed = int(options.get("seed", 0))
             portion = len(x) if facts.get("undivided") else whole.batch_size
             parts = range(0, len(x), max(portion, 1))
@@ -85,7 +95,8 @@ def attack(
                 with torch.inference_mode(False), torch.enable_grad(), quiet:
                     z = function(view, part, y[index], part_threat, **options).detach()
                 z = torch.where(z.isfinite(), z, part)
-                found.append(part_threat.around(part).seal(z.to(x.dtype)))
+                ball = part_threat.around(part)
+                found.append(ball.seal(z.to(x.dtype)) if threat.structure is None else threat.structure.settle(z, ball))
             return torch.cat(found) if found else x.detach().clone()
 
         known_facts = {"norms": tuple(norms), "goals": tuple(goals), **{name: bool(facts.get(name)) for name in _FACTS}}
@@ -95,9 +106,17 @@ def attack(
     return record
 
 
-def _refuse_bad_input(
-    name: str, x: Tensor, y: Tensor, threat: Threat, norms: Sequence[str], goals: Sequence[Goal]
+def refuse_options(name: str, options: Iterable[str], known: list[str]) -> None:
+    """Raise UsageError for an option that the method does not have."""
+    for option in options:
+        if option not in known:
+            raise UsageError(f"{name} has no option '{option}'", fix=nearest(option, known))
+
+
+def refuse_bad_input(
+    name: str, x: Tensor, y: Tensor, threat: Threat, norms: Sequence[str], goals: Sequence[Goal], *, several: bool = False
 ) -> None:
+    """Raise for a threat of another norm or goal, and for samples and labels that `refuse_samples` refuses."""
     if not isinstance(threat, Threat):
         raise UsageError(f"{name} was given a {type(threat).__name__}", want="a Threat such as Linf(8/255)")
     if threat.norm not in norms:
@@ -105,21 +124,42 @@ def _refuse_bad_input(
     if threat.goal not in goals:
         known = " | ".join(goal.value for goal in goals)
         raise UsageError(f"{name} was given the goal '{threat.goal.value}'", want=known)
+    refuse_samples(x, y, several=several)
+
+
+def refuse_samples(x: Tensor, y: Tensor, *, several: bool = False) -> None:
+    """Raise DataError for anything but finite floating samples (n, ...) with a class label each, or a row of several labels."""
     if x.ndim < 2:
         raise DataError(f"x has shape {tuple(x.shape)}", want="(n, ...): a batch of samples", fix="Add an axis: x[None]")
     if not x.is_floating_point():
         raise DataError(f"x has dtype {x.dtype}", want="floating point inputs", fix="Scale bytes first: x.float() / 255")
-    if y.shape != x.shape[:1]:
-        raise DataError(f"y has shape {tuple(y.shape)} for {len(x)} samples", want=f"({len(x)},): one label each")
-    if y.is_floating_point() or y.dtype is torch.bool:
-        raise DataError(f"y has dtype {y.dtype}", want="integer labels", fix="Convert them: y.long()")
-    if len(y) and int(y.min()) < 0:
-        raise DataError(f"y holds the label {int(y.min())}", want="labels from 0 to classes - 1")
+    _refuse_labels(y, len(x), several)
     if not bool(x.isfinite().all()):
         raise DataError(f"x holds {int((~x.isfinite()).sum())} values that are NaN or infinite", want="finite inputs")
 
 
-def _refuse_outside(x: Tensor, threat: Threat) -> None:
+def _refuse_labels(y: Tensor, n: int, several: bool) -> None:
+    if several and (y.ndim != 2 or len(y) != n or not y.shape[1]):
+        raise DataError(
+            f"y has shape {tuple(y.shape)} for {n} samples of a multi-label model", want=f"({n}, labels): a zero or one each",
+            fix="Give one row of zeros and ones per sample; -1 marks a label that does not matter",
+        )
+    if not several and y.shape != (n,):
+        hint = "For a multi-label model say so: Target(model, outputs='multilabel')" if y.ndim == 2 else ""
+        raise DataError(f"y has shape {tuple(y.shape)} for {n} samples", want=f"({n},): one label each", fix=hint)
+    if y.is_floating_point() or y.dtype is torch.bool:
+        raise DataError(f"y has dtype {y.dtype}", want="integer labels", fix="Convert them: y.long()")
+    if several and y.numel():
+        if int(y.min()) < -1 or int(y.max()) > 1:
+            raise DataError(f"y spans {int(y.min())} to {int(y.max())}", want="0 or 1 per label, -1 where it does not matter")
+        if bool((y < 0).all(1).any()):
+            raise DataError("a sample has no label that matters: its row of y is -1 throughout", want="a 0 or 1 in every row")
+    elif y.numel() and int(y.min()) < 0:
+        raise DataError(f"y holds the label {int(y.min())}", want="labels from 0 to classes - 1")
+
+
+def refuse_outside(x: Tensor, threat: Threat) -> None:
+    """Raise for samples outside the threat's bounds, and for a radius, mask or bounds that do not fit them."""
     assert threat.bounds is not None
     low, high = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in threat.bounds)
     free = threat.norm == "l0" or bool(torch.as_tensor(threat.eps).isinf().any())

@@ -11,7 +11,8 @@ from hauberk.core.access import Access
 from hauberk.core.errors import UsageError, nearest
 
 KINDS = (
-    "attack", "corruption", "detector", "recipe", "poison", "audit", "bound", "inference", "reconstruction", "check",
+    "attack", "universal", "semantic", "detection-attack", "corruption", "table-corruption", "text-corruption", "detector",
+    "recipe", "poison", "audit", "bound", "inference", "reconstruction", "check",
 )
 PRESETS = ("quick", "standard", "thorough")
 

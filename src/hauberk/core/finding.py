@@ -100,9 +100,29 @@ class Gallery:
     kind: str = "gallery"
 
 
-Evidence = Table | Curve | Heatmap | Gallery
-_EVIDENCE: dict[str, type[Table | Curve | Heatmap | Gallery]] = {
-    "table": Table, "curve": Curve, "heatmap": Heatmap, "gallery": Gallery,
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """One shape of a radar chart: a value per axis, None where it was not measured."""
+
+    name: str
+    values: Sequence[float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Radar:
+    """Shapes over axes that leave one centre and share one scale, from `low` at the centre to `high` at the rim."""
+
+    title: str
+    axes: Sequence[str]
+    outlines: Sequence[Outline]
+    low: float = 0.0
+    high: float = 1.0
+    kind: str = "radar"
+
+
+Evidence = Table | Curve | Heatmap | Gallery | Radar
+_EVIDENCE: dict[str, type[Table | Curve | Heatmap | Gallery | Radar]] = {
+    "table": Table, "curve": Curve, "heatmap": Heatmap, "gallery": Gallery, "radar": Radar,
 }
 
 
@@ -132,7 +152,7 @@ class Finding:
         access: the access the method had.
         queries, gradients, seconds: what was spent.
         summary: the answer in one sentence, with the figure.
-        evidence: tables, curves, heat maps, pictures.
+        evidence: tables, curves, heat maps, radar charts, pictures.
         tags: taxonomy entries.
         advice: what to do next.
         notes: what limits the answer.
@@ -202,6 +222,8 @@ def _evidence(plain: dict[str, Any]) -> Evidence:
     made = dict(plain)
     if "series" in made:
         made["series"] = [Series(**one) for one in made["series"]]
+    if "outlines" in made:
+        made["outlines"] = [Outline(**one) for one in made["outlines"]]
     if "pictures" in made:
         made["pictures"] = [Picture(**one) for one in made["pictures"]]
     return kind(**made)

@@ -6,12 +6,17 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from hauberk.core.access import Access
+from hauberk.core.attacks import refuse_outside
 from hauberk.core.card import Card, registry
 from hauberk.core.data import Data, Split
-from hauberk.core.finding import Advice
+from hauberk.core.errors import DataError
+from hauberk.core.finding import Advice, Interval
+from hauberk.core.stats import wilson
+from hauberk.core.threat import Threat
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -65,6 +70,58 @@ class MembershipScores:
 
     members: Tensor
     non_members: Tensor
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Universal:
+    """One change for all inputs: a perturbation that is added, or a patch that covers a part.
+
+    Arguments:
+        pattern: the perturbation, in the shape of a sample, or the patch's own pixels, (channels, height, width).
+        threat: the inputs it may make, with bounds; all that `apply` returns lies strictly inside.
+        mask: where it may change an input, bool, the shape of a sample.
+        fooled: for which of the inputs it was made on `apply` reaches the threat's goal, shape (n,), bool.
+        put: puts the pattern on inputs: `(pattern, x, generator) -> x`; the generator draws placements, None stands for the
+            draws behind `fooled`.
+    """
+
+    pattern: Tensor
+    threat: Threat
+    mask: Tensor
+    fooled: Tensor
+    put: Callable[[Tensor, Tensor, torch.Generator | None], Tensor]
+
+    def apply(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Return the inputs with the pattern on them, (n, ...), for any x of that shape; inputs never seen before too.
+
+        Arguments:
+            x: inputs in the shape of those it was made on, (n, ...).
+            generator: of the placements, where the method draws any; None draws the same at every call.
+
+        Raises:
+            DataError: for inputs of another shape, not finite, or outside the bounds.
+        """
+        if x.shape[1:] != self.mask.shape or not x.is_floating_point():
+            wanted = ", ".join(map(str, self.mask.shape))
+            raise DataError(f"x has shape {tuple(x.shape)} and dtype {x.dtype}", want=f"floating point inputs (n, {wanted})")
+        if not bool(x.isfinite().all()):
+            raise DataError(f"x holds {int((~x.isfinite()).sum())} values that are NaN or infinite", want="finite inputs")
+        refuse_outside(x, self.threat)
+        if not len(x):
+            return x.detach().clone()
+        exact = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
+        z = self.put(self.pattern.to(exact), exact, generator)
+        return self.threat.around(x.detach()).seal(z.to(x.dtype))
+
+    @property
+    def rate(self) -> float:
+        """Share of the inputs it was made on that reach the goal."""
+        return float(self.fooled.double().mean()) if len(self.fooled) else 0.0
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson's interval of the rate. On unseen inputs the rate may be lower: measure it there."""
+        return wilson(int(self.fooled.sum()), len(self.fooled))
 
 
 def method(

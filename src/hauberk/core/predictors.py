@@ -64,6 +64,41 @@ class CallablePredictor:
         return answer.to(x.device)
 
 
+@dataclasses.dataclass
+class Through:
+    """A predictor that is asked about `change(x)` where x was meant."""
+
+    predictor: Predictor
+    change: Callable[[Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        self.access, self.outputs = self.predictor.access, self.predictor.outputs
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.predictor(self.change(x))
+
+
+class Before(nn.Module):
+    """A module behind a differentiable change of its inputs."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor], module: nn.Module) -> None:
+        super().__init__()
+        self.change, self.module = change, module
+        self.training = module.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the answer to the changed inputs."""
+        answer: Tensor = self.module(self.change(x))
+        return answer
+
+
+def through(predictor: Predictor, change: Callable[[Tensor], Tensor]) -> Predictor:
+    """Return a predictor of the same kind that is asked about `change(x)`."""
+    if isinstance(predictor, ModulePredictor):
+        return ModulePredictor(Before(change, predictor.module), predictor.outputs, predictor.access)
+    return Through(predictor, change)
+
+
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module in evaluation mode for the block and give every part back the mode it had.

@@ -16,10 +16,16 @@ class Tap:
 
     `tap.activations[name]` holds the output of the last forward pass, attached to the graph when there is one. The hooks are gone
     when the block ends, also by an error.
+
+    With `read`, a layer's output is handed to `read(name, output)` while the model runs, and what that returns is kept in place
+    of a copy: a summary of a large activation then costs no memory of its size. It must not write to the output, nor return a
+    view of it.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
-        self.model, self.layers = model, tuple(layers)
+    def __init__(
+        self, model: nn.Module, layers: Sequence[str], read: Callable[[str, Tensor], Tensor] | None = None
+    ) -> None:
+        self.model, self.layers, self.read = model, tuple(layers), read
         self.activations: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -44,13 +50,20 @@ class Tap:
             if not isinstance(output, Tensor):
                 raise ModelError(f"layer '{name}' returned {type(output).__name__}", want="a tensor", fix="Tap another layer")
             # A copy: the next layer may change its input in place (ReLU(inplace=True), `out += identity`).
-            self.activations[name] = output.clone()
+            self.activations[name] = output.clone() if self.read is None else self.read(name, output)
 
         return hook
 
 
-def tap(model: nn.Module, layers: Sequence[str] | None = None) -> Tap:
+def tap(
+    model: nn.Module, layers: Sequence[str] | None = None, *, read: Callable[[str, Tensor], Tensor] | None = None
+) -> Tap:
     """Return a context manager that keeps the activations of `layers` (None: every layer without children).
+
+    Arguments:
+        model: any module; nothing of it is changed.
+        layers: names out of `model.named_modules()`.
+        read: what is kept of an output, `(name, output) -> summary`; None keeps a copy.
 
     Raises:
         ModelError: for a layer the model does not have.
@@ -60,7 +73,7 @@ def tap(model: nn.Module, layers: Sequence[str] | None = None) -> Tap:
     for name in layers or ():
         if name not in everything:
             raise ModelError(f"there is no layer '{name}'", want="a name of model.named_modules()", fix=nearest(name, known))
-    return Tap(model, known if layers is None else layers)
+    return Tap(model, known if layers is None else layers, read)
 
 
 def penultimate(model: nn.Module) -> str:

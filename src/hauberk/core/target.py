@@ -15,9 +15,12 @@ from hauberk.core.predictors import ModulePredictor as ModulePredictor
 from hauberk.core.predictors import Normalize as Normalize
 from hauberk.core.predictors import Predictor as Predictor
 from hauberk.core.predictors import evaluating as evaluating
-from hauberk.core.threat import Bounds, labels_of
+from hauberk.core.predictors import through
+from hauberk.core.threat import NO_LABEL, REFUSED, Bounds, labels_of
 
 OUTPUTS = ("auto", "logits", "probabilities", "labels")
+# Several yes-or-no answers per sample, each with a sigmoid of its own: never guessed, since they look like classes.
+MULTI_LABEL = ("multilabel", "multilabel-probabilities", "multilabel-labels")
 ENOUGH = 64  # answers of one column within [0, 1] that settle that they are probabilities
 
 
@@ -28,6 +31,7 @@ class _Shared:
         self.outputs, self.most = outputs, most
         self.guessed = False
         self.column = 0  # answers of one column within [0, 1], while they settle nothing yet
+        self.refused = 0  # questions that were not answered
         self.nan = 0  # answers that were asked for a label and held NaN
         self.notices: list[str] = []
 
@@ -45,7 +49,8 @@ class Target:
         bounds: lowest and highest input; numbers, or one per feature.
         outputs: what the model returns: `logits`, `probabilities`, `labels`, or `auto` to find out at the first answer. One
             column within [0, 1] is read as probabilities, cut at .5; it takes 64 such answers to settle that, and until then
-            the first outside makes it logits, cut at 0.
+            the first outside makes it logits, cut at 0. A model of several yes-or-no labels is told from one of classes only by
+            saying so: `multilabel` (a logit per label), `multilabel-probabilities` or `multilabel-labels` (zeros and ones).
         batch_size: the largest batch sent to the model at once: what bounds memory.
         budget: limits on what may be spent.
         name: how reports call the model.
@@ -70,7 +75,7 @@ class Target:
     ) -> None:
         self._predictor = _predictor(model, outputs)
         read_as = self._predictor.outputs if outputs == "auto" else outputs
-        most = Access.LABEL if read_as == "labels" else self._predictor.access
+        most = Access.LABEL if read_as in ("labels", "multilabel-labels") else self._predictor.access
         self._granted = most if access is None else Access.parse(access)
         if self._granted > most:
             raise ModelError(
@@ -116,12 +121,19 @@ class Target:
         """What was noticed about the model so far, one sentence each."""
         broken = self._shared.nan
         told = (f"the model answered NaN {broken:,} times when a label was asked for: that counts as wrong for every class",)
-        return (*self._shared.notices, *(told if broken else ()))
+        refused = self._shared.refused
+        closed = (f"the model refused {refused:,} questions when a label was asked for: a refusal reaches no goal",)
+        return (*self._shared.notices, *(told if broken else ()), *(closed if refused else ()))
 
     @property
     def outputs(self) -> str:
         """What the model returns: `logits`, `probabilities`, `labels`, or `auto` while it has not answered yet."""
         return self._shared.outputs
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether the model answers several yes-or-no labels per sample instead of one class; labels then are (n, labels)."""
+        return self._shared.outputs in MULTI_LABEL
 
     def need(self, access: Access, who: str) -> None:
         """Raise AccessDenied when this view grants less than `access`."""
@@ -150,24 +162,35 @@ class Target:
         view._accounts = (*self._accounts, (view.ledger, budget or Budget()))
         return view
 
+    def behind(self, change: Callable[[Tensor], Tensor]) -> Target:
+        """Return a view, with a ledger of its own, that asks about `change(x)`, shape of x, where x is meant."""
+        view = self.fresh()
+        view._predictor = through(self._predictor, change)
+        return view
+
     def fresh(self) -> Target:
         """Return a view with the same access and a ledger of its own that starts at zero."""
         return self.seen_at(self.access)
 
     def labels(self, x: Tensor) -> Tensor:
-        """Return the predicted labels, shape (n,), int64. Needs LABEL access; never differentiable.
+        """Return the predicted labels, shape (n,), or (n, labels) of a multi-label model, int64. Needs LABEL access.
 
-        An answer that holds NaN has the label -1, which is never right; a notice tells how many there were.
+        Never differentiable. An answer that holds NaN has the label -1, which is never right; a notice tells how many there were.
         """
         with torch.no_grad():
             answers = [self._read(part) for part in self._asked(x)]
-            labels = torch.cat([one if one.ndim == 1 else labels_of(one) for one in answers])
-            self._shared.nan += int((labels < 0).sum())
+            if self._shared.outputs == "multilabel-labels":
+                labels = torch.cat(answers)
+            else:
+                labels = torch.cat([one if one.ndim == 1 else labels_of(one, several=self.multi_label) for one in answers])
+            self._shared.nan += int((labels == NO_LABEL).sum())
+            self._shared.refused += int((labels == REFUSED).sum())
             return labels
 
     def scores(self, x: Tensor) -> Tensor:
-        """Return class probabilities, shape (n, classes). Needs SCORE access."""
-        return self.logits(x).softmax(1)
+        """Return the probability of each class, or of each label of a multi-label model, (n, classes). Needs SCORE access."""
+        logits = self.logits(x)
+        return logits.sigmoid() if self.multi_label else logits.softmax(1)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return class logits, shape (n, classes). Needs SCORE access.
@@ -211,7 +234,10 @@ class Target:
         return [self._ask(part) for part in self._parts(x)]
 
     def _read(self, raw: Tensor) -> Tensor:
-        """Return logits, shape (n, classes), or labels, shape (n,): whichever the model gives."""
+        """Return logits, shape (n, classes), or labels, shape (n,) or (n, labels): whichever the model gives."""
+        if self._shared.outputs == "multilabel-labels":
+            rows = _rows(raw)
+            return (rows.nan_to_num(nan=-1.0) if rows.is_floating_point() else rows).long()
         if self._shared.outputs != "labels":
             return self._as_logits(raw)
         if raw.ndim > 2 or (raw.ndim == 2 and raw.shape[1] != 1):
@@ -259,17 +285,17 @@ class Target:
             self.limit(Access.LABEL, "the model answers labels alone")
 
     def _as_logits(self, raw: Tensor) -> Tensor:
-        if self._shared.outputs == "labels":
+        if self._shared.outputs in ("labels", "multilabel-labels"):
             raise AccessDenied(
                 "this model answers labels alone", want="a model that returns scores",
                 fix="Choose a method for LABEL (hauberk list --access label)",
             )
-        rows = raw[:, None] if raw.ndim == 1 else raw
-        if rows.ndim != 2 or not rows.shape[1]:
-            raise ModelError(
-                f"the model returned shape {tuple(raw.shape)}", want=f"({len(raw)}, classes)",
-                fix="Flatten or pool the output to one score per class",
-            )
+        rows = _rows(raw)
+        if self.multi_label:
+            if self._shared.outputs == "multilabel":
+                return rows
+            sure = torch.finfo(rows.dtype).eps  # a sigmoid that has rounded to 0 or 1 has no finite logit
+            return rows.clamp(sure, 1 - sure).logit()
         if self._highest >= (width := max(rows.shape[1], 2)):
             raise DataError(
                 f"there is a label {self._highest} and the model returns {width} scores per sample",
@@ -330,14 +356,24 @@ class Target:
             )
 
 
+def _rows(raw: Tensor) -> Tensor:
+    rows = raw[:, None] if raw.ndim == 1 else raw
+    if rows.ndim != 2 or not rows.shape[1]:
+        raise ModelError(
+            f"the model returned shape {tuple(raw.shape)}", want=f"({len(raw)}, classes)",
+            fix="Flatten or pool the output to one score per class",
+        )
+    return rows
+
+
 def as_target(model: Target | nn.Module | Predictor | Callable[[Tensor], object]) -> Target:
     """Return `model` itself when it is a Target, else a target that grants all that the model can give."""
     return model if isinstance(model, Target) else Target(model)
 
 
 def _predictor(model: object, outputs: str) -> Predictor:
-    if outputs not in OUTPUTS:
-        raise ModelError(f"outputs is '{outputs}'", want=" | ".join(OUTPUTS))
+    if outputs not in (*OUTPUTS, *MULTI_LABEL):
+        raise ModelError(f"outputs is '{outputs}'", want=" | ".join((*OUTPUTS, *MULTI_LABEL)))
     if isinstance(model, type):
         called = model.__name__
         raise ModelError(f"the class {called} was given as the model", want="an instance", fix=f"Make one: {called}(...)")
@@ -346,7 +382,7 @@ def _predictor(model: object, outputs: str) -> Predictor:
     if isinstance(model, Predictor):
         return model
     if callable(model):
-        return CallablePredictor(model, outputs, Access.LABEL if outputs == "labels" else Access.SCORE)
+        return CallablePredictor(model, outputs, Access.LABEL if outputs.endswith("labels") else Access.SCORE)
     raise ModelError(f"a {type(model).__name__} was given as the model", want="a torch module or a function of a batch")
 
 

@@ -1,4 +1,4 @@
-"""Threat: the set of inputs an adversary may send, and what it wants of them. Ball: that set around given samples."""
+"""Threat: the set of inputs an adversary may send, and what it wants of them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hauberk.core import geometry
+from hauberk.core.ball import Ball as Ball
 from hauberk.core.errors import UsageError, nearest
-from hauberk.core.rng import normal, uniform
+from hauberk.core.structure import Structure as Structure
 
 Bounds = tuple[float | Tensor, float | Tensor]
 NORMS = ("linf", "l2", "l1", "l0")
-_HAIR = 1e-12
+NO_LABEL, REFUSED = -1, -2  # what stands for a label where an answer holds NaN, and where the question was refused
 
 
 class Goal(enum.Enum):
@@ -39,6 +41,7 @@ class Threat:
         mask: True where a feature may change; the shape of a sample, or of the batch (n, ...). None: everywhere.
         goal: what counts as success. For `Goal.TARGETED` an attack's `y` holds the labels to reach.
         confidence: for `Goal.CONFIDENCE`, the probability of the true label to fall below.
+        structure: what inputs can be at all: whole numbers, one-hot groups, features that move one way. None: any value.
 
     Raises:
         UsageError: for an unknown norm, a negative radius, or bounds that cross.
@@ -50,6 +53,7 @@ class Threat:
     mask: Tensor | None = None
     goal: Goal = Goal.UNTARGETED
     confidence: float = 0.5
+    structure: Structure | None = None
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -86,6 +90,10 @@ class Threat:
         """Return the same threat with a targeted goal: the attack's `y` then holds the labels to reach."""
         return dataclasses.replace(self, goal=Goal.TARGETED)
 
+    def structured(self, structure: Structure) -> Threat:
+        """Return the same threat among the inputs that can be at all, as the structure tells."""
+        return dataclasses.replace(self, structure=structure)
+
     def subset(self, index: Tensor, x: Tensor) -> Threat:
         """Return the threat for the samples at `index` of the batch x: per-sample parts are cut, shared parts kept."""
         eps, mask = self.eps, self.mask
@@ -118,10 +126,14 @@ class Threat:
     def margin(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return how far each sample is from the goal, shape (n,), differentiable: below zero means reached.
 
-        Untargeted: z_y - max other. Targeted: max other - z_target. Confidence: log p_y - log threshold. Never NaN: where the
-        logits hold NaN it is a very large number of the sign that `success` gives, and 0 where two of them are infinite alike.
+        Untargeted: z_y - max other. Targeted: max other - z_target. Confidence: log p_y - log threshold. Of a multi-label model,
+        whose y is (n, labels): the logit of the label that is easiest to turn for an untargeted goal, hardest for a targeted one;
+        for confidence the probability of the least sure label counts. Never NaN: where the logits hold NaN it is a very large
+        number of the sign that `success` gives, and 0 where two of them are infinite alike.
         """
-        if self.goal is Goal.CONFIDENCE:
+        if y.ndim == 2:
+            value = self._margin_of_labels(logits, y)
+        elif self.goal is Goal.CONFIDENCE:
             value = logits.log_softmax(1).gather(1, y[:, None])[:, 0] - math.log(self.confidence)
         else:
             own = logits.gather(1, y[:, None])[:, 0]
@@ -129,27 +141,45 @@ class Threat:
             other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
             value = other - own if self.goal is Goal.TARGETED else own - other
         # A quarter, so that the difference of two margins stays finite.
-        far = torch.finfo(value.dtype).max / 4 * (1 if self.goal is Goal.TARGETED else -1)
-        return torch.where(value.isnan(), logits.detach().isnan().any(1).to(value.dtype) * far, value)
+        far = torch.finfo(value.dtype).max / 4
+        top = logits.detach().amax(1)  # NaN where any logit is
+        lost = top.isnan().to(value.dtype) * (far if self.goal is Goal.TARGETED else -far) + (top == -torch.inf) * far
+        return torch.where(value.isnan() | (top == -torch.inf), lost, value)
+
+    def _margin_of_labels(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The margin of independent yes-or-no labels; those marked -1 are nobody's concern."""
+        own = logits * (2 * y.clamp(min=0) - 1)  # above zero: the answer is the one in y
+        far = torch.finfo(logits.dtype).max / 4
+        if self.goal is Goal.TARGETED:
+            return -own.masked_fill(y < 0, far).amin(1)
+        least = own.masked_fill(y < 0, far).amin(1)
+        return least if self.goal is Goal.UNTARGETED else functional.logsigmoid(least) - math.log(self.confidence)
 
     def success(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return which samples reach the goal, shape (n,), bool; agrees with the arg-max label on ties.
 
         A model that answers NaN has failed: it does not give the right answer, so that an untargeted and a confidence goal are
-        reached, and it does not give the wanted one, so that a targeted goal is not.
+        reached, and it does not give the wanted one, so that a targeted goal is not. A row of minus infinity is a question
+        that was refused: it reaches no goal.
         """
         if self.goal is Goal.CONFIDENCE:
             return self.margin(logits, y) < 0
-        return self.reached(labels_of(logits), y)
+        return self.reached(labels_of(logits, several=y.ndim == 2), y)
 
     def reached(self, labels: Tensor, y: Tensor) -> Tensor:
-        """Return which predicted labels reach the goal, shape (n,), bool. For LABEL access; not for confidence goals."""
+        """Return which predicted labels reach the goal, shape (n,), bool. For LABEL access; not for confidence goals.
+
+        Of a multi-label model, both (n, labels): untargeted is any label that differs from y, targeted all as in y.
+        """
         if self.goal is Goal.CONFIDENCE:
             raise UsageError(
                 "a label-only method was given a confidence goal", want="an untargeted or targeted goal",
                 fix="Grant SCORE access, or change the goal",
             )
-        return labels == y if self.goal is Goal.TARGETED else labels != y
+        if y.ndim == 2:
+            same = (labels == y) | (y < 0)
+            return same.all(1) if self.goal is Goal.TARGETED else ~(same.all(1) | (labels == REFUSED).any(1))
+        return labels == y if self.goal is Goal.TARGETED else (labels != y) & (labels != REFUSED)
 
     def describe(self) -> str:
         """Return the threat in one line of plain words."""
@@ -159,151 +189,21 @@ class Threat:
         else:
             size = f"ε = {float(self.eps):.4g}"
         mask = "" if self.mask is None else f", {float(self.mask.double().mean()):.0%} of the features changeable"
-        return f"{name}, {size}, {self.goal.value}{_range(self.bounds)}{mask}"
+        form = self.structure.describe() if self.structure is not None else ""
+        return f"{name}, {size}, {self.goal.value}{_range(self.bounds)}{mask}{f', {form}' if form else ''}"
 
 
-class Ball:
-    """The inputs a threat allows around given samples: the one place that knows ball, bounds and mask.
+def labels_of(logits: Tensor, *, several: bool = False) -> Tensor:
+    """Return the label of each row of logits, shape (n,), int64: the arg-max, or a number that is no label.
 
-    For every sample a box [low, high] is rounded inwards in the samples' own dtype, so that a point clamped to it is inside the
-    bounds, the mask and, for Linf, the radius *exactly*, as float64 arithmetic sees it.
+    That is -1 (NO_LABEL) where a row holds NaN, and -2 (REFUSED) where all of it is minus infinity: a question not answered. With
+    `several`, every column is a yes-or-no label of its own: shape (n, labels), one where its logit is above zero.
     """
-
-    def __init__(self, threat: Threat, x: Tensor) -> None:
-        self.threat, self.x, self.norm = threat, x, threat.norm
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        self.radius = torch.as_tensor(threat.eps, dtype=torch.float64, device=x.device).expand(len(x))
-        low, high = threat.bounds if threat.bounds is not None else (0.0, 1.0)
-        box_low = torch.as_tensor(low, dtype=torch.float64, device=x.device)
-        box_high = torch.as_tensor(high, dtype=torch.float64, device=x.device)
-        exact = x.detach().double()
-        if self.norm == "linf":
-            reach = self.radius.reshape(shape)
-            box_low, box_high = torch.maximum(box_low, exact - reach), torch.minimum(box_high, exact + reach)
-        if threat.mask is not None:
-            free = threat.mask.to(x.device).bool()
-            box_low, box_high = torch.where(free, box_low, exact), torch.where(free, box_high, exact)
-        # A clean value a rounding error outside the bounds stays allowed: the ball always holds its centre.
-        self.low = torch.minimum(_round_up(torch.minimum(box_low.expand_as(exact), exact), x.dtype), x.detach())
-        self.high = torch.maximum(_round_down(torch.maximum(box_high.expand_as(exact), exact), x.dtype), x.detach())
-        if self.norm == "linf":  # the subtraction above has rounded as well
-            beyond = exact - self.low.double() > reach
-            self.low = torch.where(beyond, torch.minimum(_next(self.low, torch.inf), x.detach()), self.low)
-            beyond = self.high.double() - exact > reach
-            self.high = torch.where(beyond, torch.maximum(_next(self.high, -torch.inf), x.detach()), self.high)
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    @property
-    def size(self) -> Tensor:
-        """The radius of each sample, shape (n,); where it is infinite, the extent of the box in the norm."""
-        extent = geometry.norms((self.high.double() - self.low.double()).flatten(1), self.norm)
-        return torch.where(self.radius.isinf(), extent, self.radius)
-
-    def project(self, z: Tensor) -> Tensor:
-        """Return the nearest allowed points to z, shape (n, ...), strictly inside."""
-        if self.norm == "linf":
-            return z.clamp(self.low, self.high)
-        return self.seal(self._moved(geometry.PROJECT[self.norm](*self._flat(z - self.x))))
-
-    def maximise(self, slope: Tensor) -> Tensor:
-        """Return the allowed points where <slope, z> is largest: the exact answer for a linear model."""
-        if self.norm == "linf":
-            return torch.where(slope > 0, self.high, torch.where(slope < 0, self.low, self.x))
-        return self.seal(self._moved(geometry.MAXIMISE[self.norm](*self._flat(slope))))
-
-    def random_start(self, generator: torch.Generator) -> Tensor:
-        """Return one random point per sample: uniform in the ball (in the box where the radius is infinite), then clamped.
-
-        Features that may not change take no part in the draw, so that a small mask gets starts of the full radius.
-        """
-        x = self.x if self.x.dtype in (torch.float32, torch.float64) else self.x.float()
-        flat, free = x.flatten(1), (self.low < self.high).flatten(1)
-        box = self.low + (self.high - self.low) * uniform(x, generator).to(self.x)
-        radius = torch.where(self.radius.isinf(), torch.zeros_like(self.radius), self.radius).to(x.dtype)[:, None]
-        if self.norm == "linf":
-            return box.clamp(self.low, self.high)
-        if self.norm == "l0":
-            order = torch.where(free, uniform(flat, generator), torch.full_like(flat, 2))
-            keep = order.argsort(1).argsort(1) < radius.floor()
-            start = torch.where(keep.view_as(x), box, self.x)
-        elif self.norm == "l2":
-            noise = normal(flat, generator) * free
-            power = 1 / free.sum(1, keepdim=True).clamp(min=1)
-            length = uniform(flat[:, :1], generator).pow(power) * radius
-            start = self._moved(noise * (length / noise.norm(dim=1, keepdim=True).clamp(min=1e-12)))
-        else:
-            share = -torch.log1p(-uniform(torch.cat([flat, flat[:, :1]], 1), generator))  # exponential spacings
-            rest, share = share[:, -1:], share[:, :-1] * free
-            sign = uniform(flat, generator).sub_(0.5).sign()
-            start = self._moved(share / (share.sum(1, keepdim=True) + rest).clamp(min=1e-12) * sign * radius)
-        return self.seal(torch.where(self._column(self.radius.isinf()), box, start))
-
-    def distance(self, z: Tensor) -> Tensor:
-        """Return the distance of each z from its sample, shape (n,), float64."""
-        return self.threat.distance(z, self.x)
-
-    def contains(self, z: Tensor) -> Tensor:
-        """Return which z are allowed, shape (n,), bool; no tolerance."""
-        inside = ((z >= self.low) & (z <= self.high)).flatten(1).all(1)
-        return inside & (self.distance(z) <= self.radius)
-
-    def seal(self, z: Tensor) -> Tensor:
-        """Return z moved inside the ball *strictly*, as float64 arithmetic sees it after the cast to z's dtype."""
-        z = z.clamp(self.low, self.high)
-        if self.norm == "linf":
-            return z
-        distance = self.distance(z)
-        # The hair's breadth keeps the promise whatever order somebody else sums the features in.
-        fits = distance * (1 + _HAIR) <= self.radius
-        if bool(fits.all()):
-            return z
-        if self.norm == "l0":
-            inner = z.clone()
-            inner[~fits] = self.subset(~fits)._moved(geometry.project_l0(*self.subset(~fits)._flat((z - self.x)[~fits])))
-            return inner
-        ratio = self._column(self.radius / distance.clamp(min=1e-300)).clamp(max=1) * (1 - 4 * _HAIR)
-        centre = self.x.double()
-        exact = centre + (z.double() - centre) * ratio
-        # Rounded towards the clean value: no feature grows in the cast, so no norm does.
-        inner = torch.where(
-            exact > centre, torch.maximum(_round_down(exact, z.dtype), self.x),
-            torch.minimum(_round_up(exact, z.dtype), self.x),
-        )
-        inner = torch.where(self._column(fits), z, inner)
-        return torch.where(self._column(self.distance(inner) <= self.radius), inner, self.x)
-
-    def subset(self, index: Tensor) -> Ball:
-        """Return the ball of the samples at `index` (a bool mask or positions), without computing it anew."""
-        part = object.__new__(Ball)
-        part.threat, part.norm = self.threat, self.norm
-        part.x, part.radius = self.x[index], self.radius[index]
-        part.low, part.high = self.low[index], self.high[index]
-        return part
-
-    def _moved(self, delta: Tensor) -> Tensor:
-        delta = delta.view(self.x.shape)
-        return (self.x.to(delta.dtype) + delta).to(self.x.dtype).clamp(self.low, self.high)
-
-    def _column(self, values: Tensor) -> Tensor:
-        return values.reshape((-1,) + (1,) * (self.x.ndim - 1))
-
-    def _flat(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # Half types overflow in a square: geometry is done in float32 at least.
-        dtype = delta.dtype if delta.dtype in (torch.float32, torch.float64) else torch.float32
-        low, high = (self.low.to(dtype) - self.x.to(dtype)), (self.high.to(dtype) - self.x.to(dtype))
-        radius = self.radius
-        if self.norm != "l0":
-            # A few units in the last place short, so that most points need no second look after rounding.
-            radius = radius * (1 - max(4 * torch.finfo(dtype).eps, 2 * _HAIR))
-        return delta.to(dtype).flatten(1), radius.to(dtype), low.clamp(max=0).flatten(1), high.clamp(min=0).flatten(1)
-
-
-def labels_of(logits: Tensor) -> Tensor:
-    """Return the label of each row of logits, shape (n,), int64: the arg-max, or -1, which is no label, where a row holds NaN."""
-    labels = logits.argmax(1)
-    return labels.masked_fill(logits.isnan().any(1), -1)
+    if several:
+        labels = (logits > 0).long().masked_fill(logits.isnan(), NO_LABEL)
+        return labels.masked_fill((logits == -torch.inf).all(1, keepdim=True), REFUSED)
+    top, labels = logits.max(1)  # NaN where any logit is
+    return labels.masked_fill(top.isnan(), NO_LABEL).masked_fill(top == -torch.inf, REFUSED)
 
 
 def Linf(
@@ -346,21 +246,3 @@ def _range(bounds: Bounds | None) -> str:
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         return ", bounds per feature"
     return f", inputs in [{low:g}, {high:g}]"
-
-
-def _round_up(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = exact.to(dtype)
-    return torch.where(cast.double() < exact, _next(cast, torch.inf), cast)
-
-
-def _round_down(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = exact.to(dtype)
-    return torch.where(cast.double() > exact, _next(cast, -torch.inf), cast)
-
-
-def _next(value: Tensor, towards: float) -> Tensor:
-    if value.dtype in (torch.float32, torch.float64):
-        return torch.nextafter(value, torch.full_like(value, towards))
-    # Half types: step in float32 by one unit in the last place of the short type.
-    unit = torch.finfo(value.dtype).eps * value.float().abs().clamp(min=torch.finfo(value.dtype).tiny)
-    return (value.float() + math.copysign(1, towards) * unit).to(value.dtype)

@@ -22,6 +22,11 @@ X_NAMES = ("x", "images", "data", "features")
 Y_NAMES = ("y", "labels", "targets", "target")
 DEFLATE_MOST = 1100  # deflate cannot shrink by more than a factor of 1032
 READ_STEP = 1 << 24
+MOST_MEMBERS = 10_000
+BROKEN = (
+    zipfile.BadZipFile, zlib.error, EOFError, struct.error, OSError, ValueError, RuntimeError, NotImplementedError, SyntaxError,
+    OverflowError, MemoryError, TypeError,
+)
 
 
 def open_npz(path: Path, groups: Sequence[str], modality: str | None) -> Source:
@@ -52,14 +57,31 @@ def open_npz(path: Path, groups: Sequence[str], modality: str | None) -> Source:
                 )
                 for role, (x, y) in found.items()
             }, path.stem)
-    except (
-        zipfile.BadZipFile, zlib.error, EOFError, struct.error, OSError, ValueError, RuntimeError, NotImplementedError,
-        SyntaxError, OverflowError, MemoryError, TypeError,
-    ) as error:
-        raise DataError(
-            f"{path} cannot be read ({type(error).__name__}: {error})", want="a whole .npz archive of plain arrays",
-            fix="Copy or save the file again: it may have been cut short",
-        ) from error
+    except BROKEN as error:
+        raise _broken(path, error) from error
+
+
+def read_members(path: Path) -> dict[str, NDArray[Any]]:
+    """Return all arrays of an archive by name; stored ones are memory-mapped, copy on write.
+
+    Raises:
+        DataError: for a broken archive, Python objects in it, or sizes beyond the limits.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if len(members) > MOST_MEMBERS:
+                raise ValueError(f"it holds {len(members)} arrays, more than {MOST_MEMBERS}")
+            return {info.filename.removesuffix(".npy"): _member(path, archive, info) for info in members}
+    except BROKEN as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: BaseException) -> DataError:
+    return DataError(
+        f"{path} cannot be read ({type(error).__name__}: {error})", want="a whole .npz archive of plain arrays",
+        fix="Copy or save the file again: it may have been cut short",
+    )
 
 
 def _roles(names: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -127,12 +127,20 @@ class DataTable(Table):
     name: str = ""
 
 
+Positions = list[Annotated[int, Field(ge=0)]]
+
+
 class ThreatTable(Table):
     """What the adversary may change."""
 
     norm: Literal["linf", "l2", "l1", "l0"] = "linf"
     eps: Radii = Field(description="radius in input units; of several the last is the main one, and all make the curve")
     queries: int | None = Field(default=None, ge=1, description="queries per sample that a black-box adversary may spend")
+    frozen: Positions = Field(default_factory=list, description="features that cannot change: positions in the flattened sample")
+    whole: Positions = Field(default_factory=list, description="features that hold whole numbers")
+    one_hot: list[Positions] = Field(default_factory=list, description="groups of features of which exactly one is 1")
+    rising: Positions = Field(default_factory=list, description="features that can only grow")
+    falling: Positions = Field(default_factory=list, description="features that can only fall")
 
 
 class RunTable(Table):

@@ -10,8 +10,9 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from hauberk.core.finding import Curve, Evidence, Gallery, Heatmap, Picture, Table
+from hauberk.core.finding import Curve, Evidence, Gallery, Heatmap, Picture, Radar, Table
 from hauberk.report.markup import trusted
+from hauberk.report.radar import names, radar_svg
 from hauberk.report.svg import curve_svg, legend
 from hauberk.report.words import clean, is_number, line, number, plural
 
@@ -30,6 +31,8 @@ def evidence_html(evidence: Evidence, anchor: str) -> Markup:
         return _heatmap(evidence)
     if isinstance(evidence, Gallery):
         return _gallery(evidence, anchor)
+    if isinstance(evidence, Radar):
+        return _radar(evidence, anchor)
     return _table(evidence)
 
 
@@ -71,6 +74,18 @@ def _heatmap(heat: Heatmap) -> Markup:
         f'<caption>{title}</caption><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         f'<p class="key"><span class="ramp" aria-hidden="true"></span>the stronger the tint, the worse: '
         f"none at {number(best)}, full at {number(worst)}</p>{left}</div>"
+    )
+
+
+def _radar(radar: Radar, anchor: str) -> Markup:
+    outlines = list(radar.outlines)
+    rows = [
+        [axis, *(one.values[at] if at < len(one.values) else None for one in outlines)] for at, axis in enumerate(radar.axes)
+    ]
+    data = _grid("Values by axis", ["axis", *(one.name for one in outlines)], rows)
+    return trusted(
+        f'<figure class="figure"><figcaption>{escape(line(radar.title, 200))}</figcaption>{radar_svg(radar, anchor)}'
+        f"{names(radar)}<details class=data><summary>Data of this figure</summary>{data}</details></figure>"
     )
 
 

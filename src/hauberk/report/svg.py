@@ -45,13 +45,7 @@ def curve_svg(curve: Curve, anchor: str) -> Markup:
 
 def legend(curve: Curve) -> Markup:
     """Return the names of the series, each with a sample of its line, as a list."""
-    rows = []
-    for index, one in enumerate(list(curve.series)[:SERIES_SHOWN]):
-        sample = (
-            f'<svg class="sample" viewBox="0 0 34 10" width="34" height="10" aria-hidden="true"><g class="s{index % 6 + 1}">'
-            f'<path class="line" d="M1 5H33"{_dash(index)}/>{_marker(index, 17, 5)}</g></svg>'
-        )
-        rows.append(f"<li>{sample}{escape(line(one.name, 80))}</li>")
+    rows = [sample(index, one.name) for index, one in enumerate(list(curve.series)[:SERIES_SHOWN])]
     if curve.diagonal:
         rows.append(
             '<li><svg class="sample" viewBox="0 0 34 10" width="34" height="10" aria-hidden="true">'
@@ -61,6 +55,14 @@ def legend(curve: Curve) -> Markup:
     if more > 0:
         rows.append(f"<li>and {plural(more, 'line')} more, in the data below</li>")
     return trusted('<ul class="legend">' + "".join(rows) + "</ul>") if len(rows) > 1 else Markup("")
+
+
+def sample(index: int, name: str) -> str:
+    """Return a row of a legend: the colour, dashes and marker of the line at that place, and its name."""
+    return (
+        f'<li><svg class="sample" viewBox="0 0 34 10" width="34" height="10" aria-hidden="true"><g class="s{index % 6 + 1}">'
+        f'<path class="line" d="M1 5H33"{dash(index)}/>{marker(index, 17, 5)}</g></svg>{escape(line(name, 80))}</li>'
+    )
 
 
 def describe(curve: Curve) -> str:
@@ -137,11 +139,12 @@ def _path(one: Series, index: int, x_axis: Axis, y_axis: Axis) -> str:
     stride = max(1, -(-len(points) // _POINTS_MARKED))
     marks = ""
     if len(points) <= _POINTS_MARKED or index:
-        marks = "".join(_marker(index, *map(float, place.split())) for place in points[::stride])
-    return f'<g class="s{index % 6 + 1}"><path class="line" d="{drawn}"{_dash(index)}/>{marks}</g>' if drawn else ""
+        marks = "".join(marker(index, *map(float, place.split())) for place in points[::stride])
+    return f'<g class="s{index % 6 + 1}"><path class="line" d="{drawn}"{dash(index)}/>{marks}</g>' if drawn else ""
 
 
-def _marker(index: int, x: float, y: float) -> str:
+def marker(index: int, x: float, y: float) -> str:
+    """Return the marker of the line at that place in a figure."""
     kind = _MARKERS[index % len(_MARKERS)]
     if kind in ("dot", "ring"):
         return f'<circle class="{kind}" cx="{x:g}" cy="{y:g}" r="2.6"/>'
@@ -152,7 +155,8 @@ def _marker(index: int, x: float, y: float) -> str:
     return f'<path class="{"ring" if kind == "cross" else "dot"}" d="{shapes[kind]}"/>'
 
 
-def _dash(index: int) -> str:
+def dash(index: int) -> str:
+    """Return the dash pattern of the line at that place in a figure, as an attribute."""
     pattern = _DASHES[index % len(_DASHES)]
     return f' stroke-dasharray="{pattern}"' if pattern else ""
 

@@ -13,6 +13,7 @@ from hauberk.core.target import Target
 from hauberk.core.threat import Goal, Threat
 from hauberk.robustness.attack.auto_step import auto_ascend
 from hauberk.robustness.attack.climb import Climb, Loss
+from hauberk.robustness.attack.linear import likeliest_rivals, side_of
 
 _PAPER = "Croce and Hein 2020, arXiv:2003.01690; for L1 2021, arXiv:2103.01208"
 _TAGS = ("aisec:digital-adversarial-attacks", "atlas:AML.T0043.000", "owasp:ML01", "nist:NISTAML.022")
@@ -26,7 +27,7 @@ _LOSSES = ("ce", "dlr", "margin")
 )
 def apgd(
     target: Target, x: Tensor, y: Tensor, threat: Threat, *, steps: int = 100, restarts: int = 1, loss: str = "ce",
-    early_stop: bool = True, seed: int = 0,
+    answers: int = 1, early_stop: bool = True, seed: int = 0,
 ) -> Tensor:
     """Climb the loss with momentum; steps begin long and are halved, from the best point, whenever progress stalls.
 
@@ -39,6 +40,8 @@ def apgd(
         restarts: random starts; later ones for the samples that hold.
         loss: `ce` (cross-entropy), `dlr` (difference of logits ratio: no scale or shift of the logits changes it; below four
             classes, and for goals other than any wrong label, it is the margin) or `margin` (difference of logits).
+        answers: asked for at each point and averaged, for models that answer at random; a point then counts as broken when
+            every answer reaches the goal.
         early_stop: samples that are broken leave the batch at once; False spends all steps on all, for the highest loss.
         seed: of the starts.
 
@@ -47,6 +50,8 @@ def apgd(
     """
     if loss not in _LOSSES:
         raise UsageError(f"loss is '{loss}'", want=" | ".join(_LOSSES), fix=nearest(loss, _LOSSES))
+    if answers < 1:
+        raise UsageError(f"answers is {answers}", want="1 or more")
     chosen: str | Loss = _ratio if loss == "dlr" else loss
     run = Climb(target, x, y, threat, loss=chosen, steps=steps, step_size=None, early_stop=early_stop)
     noise = generator(seed, "apgd", device=x.device)
@@ -54,7 +59,7 @@ def apgd(
         if restart:
             run.restart()
         if len(run.alive):
-            auto_ascend(run, run.ball.random_start(noise))
+            auto_ascend(run, run.ball.random_start(noise), answers)
     return run.best
 
 
@@ -68,7 +73,8 @@ def apgd_t(
 ) -> Tensor:
     """Run APGD towards each of the likeliest other classes in turn, on the samples that still hold (APGD-T).
 
-    Climbs the targeted difference of logits ratio; below four classes, where that is not defined, the difference of logits.
+    Climbs the targeted difference of logits ratio; below four classes, where that is not defined, the difference of logits. Of
+    a multi-label model the labels are tried from the least sure up.
 
     Arguments:
         target: with GRADIENT access.
@@ -85,7 +91,7 @@ def apgd_t(
     """
     noise = generator(seed, "apgd-t", device=x.device)
     clean = target.logits(x)
-    order = clean.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)[:, : min(classes, clean.shape[1] - 1)]
+    order = likeliest_rivals(clean, y, classes)
 
     def towards(rank: int) -> Loss:
         return lambda run, logits: _targeted_ratio(logits, run.y, order[run.alive, rank])
@@ -104,7 +110,7 @@ def _ratio(run: Climb, logits: Tensor) -> Tensor:
     """Return the difference of logits ratio, shape (n,): the margin over the distance from the first to the third logit."""
     gain = -run.threat.margin(logits, run.y)
     # Towards one label the ratio has poor maxima: it grows as well where the leaders draw apart from the third.
-    if logits.shape[1] < 4 or run.threat.goal is not Goal.UNTARGETED:
+    if logits.shape[1] < 4 or run.y.ndim == 2 or run.threat.goal is not Goal.UNTARGETED:
         return gain
     top = logits.topk(3, dim=1).values
     return gain / (top[:, 0] - top[:, 2] + 1e-12)
@@ -112,8 +118,8 @@ def _ratio(run: Climb, logits: Tensor) -> Tensor:
 
 def _targeted_ratio(logits: Tensor, y: Tensor, wanted: Tensor) -> Tensor:
     """Return z_wanted - z_y over the distance from the first logit to the mean of the third and fourth, shape (n,)."""
-    gain = logits.gather(1, wanted[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
-    if logits.shape[1] < 4:
+    gain = -side_of(logits, y, wanted)
+    if logits.shape[1] < 4 or y.ndim == 2:
         return gain
     top = logits.topk(4, dim=1).values
     return gain / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)

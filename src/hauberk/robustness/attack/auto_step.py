@@ -17,32 +17,33 @@ _WIDER = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # in L1: radii in eps, and their 
 _SHORTEST = 10  # in L1: the first step size against the least
 
 
-def auto_ascend(run: Climb, z: Tensor) -> None:
+def auto_ascend(run: Climb, z: Tensor, answers: int = 1) -> None:
     """Climb from z, shape (alive, ...), for all steps of the run; it keeps the best points and drops the broken samples.
 
-    In L1 the search goes through wider balls first, from where it falls back into the ball.
+    In L1 the search goes through wider balls first, from where it falls back into the ball. `answers`: asked for at each point,
+    and averaged.
     """
     if run.ball.norm != "l1" or run.steps < 10:
-        _climb(run, z, run.widened(1.0), run.steps, end=True)
+        _climb(run, z, run.widened(1.0), run.steps, answers, end=True)
         return
     left = run.steps
     for share, part in _WIDER:
         steps = int(part * run.steps) if share > 1 else left
         left -= steps
         wide = run.widened(share)
-        z = _climb(run, wide.subset(run.alive).project(z), wide, steps, end=share == 1)
+        z = _climb(run, wide.subset(run.alive).project(z), wide, steps, answers, end=share == 1)
         if not len(run.alive):
             return
 
 
-def _climb(run: Climb, z: Tensor, whole: Ball, steps: int, *, end: bool) -> Tensor:
+def _climb(run: Climb, z: Tensor, whole: Ball, steps: int, answers: int, *, end: bool) -> Tensor:
     """Climb from z in the ball `whole`, and return the best point of each sample that is still under way.
 
     Everything remembered of a sample lies in the run's memory, so that it leaves with the sample.
     """
     marks, mark = checkpoints(steps, sparse=run.ball.norm == "l1"), 0
     for step in range(steps + end):
-        height, gradient = _ask(run, z, step < steps)
+        height, gradient = expected(run, z, answers, step < steps)
         z, height, gradient = run.going(z, height, gradient)
         if step == steps or not len(z):
             break
@@ -75,20 +76,32 @@ def checkpoints(steps: int, *, sparse: bool) -> set[int]:
     return found
 
 
-def _ask(run: Climb, z: Tensor, differentiate: bool) -> tuple[Tensor, Tensor]:
-    """Return the loss at z, shape (alive,), and its gradient, shape (alive, ...), and note the point."""
-    leaf = z.detach().requires_grad_(differentiate)
-    logits = run.target.logits(leaf)
-    height = run.rise(logits)
-    run.note(z.detach(), height, run.threat.success(logits, run.y))
-    return height.detach(), input_gradient(height, leaf) if differentiate else torch.zeros_like(z)
+def expected(run: Climb, z: Tensor, answers: int, differentiate: bool) -> tuple[Tensor, Tensor]:
+    """Return the mean loss over several answers at z, shape (alive,), and its gradient, shape (alive, ...), and note the point.
+
+    It counts as broken when every answer reaches the goal: a single lucky one proves nothing.
+    """
+    total, heights = torch.zeros_like(z), []
+    broken = torch.ones_like(run.alive, dtype=torch.bool)
+    for _ in range(answers):  # a call each: some models draw once per call, not once per sample
+        leaf = z.detach().requires_grad_(differentiate)
+        point = run.ball.possible(leaf)
+        logits = run.target.logits(point)
+        height = run.rise(logits)
+        broken &= run.threat.success(logits, run.y)
+        heights.append(height.detach())
+        if differentiate:
+            total = input_gradient(height, leaf) if answers == 1 else total + input_gradient(height, leaf) / answers
+    mean = heights[0] if answers == 1 else torch.stack(heights).mean(0)
+    run.note(run.ball.possible(z.detach()), mean, broken)
+    return mean, total
 
 
 def _remember(run: Climb, ball: Ball, z: Tensor, height: Tensor, gradient: Tensor, *, first: bool) -> None:
     """Keep, per sample, the best point of this climb with its loss and gradient, and count the steps that raised the loss."""
     memory = run.memory
     if first:
-        count = torch.zeros_like(run.y)
+        count = torch.zeros_like(run.alive)
         free = (ball.low < ball.high).flatten(1).sum(1)
         size = ball.size.to(z.dtype)
         memory.update({

@@ -88,7 +88,7 @@ def _descend(near: Nearest, rows: Tensor, space: _Space, c: Tensor, steps: int, 
     limit = near.distance[rows].to(near.dtype)  # of a feature's change, for Linf
     reached = torch.zeros_like(rows, dtype=torch.bool)
     for step in range(steps):
-        delta = space.delta(w)
+        delta, stretch = space.at(w)
         z, logits, hit = near.follow(delta, rows)
         reached |= hit
         slope = input_gradient(near.threat.margin(logits, near.y[rows]).relu(), z).to(near.dtype).flatten(1)
@@ -98,11 +98,11 @@ def _descend(near: Nearest, rows: Tensor, space: _Space, c: Tensor, steps: int, 
             pull = delta.sign() * (delta.abs() > limit[:, None])
         else:
             pull = 2 * delta
-        gradient = (pull + c[:, None] * slope) * space.slope(w)
+        gradient = (pull + c[:, None] * slope) * stretch
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
         rise = mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + _TINY)
         w = (w - cosine(step_size, step_size / 10, step, steps) * rise).clamp(-space.edge, space.edge)
-    return reached | near.ask(space.delta(w), rows)[1]
+    return reached | near.ask(space.at(w)[0], rows)[1]
 
 
 class _Space:
@@ -112,12 +112,11 @@ class _Space:
         self.middle, self.half = (low + high) / 2, (high - low) / 2 * _STRETCH
         self.edge = float(torch.atanh(torch.tensor(1 / _STRETCH)))
 
-    def delta(self, w: Tensor) -> Tensor:
-        return self.middle + self.half * torch.tanh(w)
+    def at(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the changes at w, and how fast they change with it."""
+        tanh = torch.tanh(w)
+        return self.middle + self.half * tanh, self.half * (1 - tanh.square())
 
     def inverse(self, delta: Tensor) -> Tensor:
         tiny = torch.finfo(delta.dtype).tiny
         return torch.atanh(((delta - self.middle) / self.half.clamp(min=tiny)).clamp(-1 / _STRETCH, 1 / _STRETCH))
-
-    def slope(self, w: Tensor) -> Tensor:
-        return self.half * (1 - torch.tanh(w).square())

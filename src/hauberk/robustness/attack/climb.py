@@ -89,7 +89,8 @@ class Climb:
 
     def look(self, z: Tensor) -> None:
         """Ask about z, shape (alive, ...), and note what comes of it."""
-        logits = self.target.logits(z.detach())
+        z = self.ball.possible(z.detach())
+        logits = self.target.logits(z)
         self.note(z, self.rise(logits), self.threat.success(logits, self.y))
 
     def gradient(
@@ -106,7 +107,7 @@ class Climb:
         total = torch.zeros_like(z)
         for first in range(0, len(views), together):
             leaf = z.detach().requires_grad_()
-            asked = [view(leaf) for view in views[first : first + together]]
+            asked = [self.ball.possible(view(self.ball.possible(leaf))) for view in views[first : first + together]]
             answers = self.target.logits(torch.cat(asked) if len(asked) > 1 else asked[0]).split(len(z))
             value = torch.zeros_like(answers[0][:, 0])
             for point, logits in zip(asked, answers, strict=True):
@@ -179,6 +180,13 @@ def ahead(run: Climb, z: Tensor, decay: float) -> Tensor:
     if run.ball.norm == "linf":
         return z + momentum * (decay * run.length).reshape((-1,) + (1,) * (z.ndim - 1))
     return run.ball.project(z + ascent(run.ball, z, momentum, decay * run.length))
+
+
+def vicinity(run: Climb, z: Tensor, spread: float) -> Ball:
+    """Return the ball of `spread` times eps around the points z, inside the bounds: where neighbours are drawn."""
+    radius = torch.as_tensor(run.threat.eps, dtype=torch.float64, device=z.device)
+    reach = radius * spread if spread else torch.zeros_like(radius)  # and not 0 times infinity
+    return run.threat.with_eps(reach).around(z.detach())
 
 
 def lowest(run: Climb) -> Tensor:

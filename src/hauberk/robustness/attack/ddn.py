@@ -14,6 +14,7 @@ from hauberk.core.threat import Threat
 from hauberk.robustness.attack.linear import opening
 from hauberk.robustness.attack.losses import climbed, known_loss
 from hauberk.robustness.attack.nearest import Nearest, cosine, unit
+from hauberk.robustness.attack.polish import polish
 
 _FAST = 3  # times gamma, while the boundary was seen from one side alone: the radius may still be far off
 
@@ -29,7 +30,7 @@ _FAST = 3  # times gamma, while the boundary was seen from one side alone: the r
 )
 def ddn(
     target: Target, x: Tensor, y: Tensor, threat: Threat, *, steps: int = 100, step_size: float = 1.0, gamma: float = 0.05,
-    loss: str = "ce", rivals: int = 9,
+    loss: str = "ce", trials: int = 5, rivals: int = 9,
 ) -> Tensor:
     """Follow the gradient on a sphere that shrinks after every success and grows after every failure.
 
@@ -42,6 +43,7 @@ def ddn(
         step_size: length of the first step, in widths of the box; it falls to a hundredth by a half cosine.
         gamma: share by which the sphere's radius changes at first; it falls to a fiftieth.
         loss: `ce` (cross-entropy) or `margin` (difference of logits; not blinded by their scale).
+        trials: of the point found, to come nearer by the slope there, as the paper does not.
         rivals: classes whose planes are looked at to begin with, a gradient each; 0 looks at none.
 
     Returns:
@@ -69,4 +71,5 @@ def ddn(
         delta = geometry.maximise_l2(delta + way, radius, low, high)
     if len(rows):
         near.ask(delta, rows)
+        polish(near, rows, trials)
     return near.finish()

@@ -10,7 +10,7 @@ from hauberk.core.attacks import attack
 from hauberk.core.target import Target
 from hauberk.core.threat import Threat
 from hauberk.robustness.attack.linear import step_across
-from hauberk.robustness.attack.nearest import Nearest, bisect
+from hauberk.robustness.attack.nearest import Nearest, interpolate
 
 
 @attack(
@@ -62,5 +62,5 @@ def deepfool(
         short[rows[hit]], full[rows[hit]] = delta[hit], moved[hit]
         crossed = torch.cat([crossed, rows[hit]])
         rows, delta = rows[~hit], moved[~hit]
-    bisect(near, short[crossed], full[crossed], crossed, halvings)
+    interpolate(near, short[crossed], full[crossed], crossed, halvings)
     return near.finish()

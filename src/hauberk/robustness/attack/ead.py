@@ -12,6 +12,7 @@ from hauberk.core.target import Target
 from hauberk.core.threat import Threat
 from hauberk.robustness.attack.linear import opening
 from hauberk.robustness.attack.nearest import Nearest
+from hauberk.robustness.attack.polish import polish
 
 
 @attack(
@@ -24,8 +25,8 @@ from hauberk.robustness.attack.nearest import Nearest
     minimum_norm=True,
 )
 def ead(
-    target: Target, x: Tensor, y: Tensor, threat: Threat, *, steps: int = 100, rounds: int = 5, step_size: float = 0.01,
-    beta: float = 1.0, weight: float = 3.0, rivals: int = 9,
+    target: Target, x: Tensor, y: Tensor, threat: Threat, *, steps: int = 100, rounds: int = 5, step_size: float = 0.001,
+    beta: float = 10.0, weight: float = 3.0, trials: int = 5, rivals: int = 9,
 ) -> Tensor:
     """Minimise c max(margin, 0) + |d|_2^2 + beta |d|_1 by accelerated shrinkage, and search the c of each sample.
 
@@ -37,8 +38,9 @@ def ead(
         steps: of the descent for each c.
         rounds: values of c tried.
         step_size: of the descent, for changes in widths of the box; it falls as the square root of the steps that are left.
-        beta: weight of the sum of changes against that of their squares.
+        beta: weight of the sum of changes against that of their squares; a larger one takes shorter steps.
         weight: the first c, as a multiple of the least one at which the steepest feature moves.
+        trials: of the point found, to come nearer by the slope there, as the paper does not.
         rivals: classes whose planes are looked at to begin with, a gradient each; 0 begins at x.
 
     Returns:
@@ -58,6 +60,7 @@ def ead(
         reached = _shrink(near, rows, c, steps, step_size, beta)
         low, high = torch.where(reached, low, torch.maximum(low, c)), torch.where(reached, torch.minimum(high, c), high)
         c = torch.where(high.isfinite(), (low + high) / 2, 10 * c)
+    polish(near, rows, trials)
     return near.finish()
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hauberk.core.access import Access
 from hauberk.core.attacks import attack
 from hauberk.core.errors import UsageError
-from hauberk.core.gradients import input_gradient
 from hauberk.core.rng import generator
 from hauberk.core.target import Target
 from hauberk.core.threat import Threat
+from hauberk.robustness.attack.auto_step import expected
 from hauberk.robustness.attack.climb import Climb
 
 
@@ -53,22 +52,7 @@ def eot_pgd(
         run.set_length(20 / max(steps, 1))
     start = run.ball.random_start(generator(seed, "eot-pgd", device=x.device)) if random_start else x
     run.ascend(
-        start, lambda run, z: _expected(run, z.detach().requires_grad_(), answers), fall=step_size is None,
-        look=lambda run, z: _expected(run, z.detach(), answers),
+        start, lambda run, z: expected(run, z, answers, True)[1], fall=step_size is None,
+        look=lambda run, z: expected(run, z, answers, False),
     )
     return run.best
-
-
-def _expected(run: Climb, z: Tensor, answers: int) -> Tensor:
-    """Return the mean gradient over the answers (zero where z asks for none), and note what they say of z."""
-    total, heights = torch.zeros_like(z), []
-    broken = torch.ones_like(run.y, dtype=torch.bool)
-    for _ in range(answers):  # a call each: some models draw once per call, not once per sample
-        logits = run.target.logits(z)
-        height = run.rise(logits)
-        broken &= run.threat.success(logits, run.y)
-        heights.append(height.detach())
-        if z.requires_grad:
-            total += input_gradient(height, z)
-    run.note(z.detach(), torch.stack(heights).mean(0), broken)
-    return total / answers

@@ -13,7 +13,8 @@ from hauberk.core.target import Target
 from hauberk.core.threat import Threat
 from hauberk.robustness.attack.linear import DUAL, opening
 from hauberk.robustness.attack.losses import climbed, known_loss
-from hauberk.robustness.attack.nearest import Nearest, cosine, fewer, unit
+from hauberk.robustness.attack.nearest import Nearest, cosine, unit
+from hauberk.robustness.attack.polish import polish
 
 
 @attack(
@@ -40,7 +41,8 @@ def fmn(
             and 10 for Linf.
         gamma: share by which the radius changes at first; it falls to a fiftieth.
         loss: what is climbed after the first success: `ce` (cross-entropy) or `margin` (difference of logits, as published).
-        trials: for L0, of the point found, to make do with a feature less.
+        trials: of the point found, to come nearer by the slope there, or for L0 to make do with a feature less, as the paper
+            does not.
         rivals: classes whose planes are looked at to begin with, a gradient each; 0 begins at x.
 
     Returns:
@@ -76,6 +78,5 @@ def fmn(
         delta = geometry.PROJECT[threat.norm](delta, radius, low, high)
     if len(rows):
         near.ask(delta, rows)
-    if threat.norm == "l0":
-        fewer(near, rows, trials)
+        polish(near, rows, trials)
     return near.finish()

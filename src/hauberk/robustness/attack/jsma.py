@@ -24,6 +24,7 @@ _FIRST = 64  # features of the largest saliency by themselves, among which pairs
     norms=("l0",),
     goals=LABEL_GOALS,
     minimum_norm=True,
+    classes_alone=True,
 )
 def jsma(
     target: Target, x: Tensor, y: Tensor, threat: Threat, *, steps: int = 50, pairs: bool = True, theta: float = 1.0,

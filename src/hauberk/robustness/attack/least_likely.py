@@ -20,6 +20,7 @@ _GOALS = (Goal.UNTARGETED, Goal.CONFIDENCE)
 @attack(
     question="Does one step towards the least likely class change the answer?", access=Access.GRADIENT,
     paper="Kurakin et al. 2017, arXiv:1611.01236", tags=_TAGS, preset="thorough", goals=_GOALS,
+    classes_alone=True,
 )
 def step_ll(target: Target, x: Tensor, y: Tensor, threat: Threat, *, loss: str = "ce") -> Tensor:
     """Take one step towards the class of the lowest logit at x, other than the true one (Step-LL); for any norm.
@@ -45,6 +46,7 @@ def step_ll(target: Target, x: Tensor, y: Tensor, threat: Threat, *, loss: str =
 @attack(
     question="Does one step from a random point towards the least likely class change the answer?", access=Access.GRADIENT,
     paper="Tramèr et al. 2018, arXiv:1705.07204", tags=_TAGS, preset="thorough", goals=_GOALS,
+    classes_alone=True,
 )
 def r_step_ll(
     target: Target, x: Tensor, y: Tensor, threat: Threat, *, start: float = 0.5, step: float | None = None,

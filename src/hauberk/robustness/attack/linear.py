@@ -7,11 +7,11 @@ from torch import Tensor
 
 from hauberk.core import geometry
 from hauberk.core.threat import Goal, Threat
-from hauberk.robustness.attack.nearest import Nearest, bisect
+from hauberk.robustness.attack.nearest import Nearest, interpolate
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf, "l0": torch.inf}
 _HAIR = 1e-9  # above zero: on the very plane the answer has not changed yet
-_HALVINGS = 4
+_QUERIES = 4  # that shorten the opening's step
 
 
 def rival_margins(logits: Tensor, y: Tensor, threat: Threat, rivals: int) -> Tensor:
@@ -21,10 +21,28 @@ def rival_margins(logits: Tensor, y: Tensor, threat: Threat, rivals: int) -> Ten
     """
     if threat.goal is not Goal.UNTARGETED:
         return threat.margin(logits, y)[:, None]
-    own = logits.gather(1, y[:, None])
-    others = logits.detach().scatter(1, y[:, None], -torch.inf)
-    order = others.topk(min(rivals, logits.shape[1] - 1), dim=1).indices
-    return own - logits.gather(1, order)
+    if y.ndim == 2:  # each label of a multi-label model is a plane of its own
+        return _sureness(logits, y).gather(1, likeliest_rivals(logits.detach(), y, rivals))
+    return logits.gather(1, y[:, None]) - logits.gather(1, likeliest_rivals(logits.detach(), y, rivals))
+
+
+def likeliest_rivals(logits: Tensor, y: Tensor, count: int) -> Tensor:
+    """Return the other classes of the highest logits, or of a multi-label model the least sure labels, shape (n, rivals)."""
+    if y.ndim == 2:
+        return _sureness(logits, y).topk(min(count, y.shape[1]), dim=1, largest=False).indices
+    return logits.scatter(1, y[:, None], -torch.inf).topk(min(count, logits.shape[1] - 1), dim=1).indices
+
+
+def side_of(logits: Tensor, y: Tensor, rival: Tensor) -> Tensor:
+    """Return how far each sample is from the plane towards its `rival`, shape (n,), differentiable: below zero is beyond it."""
+    if y.ndim == 2:
+        return _sureness(logits, y).gather(1, rival[:, None])[:, 0]
+    return (logits.gather(1, y[:, None]) - logits.gather(1, rival[:, None]))[:, 0]
+
+
+def _sureness(logits: Tensor, y: Tensor) -> Tensor:
+    """Return how far each label of a multi-label model is from turning, (n, labels); those marked -1 never turn."""
+    return (logits * (2 * y.clamp(min=0) - 1)).masked_fill(y < 0, torch.inf)
 
 
 def slopes(values: Tensor, z: Tensor) -> Tensor:
@@ -37,13 +55,16 @@ def slopes(values: Tensor, z: Tensor) -> Tensor:
     return torch.stack([one.flatten(1) for one in found], 1).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def step_across(near: Nearest, delta: Tensor, rows: Tensor, rivals: int) -> Tensor:
-    """Return the least steps, shape (rows, features), from `delta` over the nearest plane of the model linearised there."""
+def step_across(near: Nearest, delta: Tensor, rows: Tensor, rivals: int, norm: str = "") -> Tensor:
+    """Return the least steps, shape (rows, features), from `delta` over the nearest plane of the model linearised there.
+
+    Least in the threat's norm, unless another is named.
+    """
     z, logits, _ = near.follow(delta, rows)
     margins = rival_margins(logits, near.y[rows], near.threat, rivals)  # (rows, rivals)
     slope = -slopes(margins, z).to(near.dtype)  # (rows, rivals, features)
     need = (margins.detach().to(near.dtype) + _HAIR).clamp(min=_HAIR)
-    return nearest_crossing(near.threat.norm, slope, need, near.low[rows] - delta, near.high[rows] - delta)
+    return nearest_crossing(norm or near.threat.norm, slope, need, near.low[rows] - delta, near.high[rows] - delta)
 
 
 def opening(near: Nearest, rows: Tensor, rivals: int) -> Tensor:
@@ -57,7 +78,7 @@ def opening(near: Nearest, rows: Tensor, rivals: int) -> Tensor:
     delta = (1.02 * step_across(near, clean, rows, rivals)).clamp(near.low[rows], near.high[rows])
     hit = near.ask(delta, rows)[1]
     if near.threat.norm != "l0":
-        bisect(near, clean[hit], delta[hit], rows[hit], _HALVINGS)
+        interpolate(near, clean[hit], delta[hit], rows[hit], _QUERIES)
     return torch.where(hit[:, None], near.delta(rows), delta)
 
 
@@ -94,6 +115,11 @@ def crossing(norm: str, slope: Tensor, need: Tensor, low: Tensor, high: Tensor) 
 
 def nearest_crossing(norm: str, slope: Tensor, need: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Return the least of the changes that cross any of k planes inside the box; shapes as in `crossing`, (n, k, features)."""
+    return nearest_plane(norm, slope, need, low, high)[0]
+
+
+def nearest_plane(norm: str, slope: Tensor, need: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least of the changes that cross any of k planes inside the box, and which plane that is, shape (n,)."""
     slope = slope * (low < high)[:, None]
     length = torch.linalg.vector_norm(slope, DUAL[norm], dim=2)
     least = torch.ones_like(need) if norm == "l0" else need.clamp(min=0) / length
@@ -110,8 +136,8 @@ def nearest_crossing(norm: str, slope: Tensor, need: Tensor, low: Tensor, high: 
         size = torch.full_like(bound, torch.inf)
         size[row, plane] = _distance(norm, more, slope[row, plane], need[row, plane])
         nearer = (size.amin(1) < distance)[row] & (size.argmin(1)[row] == plane)
-        best[row[nearer]] = more[nearer]
-    return best
+        best[row[nearer]], first[row[nearer]] = more[nearer], plane[nearer]
+    return best, first
 
 
 def _distance(norm: str, delta: Tensor, slope: Tensor, need: Tensor) -> Tensor:

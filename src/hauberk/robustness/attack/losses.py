@@ -17,7 +17,7 @@ def climbed(logits: Tensor, y: Tensor, threat: Threat, loss: str) -> Tensor:
 
     Arguments:
         logits: shape (n, classes).
-        y: true labels, or for a targeted threat the labels to reach, shape (n,).
+        y: true labels, or for a targeted threat the labels to reach, shape (n,); of a multi-label model (n, labels).
         loss: `ce`, cross-entropy, whose gradient vanishes where the softmax saturates; or `margin`, the difference of logits,
             which no scale of the logits blinds.
 
@@ -27,7 +27,11 @@ def climbed(logits: Tensor, y: Tensor, threat: Threat, loss: str) -> Tensor:
     if loss == "margin":
         return -threat.margin(logits, y)
     sign = -1 if threat.goal is Goal.TARGETED else 1
-    value = sign * functional.cross_entropy(logits, y, reduction="none")
+    if y.ndim == 2:  # the labels marked -1 are nobody's concern
+        each = functional.binary_cross_entropy_with_logits(logits, y.clamp(min=0).to(logits.dtype), reduction="none")
+        value = sign * (each * (y >= 0)).sum(1)
+    else:
+        value = sign * functional.cross_entropy(logits, y, reduction="none")
     return torch.where(value.isnan(), -threat.margin(logits.detach(), y), value)
 
 

@@ -51,21 +51,22 @@ def pgd(
     z = ball.random_start(generator(seed, "pgd", device=x.device)) if random_start else x.clone()
     length = (20 * ball.size / max(steps, 1) if step_size is None else torch.full_like(ball.radius, step_size)).to(x.dtype)
     best, best_loss = z.clone(), x.new_full((len(x),), -torch.inf)
-    won = torch.zeros_like(y, dtype=torch.bool)
+    won = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     alive = torch.arange(len(x), device=x.device)
     for step in range(steps + 1):
         last = step == steps  # the point the last step led to is looked at as well
         z = z.detach().requires_grad_(not last)
-        logits = target.logits(z)  # (alive, classes)
+        asked = ball.possible(z)
+        logits = target.logits(asked)  # (alive, classes)
         height = climbed(logits, y, threat, loss)  # (alive,)
         broken, before = threat.success(logits, y), won[alive]
         # A broken point outranks every unbroken one; among equals the higher loss wins.
         better = (broken & ~before) | ((broken == before) & (height > best_loss[alive]))
         if len(alive) == len(x) and bool(better.all()):  # the rule while all samples climb: nothing is copied
-            best, best_loss, won = z.detach(), height.detach().to(x.dtype), broken
+            best, best_loss, won = asked.detach(), height.detach().to(x.dtype), broken
         else:
             kept = alive[better]
-            best[kept], best_loss[kept], won[kept] = z.detach()[better], height.detach()[better].to(x.dtype), broken[better]
+            best[kept], best_loss[kept], won[kept] = asked.detach()[better], height.detach()[better].to(x.dtype), broken[better]
         if last:
             break
         gradient = input_gradient(height, z)

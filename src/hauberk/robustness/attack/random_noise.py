@@ -34,7 +34,7 @@ def random_noise(target: Target, x: Tensor, y: Tensor, threat: Threat, *, draws:
     best, ball = x.clone(), threat.around(x)
     alive = torch.arange(len(x), device=x.device)
     for _ in range(draws):
-        z = ball.random_start(noise)
+        z = ball.possible(ball.random_start(noise))
         best[alive] = z
         going = ~threat.reached(target.labels(z), y)
         alive, y, ball = alive[going], y[going], ball.subset(going)

@@ -20,10 +20,10 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 @attack(
     question="Can an adversary that sees scores alone change the answer?",
     access=Access.SCORE,
-    paper="Andriushchenko et al. 2020, arXiv:1912.00049",
+    paper="Andriushchenko et al. 2020, arXiv:1912.00049; for L1 Croce and Hein 2021, arXiv:2103.01208",
     tags=("aisec:digital-adversarial-attacks", "atlas:AML.T0043.001", "owasp:ML01", "nist:NISTAML.025"),
     preset="quick",
-    norms=("linf", "l2"),
+    norms=("linf", "l2", "l1"),
 )
 def square(
     target: Target, x: Tensor, y: Tensor, threat: Threat, *, queries: int = 1000, share: float = 0.8, seed: int = 0
@@ -35,7 +35,7 @@ def square(
         x: clean inputs: images (n, channels, height, width), or of any other shape, whose features are taken as one row of
             pixels, so that a "square" is a run of neighbouring features.
         y: true labels, or for a targeted threat the labels to reach, shape (n,).
-        threat: Linf or L2, any goal.
+        threat: Linf, L2 or L1, any goal.
         queries: queries per sample at most, the one for the clean input included.
         share: share of the changeable pixels that the first square covers.
         seed: of the places and signs.
@@ -45,6 +45,7 @@ def square(
     """
     noise = generator(seed, "square", device=x.device)
     ball, best = threat.around(x), x.clone()
+    room = _room(ball)
     alive = torch.arange(len(x), device=x.device)
     margin = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
     z = x
@@ -53,7 +54,9 @@ def square(
             z = _stripes(ball, noise) if ball.norm == "linf" else _tiles(ball, noise)
         elif step > 1:
             side = share * 0.5 ** sum((step - 2) * 10_000 > queries * limit for limit in _HALVINGS)
-            z = _recoloured(ball, best[alive], side, noise) if ball.norm == "linf" else _moved(ball, best[alive], side, noise)
+            change = _recoloured if ball.norm == "linf" else _moved
+            z = change(ball, room, best[alive], side, noise)
+        z = ball.possible(z)
         logits = target.logits(z)
         reached = threat.margin(logits, y).to(margin.dtype)  # (alive,)
         broken = threat.success(logits, y)
@@ -63,7 +66,7 @@ def square(
         best[alive[better]], margin[alive[better]] = z[better], reached[better]
         if bool(broken.any()):
             going = ~broken
-            alive, y, ball = alive[going], y[going], ball.subset(going)
+            alive, y, ball, room = alive[going], y[going], ball.subset(going), room[going]
             if not len(alive):
                 break
     return best
@@ -103,15 +106,15 @@ def _stripes(ball: Ball, noise: torch.Generator) -> Tensor:
     return torch.where(signs > 0, _images(ball.high), _images(ball.low)).view_as(ball.x)
 
 
-def _recoloured(ball: Ball, z: Tensor, share: float, noise: torch.Generator) -> Tensor:
+def _recoloured(ball: Ball, room: Tensor, z: Tensor, share: float, noise: torch.Generator) -> Tensor:
     """Return z with one rectangle per sample moved to a random end of what is allowed, channel by channel."""
-    window = _window(ball, share, noise)
+    window = _window(ball, room, share, noise)
     ends = torch.where(_signs(ball, False, noise) > 0, _images(ball.high), _images(ball.low))
     return torch.where(window.inside, ends, _images(z)).view_as(z)
 
 
 def _tiles(ball: Ball, noise: torch.Generator) -> Tensor:
-    """Return a start at full L2 radius: tiles of pyramids, each tile and channel with a random sign."""
+    """Return a start at full L2 or L1 radius: tiles of pyramids, each tile and channel with a random sign."""
     shape = _images(ball.x).shape
     count, height, width = shape[0], shape[2], shape[3]
     tall, wide = max(height // 5, 1), max(width // 5, 1)
@@ -125,25 +128,30 @@ def _tiles(ball: Ball, noise: torch.Generator) -> Tensor:
     return _at_radius(ball, bump * signs)
 
 
-def _moved(ball: Ball, z: Tensor, share: float, noise: torch.Generator) -> Tensor:
-    """Return z with the L2 mass of two rectangles, and what the radius has left, gathered in the first (algorithm 3)."""
+def _moved(ball: Ball, room: Tensor, z: Tensor, share: float, noise: torch.Generator) -> Tensor:
+    """Return z with the mass of two rectangles, and what the radius has left, gathered in the first (algorithm 3).
+
+    Mass adds up in L2 by squares and in L1 as it is.
+    """
+    power = 2 if ball.norm == "l2" else 1
     old = _images(z - ball.x)  # (n, channels, height, width)
-    first, second = _window(ball, share, noise), _window(ball, share, noise)
+    first, second = _window(ball, room, share, noise), _window(ball, room, share, noise)
     inside = first.inside
     bump = _pyramids(first, noise, z.dtype) * inside
-    bump = bump / _length(bump) * _signs(ball, False, noise)
+    bump = bump / _length(bump, power) * _signs(ball, False, noise)
     here = old * inside
-    shape = bump + here / _length(here)
-    left = (ball.size.to(z.dtype).square() - old.flatten(1).square().sum(1)).clamp(min=0)[:, None, None, None]
+    shape = bump + here / _length(here, power)
+    spent = old.flatten(1).abs().pow(power).sum(1)
+    left = (ball.size.to(z.dtype).pow(power) - spent).clamp(min=0)[:, None, None, None]
     both = old * (inside | second.inside)
-    mass = (both.square().sum((2, 3), keepdim=True) + left / old.shape[1]).sqrt()  # (n, channels, 1, 1)
-    new = torch.where(inside, shape / _length(shape) * mass, torch.where(second.inside, torch.zeros_like(old), old))
+    mass = (both.abs().pow(power).sum((2, 3), keepdim=True) + left / old.shape[1]).pow(1 / power)  # (n, channels, 1, 1)
+    new = torch.where(inside, shape / _length(shape, power) * mass, torch.where(second.inside, torch.zeros_like(old), old))
     return _at_radius(ball, new)
 
 
 def _at_radius(ball: Ball, delta: Tensor) -> Tensor:
     """Return x + delta scaled to the full radius, inside the box."""
-    size = delta.flatten(1).norm(dim=1).clamp(min=1e-12)
+    size = delta.flatten(1).norm(1 if ball.norm == "l1" else 2, dim=1).clamp(min=1e-12)
     scaled = delta * (ball.size.to(delta.dtype) / size)[:, None, None, None]
     return ball.seal(ball.x + scaled.view_as(ball.x))
 
@@ -168,23 +176,28 @@ def _pyramids(window: _Window, noise: torch.Generator, dtype: torch.dtype) -> Te
     return torch.where(later, -value, value).to(dtype)[:, None]
 
 
-def _length(part: Tensor) -> Tensor:
-    return part.square().sum((2, 3), keepdim=True).sqrt().clamp(min=1e-12)
+def _length(part: Tensor, power: int) -> Tensor:
+    return part.abs().pow(power).sum((2, 3), keepdim=True).pow(1 / power).clamp(min=1e-12)
 
 
-def _window(ball: Ball, share: float, noise: torch.Generator) -> _Window:
-    """Return one random rectangle per sample, of that share of the area that can change at all, and within it."""
+def _room(ball: Ball) -> Tensor:
+    """Return where each sample can change at all: top, height, left and width of the area, shape (n, 4), float."""
     free = _images(ball.low < ball.high).any(1)  # (n, height, width)
-    top, tall = _extent(free.any(2))
-    left, wide = _extent(free.any(1))
+    return torch.stack([*_extent(free.any(2)), *_extent(free.any(1))], 1)
+
+
+def _window(ball: Ball, room: Tensor, share: float, noise: torch.Generator) -> _Window:
+    """Return one random rectangle per sample, of that share of the area that can change at all, and within it."""
+    top, tall, left, wide = room.unbind(1)
     area = share * tall * wide
     height = area.sqrt().round().clamp(min=1).minimum(tall)
     width = (area / height).round().clamp(min=1).minimum(wide)
-    place = uniform(torch.empty(len(free), 2, device=free.device), noise)
+    place = uniform(torch.empty(len(room), 2, device=room.device), noise)
     top = top + (place[:, 0] * (tall - height + 1)).floor()
     left = left + (place[:, 1] * (wide - width + 1)).floor()
-    rows = torch.arange(free.shape[1], device=free.device)[None, :, None]
-    columns = torch.arange(free.shape[2], device=free.device)[None, None, :]
+    shape = _images(ball.x).shape
+    rows = torch.arange(shape[2], device=room.device)[None, :, None]
+    columns = torch.arange(shape[3], device=room.device)[None, None, :]
     cut = [one.long()[:, None, None] for one in (top, left, height, width)]
     return _Window(rows - cut[0], columns - cut[1], cut[2], cut[3])
 

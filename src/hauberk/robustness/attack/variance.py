@@ -10,7 +10,7 @@ from hauberk.core.attacks import attack
 from hauberk.core.rng import generator
 from hauberk.core.target import Target
 from hauberk.core.threat import Threat
-from hauberk.robustness.attack.climb import Climb, View, ahead, with_momentum
+from hauberk.robustness.attack.climb import Climb, View, ahead, vicinity, with_momentum
 
 _PAPER = "Wang and He 2021, arXiv:2103.15571"
 _TAGS = ("aisec:digital-adversarial-attacks", "atlas:AML.T0043.002", "owasp:ML01", "nist:NISTAML.022")
@@ -95,8 +95,7 @@ def _tuned(run: Climb, z: Tensor, gradient: Tensor, neighbours: int, spread: flo
     """Return the gradient at z plus the variance of the step before, and remember that of this step for the next."""
     variance = run.memory.get("variance", torch.zeros_like(gradient))
     if neighbours:
-        reach = torch.as_tensor(run.threat.eps, dtype=torch.float64, device=z.device) * spread
-        near = run.threat.with_eps(reach).around(z.detach())
+        near = vicinity(run, z, spread)
 
         def moved() -> View:
             delta = near.random_start(noise) - z.detach()

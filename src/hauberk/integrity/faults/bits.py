@@ -6,17 +6,17 @@ import bisect
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hauberk.core.errors import ModelError, UsageError, nearest
 
-# dtype -> (integer of the same width, bits of the exponent, bits of the mantissa)
-_LAYOUT = {
+# dtype -> (integer of the same width, bits of the exponent, bits of the mantissa); int8: all but the sign
+LAYOUT = {
     torch.float64: (torch.int64, 11, 52), torch.float32: (torch.int32, 8, 23), torch.float16: (torch.int16, 5, 10),
-    torch.bfloat16: (torch.int16, 8, 7),
+    torch.bfloat16: (torch.int16, 8, 7), torch.int8: (torch.int8, 0, 7),
 }
 PARTS = ("any", "sign", "exponent", "mantissa")
 
@@ -36,8 +36,8 @@ class Flip:
 def flipped_bits(module: nn.Module, count: int, *, generator: torch.Generator, part: str = "any") -> Iterator[list[Flip]]:
     """Flip `count` distinct random bits of the weights for the block; afterwards the weights are what they were, bit by bit.
 
-    Every bit of every floating parameter is equally likely, within the part named: so faults strike a memory. The weights are put
-    back also when the block ends in an error.
+    Every bit of every floating parameter, and of int8 weights, is equally likely, within the part named: so faults strike a
+    memory. The weights are put back also when the block ends in an error.
 
     Arguments:
         module: changed in place during the block.
@@ -52,29 +52,48 @@ def flipped_bits(module: nn.Module, count: int, *, generator: torch.Generator, p
         ModelError: for a module without floating parameters.
         UsageError: for an unknown part, or more bits than there are.
     """
-    weights = {name: value.detach() for name, value in module.named_parameters() if value.dtype in _LAYOUT}
-    if not any(value.numel() for value in weights.values()):
-        raise ModelError("the model has no floating-point weights", want="parameters of float16, bfloat16, float32 or float64")
-    plan = _draw(weights, count, part, generator)
-    memory = {name: value.view(_LAYOUT[value.dtype][0]) for name, value in weights.items()}  # the same bits, as integers
+    with flipped(module, drawn_bits(module, count, generator=generator, part=part)) as flips:
+        yield flips
+
+
+def drawn_bits(module: nn.Module, count: int, *, generator: torch.Generator, part: str = "any") -> list[tuple[str, int, int]]:
+    """Return `count` distinct bits, all equally likely, as (parameter, position, bit); see `flipped_bits`."""
+    weights = _weights(module)
+    if not weights:
+        raise ModelError("the model has no floating-point weights", want="parameters of a floating type, or int8")
+    return _draw(weights, count, part, generator)
+
+
+@contextlib.contextmanager
+def flipped(module: nn.Module, bits: Sequence[tuple[str, int, int]]) -> Iterator[list[Flip]]:
+    """Flip those bits of (parameter, position, bit) for the block, and put the weights back bit by bit."""
+    weights = _weights(module)
+    memory = {name: value.view(LAYOUT[value.dtype][0]) for name, value in weights.items()}  # the same bits, as integers
     saved: dict[tuple[str, int], int] = {}
     flips = []
     try:
-        for name, position, bit in plan:
-            words, place = memory[name], _place(position, weights[name].shape)
+        for name, position, bit in bits:
+            words, place = memory[name], place_of(position, weights[name].shape)
             word, before = int(words[place]), float(weights[name][place])
             saved.setdefault((name, position), word)
-            words[place] = word ^ _mask(words.dtype, bit)
+            words[place] = word ^ bit_mask(words.dtype, bit)
             flips.append(Flip(name, position, bit, before, float(weights[name][place])))
         yield flips
     finally:
         for (name, position), word in saved.items():
-            memory[name][_place(position, weights[name].shape)] = word
+            memory[name][place_of(position, weights[name].shape)] = word
 
 
 def bit_count(module: nn.Module, part: str = "any") -> int:
-    """Return how many bits of the floating parameters `flipped_bits` chooses from, in the part named."""
-    return sum(value.numel() * len(_bits(value.dtype, part)) for value in module.parameters() if value.dtype in _LAYOUT)
+    """Return how many bits of the weights `flipped_bits` chooses from, in the part named."""
+    return sum(value.numel() * len(_bits(value.dtype, part)) for value in _weights(module).values())
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return the floating and int8 parameters, and the int8 buffers in which quantised models keep theirs."""
+    held = {name: value.detach() for name, value in module.named_parameters() if value.dtype in LAYOUT}
+    held |= {name: value for name, value in module.named_buffers() if value.dtype is torch.int8}
+    return {name: value for name, value in held.items() if value.numel()}
 
 
 def _draw(weights: dict[str, Tensor], count: int, part: str, generator: torch.Generator) -> list[tuple[str, int, int]]:
@@ -103,7 +122,7 @@ def _draw(weights: dict[str, Tensor], count: int, part: str, generator: torch.Ge
 
 
 def _bits(dtype: torch.dtype, part: str) -> range:
-    _, exponent, mantissa = _LAYOUT[dtype]
+    _, exponent, mantissa = LAYOUT[dtype]
     ends = {
         "any": (0, mantissa + exponent + 1), "mantissa": (0, mantissa), "exponent": (mantissa, mantissa + exponent),
         "sign": (mantissa + exponent, mantissa + exponent + 1),
@@ -111,7 +130,7 @@ def _bits(dtype: torch.dtype, part: str) -> range:
     return range(*ends[part])
 
 
-def _place(position: int, shape: torch.Size) -> tuple[int, ...]:
+def place_of(position: int, shape: torch.Size) -> tuple[int, ...]:
     """Return the index of a position counted row by row, whatever the strides."""
     place = []
     for side in reversed(shape):
@@ -120,7 +139,8 @@ def _place(position: int, shape: torch.Size) -> tuple[int, ...]:
     return tuple(reversed(place))
 
 
-def _mask(dtype: torch.dtype, bit: int) -> int:
+def bit_mask(dtype: torch.dtype, bit: int) -> int:
+    """Return the integer of that dtype in which that bit alone is set."""
     width = torch.iinfo(dtype).bits
     # The highest bit is the sign of the integer.
     return -(1 << bit) if bit == width - 1 else 1 << bit

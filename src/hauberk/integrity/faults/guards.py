@@ -1,0 +1,98 @@
+"""Guards against faults: activations held in the range they had on clean data, and checksums that name the changed layer."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import hmac
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.core.predictors import ModulePredictor
+from hauberk.integrity.faults.places import layers_with_outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The lowest and the highest activation of one layer on clean data."""
+
+    low: float
+    high: float
+
+
+def activation_ranges(module: nn.Module, x: Tensor, *, batch_size: int = 256) -> dict[str, Range]:
+    """Return the range of every layer's activations on clean samples x, shape (n, ...)."""
+    found: dict[str, Range] = {}
+
+    def keep(name: str, output: object) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
+            low, high = float(output.min()), float(output.max())
+            before = found.get(name, Range(low, high))
+            found[name] = Range(min(low, before.low), max(high, before.high))
+
+    parts = dict(module.named_modules())
+    handles = [
+        parts[name].register_forward_hook(lambda _part, _inputs, output, name=name: keep(name, output))
+        for name in layers_with_outputs(module)
+    ]
+    ask = ModulePredictor(module)
+    try:
+        with torch.no_grad():
+            for part in x.split(batch_size):
+                ask(part)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+@contextlib.contextmanager
+def clipped_ranges(module: nn.Module, ranges: Mapping[str, Range], *, slack: float = 0.0) -> Iterator[None]:
+    """Hold every layer's activations in their clean range for the block; NaN becomes the lowest value (Ranger).
+
+    Source: Chen et al. 2021, arXiv:2003.13874. On the samples the ranges came from nothing changes.
+
+    Arguments:
+        module: asked through hooks, which are gone after the block.
+        ranges: from `activation_ranges`.
+        slack: by which share of its width each range is widened on both sides.
+    """
+
+    def clip(output: object, one: Range) -> object:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        more = slack * (one.high - one.low)
+        return output.nan_to_num(nan=one.low, posinf=one.high, neginf=one.low).clamp(one.low - more, one.high + more)
+
+    parts = dict(module.named_modules())
+    handles = [
+        parts[name].register_forward_hook(lambda _part, _inputs, output, one=one: clip(output, one))
+        for name, one in ranges.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layer_checksums(module: nn.Module) -> dict[str, str]:
+    """Return a SHA-256 of every parameter and buffer, by name: its dtype, shape and bytes."""
+    found = {}
+    for name, value in module.state_dict().items():
+        if isinstance(value, Tensor):
+            plain = value.detach().cpu().contiguous()
+            digest = hashlib.sha256(repr((str(plain.dtype), tuple(plain.shape))).encode())
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+            found[name] = digest.hexdigest()
+    return found
+
+
+def changed_layers(module: nn.Module, checksums: Mapping[str, str]) -> list[str]:
+    """Return the names whose values are no longer what the checksums say, those gone and those new included."""
+    now = layer_checksums(module)
+    same = {name for name in now if name in checksums and hmac.compare_digest(now[name], checksums[name])}
+    return sorted((set(now) | set(checksums)) - same)

@@ -1,0 +1,36 @@
+"""Evaluation: what attacks and defences are worth, and what robustness is left, in figures that say what they rest on."""
+
+from hauberk.robustness.evaluate.attack_metrics import AttackMetrics as AttackMetrics
+from hauberk.robustness.evaluate.attack_metrics import Spent as Spent
+from hauberk.robustness.evaluate.attack_metrics import attack_metrics as attack_metrics
+from hauberk.robustness.evaluate.attack_metrics import one_by_one as one_by_one
+from hauberk.robustness.evaluate.black_box_metrics import BlackBoxMetrics as BlackBoxMetrics
+from hauberk.robustness.evaluate.black_box_metrics import Campaign as Campaign
+from hauberk.robustness.evaluate.black_box_metrics import black_box_metrics as black_box_metrics
+from hauberk.robustness.evaluate.clever import Clever as Clever
+from hauberk.robustness.evaluate.clever import clever as clever
+from hauberk.robustness.evaluate.corruption_metrics import BaselineErrors as BaselineErrors
+from hauberk.robustness.evaluate.corruption_metrics import CorruptedRun as CorruptedRun
+from hauberk.robustness.evaluate.corruption_metrics import CorruptionMetrics as CorruptionMetrics
+from hauberk.robustness.evaluate.corruption_metrics import corrupted_images as corrupted_images
+from hauberk.robustness.evaluate.corruption_metrics import corrupted_run as corrupted_run
+from hauberk.robustness.evaluate.corruption_metrics import corruption_metrics as corruption_metrics
+from hauberk.robustness.evaluate.curve import RobustCurve as RobustCurve
+from hauberk.robustness.evaluate.curve import curve_of as curve_of
+from hauberk.robustness.evaluate.curve import least_distances as least_distances
+from hauberk.robustness.evaluate.curve import robust_curve as robust_curve
+from hauberk.robustness.evaluate.defence_metrics import DefenceMetrics as DefenceMetrics
+from hauberk.robustness.evaluate.defence_metrics import defence_metrics as defence_metrics
+from hauberk.robustness.evaluate.empirical_robustness import EmpiricalRobustness as EmpiricalRobustness
+from hauberk.robustness.evaluate.empirical_robustness import empirical_robustness as empirical_robustness
+from hauberk.robustness.evaluate.failures import failures as failures
+from hauberk.robustness.evaluate.failures import save_failures as save_failures
+from hauberk.robustness.evaluate.figure import Figure as Figure
+from hauberk.robustness.evaluate.image_quality import psnr as psnr
+from hauberk.robustness.evaluate.image_quality import ssim as ssim
+from hauberk.robustness.evaluate.loss_sensitivity import loss_sensitivity as loss_sensitivity
+from hauberk.robustness.evaluate.sandwich import Sandwich as Sandwich
+from hauberk.robustness.evaluate.sandwich import sandwich as sandwich
+from hauberk.robustness.evaluate.worst_case import Turn as Turn
+from hauberk.robustness.evaluate.worst_case import WorstCase as WorstCase
+from hauberk.robustness.evaluate.worst_case import worst_case as worst_case
