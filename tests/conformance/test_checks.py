@@ -33,6 +33,11 @@ CARDS = list(load_methods().cards("check"))
 CELLS = {slug for column in COLUMNS.values() for slug in column}
 MEMOS: dict[str, dict[Any, Any]] = {}
 each = pytest.mark.parametrize("card", [pytest.param(card, id=card.name) for card in CARDS])
+# Checks that take many seconds even on the smallest model are run again and again by `make test-all` alone.
+DEAR = ("robustness/auto-attack",)
+each_again = pytest.mark.parametrize(
+    "card", [pytest.param(card, id=card.name, marks=[pytest.mark.slow] if card.name in DEAR else []) for card in CARDS]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +242,7 @@ def test_the_finding_survives_json_and_is_small(card: Card, first_run: Callable[
             assert [len(row) for row in evidence["values"]] == [len(evidence["columns"])] * len(evidence["rows"])
 
 
-@each
+@each_again
 def test_the_same_seed_gives_the_same_figure_alone_and_among_others(
     card: Card, images: Scene, first_run: Callable[[Card], tuple[Finding, bool]]
 ) -> None:
@@ -249,7 +254,7 @@ def test_the_same_seed_gives_the_same_figure_alone_and_among_others(
     assert (alone.queries, alone.gradients) == (finding.queries, finding.gradients)
 
 
-@each
+@each_again
 def test_the_model_the_data_and_the_global_randomness_stay_as_they_were(
     card: Card, images: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,7 +291,7 @@ def test_with_less_access_it_runs_or_says_why_not(card: Card, access: Access, im
         assert finding.status is Status.NOT_RUN and access.name in finding.reason
 
 
-@each
+@each_again
 def test_without_a_training_split_it_runs_or_says_why_not(card: Card, images: Scene) -> None:
     bare = dataclasses.replace(images, data=Data(Split(images.data.test.x, images.data.test.y), classes=10))
     _answered(bare.run(card, name="no train"))
@@ -314,7 +319,7 @@ def test_a_function_that_answers_labels_alone_is_no_error(card: Card, images: Sc
     _answered(engine.run_check(card, target, images.data, images.settings, MEMOS.setdefault("labels", {})))
 
 
-@each
+@each_again
 def test_a_threat_of_no_size_is_no_error(card: Card, images: Scene) -> None:
     still = dataclasses.replace(images, settings=Settings(threats=(Linf(0.0),)))
     _answered(still.run(card, name="no threat"))

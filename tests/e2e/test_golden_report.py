@@ -61,7 +61,7 @@ def test_every_figure_has_what_makes_it_honest(report: Report) -> None:
             assert one.n, one.id
         if one.status is Status.NOT_RUN:
             assert one.reason, one.id
-        if one.unit in ("accuracy", "rate"):
+        if one.unit in ("accuracy", "rate") and one.value is not None:
             assert one.interval is not None, one.id
             assert one.interval.low <= one.value <= one.interval.high, one.id
         natural = ("robustness/clean-accuracy", "robustness/corruptions", "robustness/worst-corruption")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hauberk import L2, Data, Linf, Target
 from hauberk.core.rng import generator
 from hauberk.robustness.attack import pgd, square
-from hauberk.robustness.attack.square import _pyramids, _Window, _window
+from hauberk.robustness.attack.square import _pyramids, _room, _Window, _window
 
 
 def held(model: nn.Module, z: Tensor, y: Tensor) -> float:
@@ -76,7 +76,8 @@ def test_rectangles_cover_their_share_of_what_may_change() -> None:
     x = torch.full((500, 3, 10, 12), 0.5)
     mask = torch.zeros(3, 10, 12, dtype=torch.bool)
     mask[:, 2:8, 3:9] = True  # 6 x 6 pixels
-    window = _window(Linf(0.1, bounds=(0.0, 1.0), mask=mask).around(x), 0.25, generator(0))
+    ball = Linf(0.1, bounds=(0.0, 1.0), mask=mask).around(x)
+    window = _window(ball, _room(ball), 0.25, generator(0))
     inside = window.inside[:, 0]
     assert inside.flatten(1).sum(1).tolist() == [9] * 500  # a quarter of 36
     assert not bool((inside & ~mask[0]).any())

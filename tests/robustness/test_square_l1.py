@@ -8,7 +8,7 @@ from torch import nn
 from hauberk import L1, L2, Data, Target
 from hauberk.core.rng import generator
 from hauberk.robustness.attack import apgd, square
-from hauberk.robustness.attack.square import _moved
+from hauberk.robustness.attack.square import _moved, _room
 
 
 def held(model: nn.Module, z: torch.Tensor, y: torch.Tensor) -> float:
@@ -29,9 +29,9 @@ def test_moving_mass_keeps_it_and_empties_the_second_window() -> None:
     x = torch.full((200, 1, 8, 8), 0.5, dtype=torch.float64)
     for threat, power in ((L1(0.3, bounds=(-5.0, 5.0)), 1), (L2(0.3, bounds=(-5.0, 5.0)), 2)):
         ball, noise = threat.around(x), generator(1, "moved", power)
-        z = _moved(ball, x, 0.3, noise)
+        z = _moved(ball, _room(ball), x, 0.3, noise)
         for _ in range(3):
-            before, z = z, _moved(ball, z, 0.3, noise)
+            before, z = z, _moved(ball, _room(ball), z, 0.3, noise)
             size = (z - x).flatten(1).norm(power, dim=1)
             assert float(size.min()) > 0.3 * (1 - 1e-6) and float(size.max()) <= 0.3
             assert bool((((z == x) & (before != x)).flatten(1).any(1)).double().mean() > 0.3)  # what was there has gone

@@ -15,7 +15,7 @@ from hauberk.core import geometry
 from hauberk.core.attacks import Attack
 from hauberk.core.errors import DataError
 from hauberk.core.target import Target, as_target
-from hauberk.core.threat import Bounds, Threat, labels_of
+from hauberk.core.threat import REFUSED, Bounds, Threat, labels_of
 from hauberk.robustness.evaluate.figure import NOTHING, Figure, mean, one_class, share
 from hauberk.robustness.evaluate.image_quality import psnr, ssim
 from hauberk.robustness.natural import gaussian_blur, jpeg
@@ -208,7 +208,7 @@ def _with_spending(metrics: AttackMetrics, spent: Spent, right: Tensor, hit: Ten
 
 
 def _reached(labels: Tensor, aim: Tensor, targeted: bool) -> Tensor:
-    return labels == aim if targeted else labels != aim
+    return labels == aim if targeted else (labels != aim) & (labels != REFUSED)
 
 
 def _fit(x: Tensor, x_adv: Tensor, y: Tensor, wanted: Tensor | None) -> None:
