@@ -143,8 +143,9 @@ class Threat:
         # A quarter, so that the difference of two margins stays finite.
         far = torch.finfo(value.dtype).max / 4
         top = logits.detach().amax(1)  # NaN where any logit is
-        lost = top.isnan().to(value.dtype) * (far if self.goal is Goal.TARGETED else -far) + (top == -torch.inf).to(value.dtype) * far
-        return torch.where(value.isnan() | (top == -torch.inf), lost, value)
+        refused = top == -torch.inf
+        lost = top.isnan().to(value.dtype) * (far if self.goal is Goal.TARGETED else -far) + refused.to(value.dtype) * far
+        return torch.where(value.isnan() | refused, lost, value)
 
     def _margin_of_labels(self, logits: Tensor, y: Tensor) -> Tensor:
         """The margin of independent yes-or-no labels; those marked -1 are nobody's concern."""
