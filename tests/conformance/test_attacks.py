@@ -22,7 +22,7 @@ ATTACKS = list(load_methods().cards("attack"))
 CASES = [pytest.param(card, norm, id=f"{card.name}-{norm}") for card in ATTACKS for norm in card.facts["norms"]]
 RADIUS = {"linf": 0.15, "l2": 0.5, "l1": 1.5, "l0": 3.0}
 each_case = pytest.mark.parametrize(("card", "norm"), CASES)
-# The dearest promises are looked at in every norm by `make test-all`, and in the first that an attack names by `make test`.
+# What hardly depends on the norm is looked at in every norm by `make test-all`, and by `make test` in the first an attack names.
 FIRST = [
     pytest.param(card, norm, id=f"{card.name}-{norm}", marks=[pytest.mark.slow] if place else [])
     for card in ATTACKS for place, norm in enumerate(card.facts["norms"])
@@ -100,7 +100,7 @@ def labels(net: nn.Module, z: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@each_case
+@each_first
 def test_points_are_allowed_to_the_last_bit(card: Card, norm: str, dtype: torch.dtype) -> None:
     net = Net(dtype=torch.float32 if dtype is torch.bfloat16 else dtype)
     x = inputs(12, dtype)
@@ -115,7 +115,7 @@ def test_points_are_allowed_to_the_last_bit(card: Card, norm: str, dtype: torch.
     assert not z.requires_grad
 
 
-@each_case
+@each_first
 def test_the_model_and_the_random_state_stay_as_they_were(card: Card, norm: str) -> None:
     net = Net()
     x, y = labelled(net, 10)
@@ -138,7 +138,7 @@ def test_the_model_and_the_random_state_stay_as_they_were(card: Card, norm: str)
     assert torch.equal(x, kept[0]) and torch.equal(y, kept[1]) and x.grad is None and not x.requires_grad
 
 
-@each_case
+@each_first
 def test_one_seed_gives_the_same_bits_whatever_the_global_state(card: Card, norm: str) -> None:
     net = Net()
     x, y = labelled(net, 10)
@@ -191,7 +191,7 @@ def test_the_best_point_seen_is_the_one_returned(card: Card, norm: str) -> None:
         assert bool(labels(net, z) != y[i]) == won, f"sample {i}"
 
 
-@each_case
+@each_first
 def test_the_ledger_is_what_hooks_count(card: Card, norm: str) -> None:
     net = Net()
     x, y = labelled(net, 20)

@@ -17,7 +17,6 @@ from hauberk.core.rng import generator
 from hauberk.methods import load_methods
 
 ATTACKS = list(load_methods().cards("attack"))
-CASES = [pytest.param(card, norm, id=f"{card.name}-{norm}") for card in ATTACKS for norm in card.facts["norms"]]
 # In every norm by `make test-all`; by `make test` in the first that an attack names.
 FIRST = [
     pytest.param(card, norm, id=f"{card.name}-{norm}", marks=[pytest.mark.slow] if place else [])
@@ -234,7 +233,7 @@ def lattice() -> tuple[nn.Module, Tensor, Tensor, dict[str, Tensor]]:
 WHOLE = {"linf": 1.0, "l2": 1.5, "l1": 2.0, "l0": 1.0}
 
 
-@pytest.mark.parametrize(("card", "norm"), CASES)
+@pytest.mark.parametrize(("card", "norm"), FIRST)
 def test_among_whole_numbers_it_is_no_worse_than_chance(card: Card, norm: str) -> None:
     if card.facts["fine_steps"]:
         pytest.skip("it learns from small changes, and says so")
