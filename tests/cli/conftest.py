@@ -88,7 +88,11 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started = []
 
     def run(*arguments: object) -> subprocess.Popen[str]:
-        code = "import sys; sys.argv[0] = 'hauberk'; from hauberk.cli import main; main()"
+        # As from a terminal: a runner in the background may have told its children to ignore interrupts.
+        code = (
+            "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'hauberk'; "
+            "from hauberk.cli import main; main()"
+        )
         process = subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)], cwd=tmp_path, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
