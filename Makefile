@@ -7,7 +7,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # A process per core, each with one thread: threads of two processes on one core only wait for each other.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-BENCHMARKS := pgd auto_attack minimum_norm black_box_scores decision transfer attack_bench diagnose corruptions augmix
+BENCHMARKS := pgd auto_attack minimum_norm black_box_scores decision transfer attack_bench diagnose corruptions augmix coverage fuzz \
+	fuzz_retrain
 
 .PHONY: demo test test-all lint types docs bench clean
 

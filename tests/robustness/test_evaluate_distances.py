@@ -472,4 +472,6 @@ def test_a_sample_both_proven_and_broken_is_an_error() -> None:
 def test_evidence_of_a_curve_is_json(fresh_cnn: Callable[..., nn.Module], digits: Data) -> None:
     x, y = digits.test.first(16)
     series = robust_curve(fresh_cnn().eval(), x, y, Linf(0.1), attack="pgd", rounds=4).series("pgd")
-    json.dumps(dataclasses.asdict(series), allow_nan=False)
+    plain = dataclasses.asdict(series)
+    back = json.loads(json.dumps(plain, allow_nan=False))
+    assert {name: tuple(value) if isinstance(value, list) else value for name, value in back.items()} == plain

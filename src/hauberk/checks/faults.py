@@ -8,7 +8,7 @@ from hauberk.core.access import Access
 from hauberk.core.finding import Advice, Curve, Finding, Series, Status, Table
 from hauberk.core.kinds import check
 from hauberk.core.stats import bootstrap
-from hauberk.integrity.faults import applied, bit_count, fault_campaign, fewest_flips
+from hauberk.integrity.faults import applied, bit_count, fault_campaign, fewest_flips, right_answers
 
 SHARE = 0.001
 _TAGS = ("aisec:hardware-backdoor-attack", "atlas:AML.T0010.000", "owasp:ML10", "nist:NISTAML.026")
@@ -86,7 +86,7 @@ def fewest_flips_found(context: Context) -> Finding:
     search = fewest_flips(context.target, x[:half], y[:half], until=1.1 * guess, flips=most)
     with applied(module, search):
         logits = context.target.logits(x[half:])
-        left = context.rate((logits.argmax(1) == y[half:]) & logits.isfinite().all(1))
+        left = context.rate(right_answers(logits, y[half:]))
     held, count = left["value"], len(search.flips)
     table = Table(
         "The bits, in the order they were chosen", ("weight", "position", "bit", "before", "after", "accuracy then"),

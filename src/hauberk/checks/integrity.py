@@ -14,7 +14,7 @@ from hauberk.core.finding import Advice, Curve, Finding, Gallery, Interval, Seri
 from hauberk.core.kinds import check
 from hauberk.core.picture import picture
 from hauberk.core.stats import Floats, bootstrap, newcombe
-from hauberk.integrity.faults import PARTS, bit_count, flipped_bits
+from hauberk.integrity.faults import PARTS, bit_count, flipped_bits, right_answers
 from hauberk.integrity.poison.neighbours import neighbour_votes
 from hauberk.integrity.weights import dead_units, layer_states, non_finite
 
@@ -46,8 +46,7 @@ def bit_flips(context: Context) -> Finding:
         draws = rng.generator(context.seed, "bit flips", count, part, trial)
         with flipped_bits(module, count, generator=draws, part=part):
             logits = context.target.logits(x)
-        # An answer that is not finite is no answer, whatever label its arg max names.
-        return float(((logits.argmax(1) == y) & logits.isfinite().all(1)).double().mean())
+        return float(right_answers(logits, y).double().mean())
 
     clean = float((context.target.labels(x) == y).double().mean())
     bits = bit_count(module)

@@ -8,6 +8,7 @@ from hauberk.integrity.faults.campaign import PLACES as PLACES
 from hauberk.integrity.faults.campaign import FaultOutcome as FaultOutcome
 from hauberk.integrity.faults.campaign import fault_campaign as fault_campaign
 from hauberk.integrity.faults.campaign import faults_by_layer as faults_by_layer
+from hauberk.integrity.faults.campaign import right_answers as right_answers
 from hauberk.integrity.faults.campaign import time_to_failure as time_to_failure
 from hauberk.integrity.faults.guards import Range as Range
 from hauberk.integrity.faults.guards import activation_ranges as activation_ranges

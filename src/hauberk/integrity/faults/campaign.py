@@ -95,7 +95,7 @@ def time_to_failure(
 
     def failed(bits: Sequence[tuple[str, int, int]]) -> bool:
         with flipped(target.module, bits):
-            return _right(target.logits(x), y) <= until
+            return _accuracy(target.logits(x), y) <= until
 
     counts = []
     for trial in progress.track(range(trials), "time to failure"):
@@ -121,7 +121,7 @@ def _outcomes(
             raise UsageError(f"place is '{place}'", want=" | ".join(PLACES), fix=nearest(place, PLACES))
     with torch.no_grad():
         before = target.logits(x)
-    was_right = (before.argmax(1) == y) & before.isfinite().all(1)
+    was_right = right_answers(before, y)
     found = []
     for kind, place, layer in progress.track(jobs, "faults"):
         rows = []
@@ -130,7 +130,7 @@ def _outcomes(
                 logits = target.logits(asked)
             finite = logits.isfinite().all(1)
             silent = was_right & finite & (logits.argmax(1) != y)
-            rows.append([_right(logits, y), float(silent.double().mean()), float((~finite).double().mean())])
+            rows.append([_accuracy(logits, y), float(silent.double().mean()), float((~finite).double().mean())])
         accuracy, silent, noticed = np.array(rows).T
         found.append(FaultOutcome(kind, place, layer, share, accuracy, silent, noticed))
     return found
@@ -149,5 +149,10 @@ def _struck(module: nn.Module, x: Tensor, kind: str, place: str, layer: str, sha
             yield x
 
 
-def _right(logits: Tensor, y: Tensor) -> float:
-    return float(((logits.argmax(1) == y) & logits.isfinite().all(1)).double().mean())
+def right_answers(logits: Tensor, y: Tensor) -> Tensor:
+    """Return which answers are right, shape (n,), bool: one that is not finite is none, whatever label its arg-max names."""
+    return (logits.argmax(1) == y) & logits.isfinite().all(1)
+
+
+def _accuracy(logits: Tensor, y: Tensor) -> float:
+    return float(right_answers(logits, y).double().mean())

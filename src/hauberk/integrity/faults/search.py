@@ -14,6 +14,7 @@ from hauberk.core import progress
 from hauberk.core.errors import ModelError, UsageError
 from hauberk.core.target import Target, as_target
 from hauberk.integrity.faults.bits import LAYOUT, Flip, bit_mask, place_of
+from hauberk.integrity.faults.campaign import right_answers
 
 _FORMATS = ("own", "int8")
 _REACH = 64.0  # a gain is only trusted this many largest weights away: the slope says nothing of a leap to 1e38
@@ -199,5 +200,4 @@ def _loss(target: Target, x: Tensor, y: Tensor) -> float:
 
 
 def _accuracy(target: Target, x: Tensor, y: Tensor) -> float:
-    logits = target.logits(x)
-    return float(((logits.argmax(1) == y) & logits.isfinite().all(1)).double().mean())
+    return float(right_answers(target.logits(x), y).double().mean())

@@ -83,6 +83,7 @@ def expected(run: Climb, z: Tensor, answers: int, differentiate: bool) -> tuple[
     """
     total, heights = torch.zeros_like(z), []
     broken = torch.ones_like(run.alive, dtype=torch.bool)
+    point = z
     for _ in range(answers):  # a call each: some models draw once per call, not once per sample
         leaf = z.detach().requires_grad_(differentiate)
         point = run.ball.possible(leaf)
@@ -93,7 +94,7 @@ def expected(run: Climb, z: Tensor, answers: int, differentiate: bool) -> tuple[
         if differentiate:
             total = input_gradient(height, leaf) if answers == 1 else total + input_gradient(height, leaf) / answers
     mean = heights[0] if answers == 1 else torch.stack(heights).mean(0)
-    run.note(run.ball.possible(z.detach()), mean, broken)
+    run.note(point.detach(), mean, broken)
     return mean, total
 
 

@@ -107,12 +107,13 @@ class Climb:
         total = torch.zeros_like(z)
         for first in range(0, len(views), together):
             leaf = z.detach().requires_grad_()
-            asked = [self.ball.possible(view(self.ball.possible(leaf))) for view in views[first : first + together]]
+            point = self.ball.possible(leaf)
+            asked = [point if view is unchanged else self.ball.possible(view(point)) for view in views[first : first + together]]
             answers = self.target.logits(torch.cat(asked) if len(asked) > 1 else asked[0]).split(len(z))
             value = torch.zeros_like(answers[0][:, 0])
-            for point, logits in zip(asked, answers, strict=True):
+            for seen, logits in zip(asked, answers, strict=True):
                 height = self.rise(logits)
-                self.note(point.detach(), height, self.threat.success(logits, self.y))
+                self.note(seen.detach(), height, self.threat.success(logits, self.y))
                 value = value + (height if aim is None else aim(logits))
             total += input_gradient(value, leaf)
         return total / len(views)
