@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -473,5 +474,11 @@ def test_evidence_of_a_curve_is_json(fresh_cnn: Callable[..., nn.Module], digits
     x, y = digits.test.first(16)
     series = robust_curve(fresh_cnn().eval(), x, y, Linf(0.1), attack="pgd", rounds=4).series("pgd")
     plain = dataclasses.asdict(series)
-    back = json.loads(json.dumps(plain, allow_nan=False))
-    assert {name: tuple(value) if isinstance(value, list) else value for name, value in back.items()} == plain
+    assert tuples(json.loads(json.dumps(plain, allow_nan=False))) == tuples(plain)
+
+
+def tuples(value: Any) -> Any:
+    """Return the value with a tuple for each list, at every depth: JSON knows lists alone."""
+    if isinstance(value, dict):
+        return {name: tuples(one) for name, one in value.items()}
+    return tuple(tuples(one) for one in value) if isinstance(value, list | tuple) else value
