@@ -42,6 +42,11 @@ def play(card: Card, *arguments: Any, **options: Any) -> Tensor:
     return card.function(*arguments, **{**effort, **options})
 
 
+def few(card: Card, norm: str, less: int, more: int) -> int:
+    """Return for how many samples a dear promise is looked at: less in the norm that `make test` looks at, more in the others."""
+    return less if norm == card.facts["norms"][0] else more
+
+
 class Net(nn.Module):
     """A small smooth network on (n, 1, 4, 4) with parts that behave otherwise in training; it keeps count of its own."""
 
@@ -99,7 +104,7 @@ def labels(net: nn.Module, z: Tensor) -> Tensor:
         return net(z).argmax(1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow), torch.bfloat16])
 @each_first
 def test_points_are_allowed_to_the_last_bit(card: Card, norm: str, dtype: torch.dtype) -> None:
     net = Net(dtype=torch.float32 if dtype is torch.bfloat16 else dtype)
@@ -156,21 +161,22 @@ def test_one_seed_gives_the_same_bits_whatever_the_global_state(card: Card, norm
 def test_a_sample_does_not_feel_the_batch_it_is_in(card: Card, norm: str) -> None:
     net = Net(dtype=torch.float64)
     x, y = labelled(net, 32, torch.float64)
-    threat = Threat(norm, RADIUS[norm])
+    threat, single = Threat(norm, RADIUS[norm]), few(card, norm, 10, 32)
     together = play(card, net, x, y, threat)
     if card.facts["undivided"]:  # it learns from the whole batch: nothing to compare but that it is not cut
-        assert torch.equal(together, play(card, Target(net, batch_size=7), x, y, threat))
+        assert torch.equal(together, play(card, Target(net, batch_size=12), x, y, threat))
         return
     if "seed" not in card.options:
-        alone = torch.cat([play(card, net, x[i : i + 1], y[i : i + 1], threat) for i in range(32)])
-        torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
-        torch.testing.assert_close(together, play(card, Target(net, batch_size=7), x, y, threat), rtol=0, atol=1e-12)
+        alone = torch.cat([play(card, net, x[i : i + 1], y[i : i + 1], threat) for i in range(single)])
+        torch.testing.assert_close(together[:single], alone, rtol=0, atol=1e-12)
+        torch.testing.assert_close(together, play(card, Target(net, batch_size=12), x, y, threat), rtol=0, atol=1e-12)
         return
-    alone = torch.cat([play(card, net, x[i : i + 1], y[i : i + 1], threat, seed=i) for i in range(32)])
-    parted = play(card, Target(net, batch_size=7), x, y, threat)
-    rates = [float((labels(net, z) != y).double().mean()) for z in (together, alone, parted)]
-    # Paired samples: 6 of 32 that turn out otherwise by chance is beyond three standard errors for these attacks.
-    assert max(rates) - min(rates) <= 6 / 32
+    alone = torch.cat([play(card, net, x[i : i + 1], y[i : i + 1], threat, seed=i) for i in range(single)])
+    parted = play(card, Target(net, batch_size=12), x, y, threat)
+    whole, single_won, parts = (labels(net, z) != y[: len(z)] for z in (together, alone, parted))
+    # Paired samples: 6 of 32, or 4 of 10, that turn out otherwise by chance is beyond three standard errors for these attacks.
+    assert abs(int(whole.sum()) - int(parts.sum())) <= 6
+    assert abs(int(whole[:single].sum()) - int(single_won.sum())) <= (6 if single == 32 else 4)
 
 
 @each_first
@@ -180,7 +186,7 @@ def test_the_best_point_seen_is_the_one_returned(card: Card, norm: str) -> None:
     net = Net()
     x, y = labelled(net, 16)
     threat = Threat(norm, RADIUS[norm], bounds=(0.0, 1.0))
-    for i in range(16):
+    for i in range(few(card, norm, 8, 16)):
         net.seen.clear()
         z = play(card, net, x[i : i + 1], y[i : i + 1], threat)
         seen = torch.cat(net.seen)
@@ -283,24 +289,37 @@ def halfspace(norm: str) -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
     return net.eval(), x, y, high
 
 
-@each_case
+# The ensemble of 4 attacks, each of which is held to its closed form in every norm, is so held itself in its first alone.
+CLOSED = [
+    pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] if case.values[0].name == "auto-attack" and
+                 case.values[1] != case.values[0].facts["norms"][0] else [])
+    for case in CASES
+]
+
+
+@pytest.mark.parametrize(("card", "norm"), CLOSED)
 def test_on_a_linear_model_it_is_as_good_as_the_closed_form(card: Card, norm: str) -> None:
     net, x, y, least = halfspace(norm)
-
-    def rate(eps: Tensor) -> float:
-        return float((labels(net, card.function(net, x, y, Threat(norm, eps))) != y).double().mean())
-
     short, enough = (least - 1, least) if norm == "l0" else (0.99 * least, 1.02 * least)
-    assert rate(short) == 0  # nothing can succeed below the least radius
+    if card.access is not Access.GRADIENT:
+        enough = 2 * least
+    free = torch.full_like(least, math.inf)
+    radii = [short, free] if card.facts["minimum_norm"] else [short] if card.facts["baseline"] else [short, enough]
+    if card.facts["undivided"]:  # it learns from all samples together: those out of reach would spoil what it learns
+        points = [card.function(net, x, y, Threat(norm, eps)) for eps in radii]
+    else:
+        many = len(radii)
+        points = list(card.function(net, x.repeat(many, 1), y.repeat(many), Threat(norm, torch.cat(radii))).split(len(x)))
+    rates = [float((labels(net, z) != y).double().mean()) for z in points]
+    assert rates[0] == 0  # nothing can succeed below the least radius
     if card.facts["minimum_norm"]:
-        z = card.function(net, x, y, Threat(norm, math.inf))
-        assert bool((labels(net, z) != y).all())
-        ratio = size(z, x, norm) / least
+        ratio = size(points[1], x, norm) / least
+        assert rates[1] == 1.0
         assert float(ratio.median()) <= 1.05 and float(ratio.max()) <= 1.25
-    elif card.access is Access.GRADIENT:
-        assert rate(enough) == 1.0
+    elif card.access is Access.GRADIENT and not card.facts["baseline"]:
+        assert rates[1] == 1.0
     elif not card.facts["baseline"]:
-        assert rate(2 * least) >= (0.8 if card.facts["undivided"] else 0.9)
+        assert rates[1] >= (0.8 if card.facts["undivided"] else 0.9)
 
 
 def hostile() -> dict[str, tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], type[Exception], str]]:

@@ -242,12 +242,41 @@ def test_the_finding_survives_json_and_is_small(card: Card, first_run: Callable[
             assert [len(row) for row in evidence["values"]] == [len(evidence["columns"])] * len(evidence["rows"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Alone:
+    """A run of a check that shares nothing, and what it left behind."""
+
+    finding: Finding
+    changed: list[str]
+    hooked: list[str]
+
+
+@pytest.fixture(scope="module")
+def run_alone(images: Scene) -> Callable[[Card], Alone]:
+    """Each check once, sharing nothing, and with the engine's own isolation off, so that it shows what it does itself."""
+    done: dict[str, Alone] = {}
+
+    def run(card: Card) -> Alone:
+        if card.name not in done:
+            open_rng = SimpleNamespace(isolated=lambda *_: contextlib.nullcontext(), derive_seed=rng.derive_seed)
+            before = _fingerprint(images)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(engine, "rng", open_rng)
+                finding = images.run(card)
+            after = _fingerprint(images)
+            hooked = [name for name, part in images.model.named_modules() if part._forward_hooks or part._forward_pre_hooks]
+            done[card.name] = Alone(finding, [name for name in before if before[name] != after[name]], hooked)
+        return done[card.name]
+
+    return run
+
+
 @each_again
 def test_the_same_seed_gives_the_same_figure_alone_and_among_others(
-    card: Card, images: Scene, first_run: Callable[[Card], tuple[Finding, bool]]
+    card: Card, run_alone: Callable[[Card], Alone], first_run: Callable[[Card], tuple[Finding, bool]]
 ) -> None:
     finding, _ = first_run(card)
-    alone = images.run(card)
+    alone = run_alone(card).finding
     for name in ("status", "value", "n", "interval", "summary", "reason"):
         assert getattr(alone, name) == getattr(finding, name), name
     # What was shared is charged in full to each who used it.
@@ -256,16 +285,9 @@ def test_the_same_seed_gives_the_same_figure_alone_and_among_others(
 
 @each_again
 def test_the_model_the_data_and_the_global_randomness_stay_as_they_were(
-    card: Card, images: Scene, monkeypatch: pytest.MonkeyPatch
+    card: Card, run_alone: Callable[[Card], Alone]
 ) -> None:
-    # The engine's own isolation is taken off, so that the check shows what it does itself.
-    open_rng = SimpleNamespace(isolated=lambda *_: contextlib.nullcontext(), derive_seed=rng.derive_seed)
-    monkeypatch.setattr(engine, "rng", open_rng)
-    before, model = _fingerprint(images), images.model
-    images.run(card)
-    after = _fingerprint(images)
-    assert [name for name in before if before[name] != after[name]] == []
-    assert [name for name, part in model.named_modules() if part._forward_hooks or part._forward_pre_hooks] == []
+    assert (run_alone(card).changed, run_alone(card).hooked) == ([], [])
 
 
 def _fingerprint(scene: Scene) -> dict[str, Any]:
