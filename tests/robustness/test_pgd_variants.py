@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -49,10 +51,12 @@ def test_averaging_over_a_models_noise_beats_pgd(digits_model: nn.Module, sample
 
 
 def test_with_one_answer_it_is_pgd_and_each_answer_is_a_query(digits_model: nn.Module, sample: tuple[Tensor, Tensor]) -> None:
-    x, y = sample
-    target = Target(digits_model)
+    model, x, y = copy.deepcopy(digits_model).double(), sample[0].double(), sample[1]
+    target = Target(model)
     z = eot_pgd(target, x, y, Linf(0.1), steps=6, answers=3, early_stop=False, random_start=False)
-    assert torch.equal(z, pgd(digits_model, x, y, Linf(0.1), steps=6, early_stop=False, random_start=False))
+    plain = pgd(model, x, y, Linf(0.1), steps=6, early_stop=False, random_start=False)
+    # In float64, where rounding decides no sign of the mean of three equal gradients.
+    assert float((z - plain).abs().max()) <= 1e-9
     assert (target.ledger.queries, target.ledger.gradients) == (3 * 7 * len(x), 3 * 6 * len(x))
     with pytest.raises(UsageError, match="answers is 0"):
         eot_pgd(digits_model, x, y, Linf(0.1), answers=0)
