@@ -1,0 +1,1 @@
+"""Differential privacy: noise, accounting, clipping and private training."""
