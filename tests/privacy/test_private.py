@@ -14,6 +14,7 @@ from hauberk import Schedule, Split, fit
 from hauberk.core.errors import UsageError
 from hauberk.core.train import Callback, cross_entropy
 from hauberk.privacy.dp import PrivateOptions, make_private
+from hauberk.privacy.dp.accounting import gaussian_epsilon
 from hauberk.privacy.dp.clipping import L1, Automatic, Flat, PerLayer, Quantile
 from hauberk.privacy.dp.noise import Laplace, SeededSource, TimeDecay
 
@@ -231,7 +232,7 @@ def test_fit_makes_the_same_run_and_resumes_with_account_clip_and_draws(tmp_path
     run(2, place)
     resumed, again, told = run(3, place, seed=9)
     assert far(resumed, whole) == 0 and told == history
-    assert releases(again) == releases(account) and len(releases(account)) == 24
+    assert releases(again) == releases(account) and account.ledger.count == 24
     assert again.state_dict() == account.state_dict()
     loop = net()
     private = make_private(
@@ -269,11 +270,18 @@ def test_the_account_is_for_the_batches_that_were_used():
     private = make_private(*pair(net()), data, batch_size=4, noise_multiplier=1.0, options=PrivateOptions(seed=1))
     for x, y in private.batches(epochs=1):
         private.step(cross_entropy, x, y)
-    assert private.relation == "add-remove" and releases(private) == [("gaussian", 1.0, "poisson", 0.1, 1)] * 10
-    # A loader of one's own: every pass takes each example once, and one example may be in any of its batches.
+    assert private.spent().relation == "add-remove" and releases(private) == [("gaussian", 1.0, "poisson", 0.1, 10)]
+    # A loader of one's own deals each example out once a pass: two passes are two releases without amplification, and the
+    # number of examples is fixed.
     for x, y in [data.take(batch) for _ in range(2) for batch in torch.randperm(40).split(4)]:
         private.step(cross_entropy, x, y)
-    assert private.relation == "replace-one" and releases(private)[10:] == [("gaussian", 1.0, "full", 1.0, 1)] * 2
+    assert releases(private)[1:] == [("gaussian", 1.0, "shuffled", 0.1, 20)]
+    assert private.spent().relation == "replace-one"
+    loader = make_private(*pair(net()), data, batch_size=4, noise_multiplier=8.0, delta=1e-5)
+    for x, y in [data.take(batch) for _ in range(2) for batch in torch.randperm(40).split(4)]:
+        loader.step(cross_entropy, x, y)
+    exact = gaussian_epsilon(1e-5, 2 * 2**0.5 / 8.0)  # two Gaussian releases, each moved by twice the clip
+    assert exact <= loader.spent().epsilon <= exact * 1.01
 
     fixed = make_private(
         *pair(net()), data, batch_size=4, noise_multiplier=1.0, options=PrivateOptions(seed=1, sampling="without-replacement")
@@ -281,7 +289,8 @@ def test_the_account_is_for_the_batches_that_were_used():
     for x, y in fixed.batches(steps=3):
         assert len(x) == 4
         fixed.step(cross_entropy, x, y)
-    assert fixed.relation == "replace-one" and releases(fixed) == [("gaussian", 1.0, "without-replacement", 0.1, 1)] * 3
+    assert releases(fixed) == [("gaussian", 1.0, "without-replacement", 0.1, 3)]
+    assert fixed.spent().relation == "replace-one"
 
 
 def test_batches_that_the_account_does_not_cover_are_refused():
@@ -297,9 +306,6 @@ def test_batches_that_the_account_does_not_cover_are_refused():
             with pytest.raises(UsageError, match="second step on the same batch"):
                 private.step(cross_entropy, x, y)
             break
-    scheduled = make_private(*pair(net()), data, batch_size=4, noise_multiplier=TimeDecay(1.0, 0.1))
-    with pytest.raises(UsageError, match="changes by step"):
-        scheduled.step(cross_entropy, *data.first(4))
 
 
 def test_the_model_and_the_streams_are_left_as_they_were():

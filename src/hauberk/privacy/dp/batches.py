@@ -23,14 +23,7 @@ class Batches:
     def __init__(self, data: Any, n: int, batch_size: int, options: PrivateOptions) -> None:
         self.data, self.n, self.batch_size, self.options = data, n, batch_size, options
         self.drawn = 0  # batches drawn so far: the name of the next draw
-        self.own = 0  # steps on batches from elsewhere
-        self.fixed = 0  # steps on batches of fixed size
         self._open: int | None = None  # examples of the batch handed out; -1 once a step has used it; None outside
-
-    @property
-    def all_poisson(self) -> bool:
-        """Whether every step so far was on a batch drawn here by Poisson sampling."""
-        return not (self.own or self.fixed)
 
     def steps(self, epochs: float | None, steps: int | None) -> int:
         """Return how many batches that is: an epoch is n over the expected batch, rounded."""
@@ -52,12 +45,15 @@ class Batches:
         """Return so many batches of positions, each drawn when it is asked for."""
         return _Positions(self, count)
 
-    def releases(self, seen: int, z: float, mechanism: str, *, constant: bool) -> list[Release]:
-        """Return what a step on `seen` examples in this process releases.
+    def release(self, seen: int, noise: float, mechanism: str) -> Release:
+        """Return what a step on `seen` examples in this process releases, for the way its batch was drawn.
+
+        A batch from elsewhere is taken for one of a loader that deals every example out once per pass.
 
         Raises:
-            UsageError: for a batch used twice or in part, one larger than expected, or noise that varies over a loader's pass.
+            UsageError: for a batch used twice or in part, or one from elsewhere that is larger than expected.
         """
+        sampling: str = self.options.sampling
         if self._open == -1:
             raise UsageError("a second step on the same batch", want="one step on each batch: the account is for fresh draws")
         if self._open is not None:
@@ -65,34 +61,22 @@ class Batches:
                 raise UsageError(f"a step saw {seen} examples of a batch of {self._open}", want="the batch as it was drawn",
                                  fix="Pass a batch larger than memory in parts by options.micro_batch")
             self._open = -1
-            if self.options.sampling == "poisson":
-                return [self._release(mechanism, z, "poisson", self.batch_size / self.n)]
-            self.fixed += 1
-            return [self._release(mechanism, z, "without-replacement", self.batch_size / self.n)]
-        everywhere = int(total(torch.tensor([seen])))
-        if everywhere > self.batch_size:
-            raise UsageError(f"a batch holds {everywhere} examples", want=f"at most the batch size {self.batch_size}")
-        if not constant:
-            raise UsageError("the noise changes by step with batches from elsewhere", want="one noise multiplier",
-                             fix="Take the batches from private.batches(...)")
-        # A loader's pass takes each example once: whatever the order, a pass is one release without amplification. A pass has
-        # at least so many steps; a loader that drops its last batch has no more.
-        begins = self.own % max(1, self.n // self.batch_size) == 0
-        self.own += 1
-        return [self._release(mechanism, z, "full", 1.0)] if begins else []
+        else:
+            everywhere = int(total(torch.tensor([seen])))
+            if everywhere > self.batch_size:
+                raise UsageError(f"a batch holds {everywhere} examples", want=f"at most the batch size {self.batch_size}")
+            sampling = "shuffled"
+        return Release(mechanism, noise, sampling, self.batch_size / self.n, 1, self.n)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far the draws are."""
-        return {"n": self.n, "batch_size": self.batch_size, "drawn": self.drawn, "own": self.own, "fixed": self.fixed}
+        return {"n": self.n, "batch_size": self.batch_size, "drawn": self.drawn}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the draws were."""
         if (state["n"], state["batch_size"]) != (self.n, self.batch_size):
             raise ValueError(f"the run had {state['n']} examples and batches of {state['batch_size']}")
-        self.drawn, self.own, self.fixed = int(state["drawn"]), int(state["own"]), int(state["fixed"])
-
-    def _release(self, mechanism: str, z: float, sampling: str, rate: float) -> Release:
-        return Release(mechanism, z, sampling=sampling, rate=rate, count=1, population=self.n)
+        self.drawn = int(state["drawn"])
 
     def _hand_out(self, count: int) -> Iterator[Tensor]:
         try:

@@ -15,7 +15,7 @@ from hauberk.core.data import Split
 from hauberk.core.errors import UsageError
 from hauberk.core.train import Gradients, Loss, Schedule, State
 from hauberk.privacy.dp import distributed
-from hauberk.privacy.dp.accounting import PrivacyLedger
+from hauberk.privacy.dp.accounting import PrivacyLedger, Spent
 from hauberk.privacy.dp.batches import Batches
 from hauberk.privacy.dp.clipping import L1, Clipping, Flat
 from hauberk.privacy.dp.engine import check_model, record
@@ -149,17 +149,17 @@ class Private(Gradients):
 
     # the account
 
-    def epsilon(self, delta: float | None = None, *, accountant: str = "pld") -> float:
-        """Return the ε spent so far, for the way batches were really drawn.
+    def spent(self, delta: float | None = None, *, accountant: str = "pld") -> Spent:
+        """Return the ε spent so far, for the way batches were really drawn, with what it rests on.
 
-        Add-or-remove-one for Poisson sampling. As soon as one batch came from elsewhere, or was of fixed size: replace-one.
+        It is about adding or removing one example with Poisson sampling, and about replacing one as soon as one batch was of
+        fixed size or came from elsewhere, such as a shuffled loader.
+
+        Arguments:
+            delta: None takes that of `make_private`.
+            accountant: `pld`, `rdp`, or another of `hauberk.privacy.dp.accounting`.
         """
-        return self.ledger.epsilon(self.delta if delta is None else delta, accountant=accountant, relation=self.relation)
-
-    @property
-    def relation(self) -> str:
-        """Which neighbours the ε is about: `add-remove` or `replace-one`."""
-        return "add-remove" if self.draws.all_poisson else "replace-one"
+        return self.ledger.epsilon(self.delta if delta is None else delta, accountant=accountant)
 
     def state_dict(self) -> dict[str, Any]:
         """Return account, clip and draws; model and optimizer have their own."""
@@ -205,15 +205,14 @@ class Private(Gradients):
             finite = torch.stack([one.isfinite() for one in norms.values()]).all(0)
             self.dropped += int((~finite).sum())
             for parameter, part in tape.weighted(self.clipping.weights(norms)).items():
-                held = self._sums.get(parameter)
+                part, held = part.to(_wide(part.dtype)), self._sums.get(parameter)
                 self._sums[parameter] = part if held is None else held.add_(part)
         self._seen += tape.batch_size
 
     def _release(self) -> None:
         z = multiplier_at(self.noise_multiplier, self.steps)
         noise = self.options.mechanism(self.clipping.gradient_multiplier(z))
-        for release in self.draws.releases(self._seen, z, noise.name, constant=not callable(self.noise_multiplier)):
-            self.ledger.add(release)
+        self.ledger.add(self.draws.release(self._seen, z, noise.name))  # before it is made: never less than was let out
         first = distributed.world()[0] == 0
         seed = self.options.seed
         source = SecureSource() if seed is None else SeededSource(seed, "noise", self.steps)
