@@ -66,7 +66,10 @@ class Batches:
             if everywhere > self.batch_size:
                 raise UsageError(f"a batch holds {everywhere} examples", want=f"at most the batch size {self.batch_size}")
             sampling = "shuffled"
-        return Release(mechanism, noise, sampling, self.batch_size / self.n, 1, self.n)
+        try:
+            return Release(mechanism, noise, sampling, self.batch_size / self.n, 1, self.n)
+        except UsageError:
+            return Release(mechanism, noise, population=self.n)  # no amplification is known for this pair: a bound without
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far the draws are."""

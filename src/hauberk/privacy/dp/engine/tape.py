@@ -77,7 +77,7 @@ class Tape:
         return {p: self._norms[p] * abs(self._factor) for p in self._parameters}
 
     def weighted(self, weights: Tensor | Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
-        """Return sum_i w_i g_i by parameter, in its shape and type.
+        """Return sum_i w_i g_i by parameter, in its shape and type (float32 for the half types: noise comes before rounding).
 
         Arguments:
             weights: shape (B,), or one such by parameter. An example of weight 0 is absent, whatever its gradient holds.
@@ -89,14 +89,14 @@ class Tape:
                 raise UsageError(f"weights have shape {tuple(w.shape)}", want=f"({self.batch_size},)")
             part = self._sums.get(p)
             if part is None:
-                sums[p] = torch.zeros_like(p, requires_grad=False)
+                sums[p] = torch.zeros_like(p, dtype=wide(p.dtype), requires_grad=False)
                 continue
             w = w.detach()
             broken = ~self._norms[p].isfinite() & (w == 0)
             if bool(broken.any()):
                 stay = (~broken).nonzero().squeeze(1)
                 part, w = part.rows(stay), w[stay]
-            sums[p] = part.weighted(w * self._factor).to(p.dtype)
+            sums[p] = part.weighted(w * self._factor).to(wide(p.dtype))
         return sums
 
     def release(self) -> None:
@@ -119,7 +119,8 @@ class Tape:
                 fix="Make that operation out of place.",
             )
         assert use.gradients is not None
-        found = use.gradients(g.detach())
+        # Half precision would round the weights, and with them let an example exceed its clip.
+        found = use.gradients(g.detach().to(wide(g.dtype)))
         use.gradients, use.data = None, []
         for name, one in use.entered.items():
             part = found[name]()
