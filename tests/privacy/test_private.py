@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hauberk import Schedule, Split, fit
+from hauberk import Linf, Schedule, Split, fit
 from hauberk.core.errors import UsageError
 from hauberk.core.train import Callback, cross_entropy
 from hauberk.privacy.dp import PrivateOptions, make_private
 from hauberk.privacy.dp.accounting import gaussian_epsilon
 from hauberk.privacy.dp.clipping import L1, Automatic, Flat, PerLayer, Quantile
 from hauberk.privacy.dp.noise import Laplace, SeededSource, TimeDecay
+from hauberk.robustness.defend import trades
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.3),
@@ -397,3 +398,29 @@ def test_data_comes_as_split_tensors_or_dataset():
         make_private(*pair(net()), 40, batch_size=3, noise_multiplier=1.0).batches(epochs=1)
     with pytest.raises(UsageError, match="one of the two"):
         private.batches()
+
+
+def test_an_attack_inside_the_loss_leaves_the_gradient_that_of_the_loss():
+    def robust(model, x, y):
+        z = x.clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(functional.cross_entropy(model(z), y, reduction="sum"), z)
+        return functional.cross_entropy(model((x + 0.1 * slope.sign()).detach()), y)
+
+    data, model = split(), net()
+    x, y = data.first(6)
+    z = x.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(functional.cross_entropy(model(z), y, reduction="sum"), z)
+    expected = summed(model, x + 0.1 * slope.sign(), y, 0.3)
+    private = make_private(*pair(model), data, batch_size=6, noise_multiplier=0.0, clip=0.3, options=PrivateOptions(seed=0))
+    private.step(robust, x, y)
+    for one, total in zip(model.parameters(), expected, strict=True):
+        assert torch.allclose(one.grad * 6, total, rtol=1e-10, atol=1e-14)
+
+
+def test_adversarial_training_is_made_private_by_the_same_step():
+    data, model = split(dtype=torch.float32), net(dtype=torch.float32)
+    private = make_private(*pair(model), data, batch_size=6, noise_multiplier=0.0, clip=0.3, options=PrivateOptions(seed=0))
+    for x, y in private.batches(steps=2):
+        private.step(trades(Linf(0.1)), x, y)
+        total = torch.cat([one.grad.flatten() for one in model.parameters()])
+        assert 0 < float(total.norm()) * 6 <= 0.3 * len(x) * (1 + 1e-5)

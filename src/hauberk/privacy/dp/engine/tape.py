@@ -29,7 +29,7 @@ class Tape:
         self._sums: dict[nn.Parameter, PerExample] = {}
         self._norms: dict[nn.Parameter, Tensor] = {}
         self._factor = 1.0
-        self._batch: int | None = None
+        self._open = False  # whether the backward pass that counts is under way
         self._versions = [one._version for one in self._parameters]
 
     @property
@@ -61,7 +61,13 @@ class Tape:
         self._check_versions()
         self._mode.active = False
         if self.batch_size and loss.requires_grad:
-            found = torch.autograd.grad(loss, [self._mode.anchor, *self._parameters], torch.ones_like(loss), allow_unused=True)
+            self._open = True
+            try:
+                found = torch.autograd.grad(
+                    loss, [self._mode.anchor, *self._parameters], torch.ones_like(loss), allow_unused=True
+                )
+            finally:
+                self._open = False
             past = {id(p) for p, one in zip(self._parameters, found[1:], strict=True) if one is not None}
             if past:
                 names = [name for name, p in self._model.named_parameters() if id(p) in past]
@@ -113,6 +119,11 @@ class Tape:
 
     def reached(self, use: Use, g: Tensor) -> None:
         """Take the output gradient of a use: work out norms at once where it is the parameter's only one."""
+        if not self._open:  # a backward pass inside the block, such as an attack's search: its gradients are not the loss's
+            use.gradients, use.data = None, []
+            for one in use.entered.values():
+                self._count[id(one)] -= 1
+            return
         if any(one._version != version for one, version in use.data):
             raise ModelError(
                 f"an input of '{use.name}' was changed in place after it was used", want="the input as the layer met it",
