@@ -125,6 +125,11 @@ class Interceptor(TorchFunctionMode):
         """Run a function of our own that has a rule, as if torch had called it."""
         return self.__torch_function__(func, (), args)
 
+    def as_data(self, one: Tensor) -> Tensor:
+        """Return a tensor that counts as one that depends on the examples: a state of zeros is one for each example."""
+        self.constant.pop(id(one), None)
+        return one
+
     def is_data(self, one: Tensor) -> bool:
         """Whether a tensor may depend on the examples."""
         return id(one) not in self.tracked and id(one) not in self.constant

@@ -5,3 +5,4 @@ from hauberk.privacy.dp.engine.ops import convolution as convolution
 from hauberk.privacy.dp.engine.ops import embedding as embedding
 from hauberk.privacy.dp.engine.ops import linear as linear
 from hauberk.privacy.dp.engine.ops import norms as norms
+from hauberk.privacy.dp.engine.ops import recurrent as recurrent
