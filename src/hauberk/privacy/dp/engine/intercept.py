@@ -106,7 +106,6 @@ class Interceptor(TorchFunctionMode):
             self._note_constant(func, given, out)
             return out
         if func in REWRITES:
-            self.learn_batch([one for one in given if self.is_data(one)])
             with self:
                 return REWRITES[func](self, *args, **kwargs)
         data = [one for one in given if self.is_data(one)]
@@ -121,6 +120,15 @@ class Interceptor(TorchFunctionMode):
             if len(entered) == len(entering) and isinstance(x, Tensor) and self.is_data(x) and self._fits(func, x, entered):
                 return self._treat(func, bound, rule.names, rule.gradients, entered)
         return fallback(self, func, args, kwargs)
+
+    def run(self, func: Operation, *args: Any) -> Any:
+        """Run a function of our own that has a rule, as if torch had called it."""
+        return self.__torch_function__(func, (), args)
+
+    def as_data(self, one: Tensor) -> Tensor:
+        """Return a tensor that counts as one that depends on the examples: a state of zeros is one for each example."""
+        self.constant.pop(id(one), None)
+        return one
 
     def is_data(self, one: Tensor) -> bool:
         """Whether a tensor may depend on the examples."""
