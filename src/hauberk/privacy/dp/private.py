@@ -19,7 +19,7 @@ from hauberk.privacy.dp.accounting import PrivacyLedger, Spent
 from hauberk.privacy.dp.batches import Batches
 from hauberk.privacy.dp.clipping import L1, Clipping, Flat
 from hauberk.privacy.dp.engine import check_model, record
-from hauberk.privacy.dp.noise import SecureSource, SeededSource
+from hauberk.privacy.dp.noise import Gaussian, SecureSource, SeededSource, Source
 from hauberk.privacy.dp.options import Multiplier, PrivateOptions, multiplier_at, population, trained
 
 
@@ -213,21 +213,24 @@ class Private(Gradients):
         z = multiplier_at(self.noise_multiplier, self.steps)
         noise = self.options.mechanism(self.clipping.gradient_multiplier(z))
         self.ledger.add(self.draws.release(self._seen, z, noise.name))  # before it is made: never less than was let out
-        first = distributed.world()[0] == 0
         seed = self.options.seed
-        source = SecureSource() if seed is None else SeededSource(seed, "noise", self.steps)
+        source: Source = SecureSource() if seed is None else SeededSource(seed, "noise", self.steps)
         made = []
         for parameter in self.parameters.values():
             total = self._sums.pop(parameter, None)
             total = torch.zeros_like(parameter, dtype=_wide(parameter.dtype)) if total is None else total
-            made.append(noise.add_(total, self.clipping.bound, source) if first else total)
-        self.clipping.finish(distributed.total, source.normal if first else torch.zeros_like)
-        distributed.add_up(made)
+            made.append(total)
+        distributed.add_up(made, lambda total: noise.add_(total, self.clipping.bound, source))
         for parameter, total in zip(self.parameters.values(), made, strict=True):
             parameter.grad = total.div_(self.batch_size).to(parameter.dtype)
-        self.empty_batches += int(distributed.total(torch.tensor([self._seen]))) == 0
+        self.clipping.finish(lambda counted, deviation: self._noised(counted, deviation, source))
+        self.empty_batches += distributed.count(self._seen) == 0
         self.steps += 1
         self._forget()
+
+    def _noised(self, counted: Tensor, deviation: float, source: Source) -> Tensor:
+        distributed.add_up([counted], lambda total: Gaussian(deviation).add_(total, 1.0, source))
+        return counted
 
     def _forget(self) -> None:
         if self._tape is not None:
