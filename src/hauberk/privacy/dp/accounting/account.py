@@ -11,6 +11,8 @@ from hauberk.privacy.dp.accounting import pld, renyi
 from hauberk.privacy.dp.accounting.gaussian import clt_mu, gaussian_delta, gaussian_epsilon, smallest
 from hauberk.privacy.dp.accounting.release import ACCOUNTANTS, Release, Spent, relation_for
 
+ROUNDING = 1 + 1e-6  # more than what transforms in double precision lose at any δ they are used for
+
 
 def epsilon(
     releases: Iterable[Release], delta: float, *, accountant: str = "pld", relation: str | None = None
@@ -121,7 +123,7 @@ def _pld(listed: Sequence[Release], delta: float, relation: str, notes: list[str
         return plain
     bound = plain
     with contextlib.suppress(UsageError):  # there are kinds that the Rényi accountant does not know
-        bound = min(bound, renyi.rdp_epsilon(listed, delta, relation))
+        bound = min(bound, renyi.rdp_epsilon(listed, delta, relation, quick=True))
     if delta < pld.LEAST_DELTA:
         notes.append(f"δ is too small for privacy loss distributions in double precision ({pld.LEAST_DELTA:g}): Rényi bound")
         return bound
@@ -130,7 +132,7 @@ def _pld(listed: Sequence[Release], delta: float, relation: str, notes: list[str
         if math.isfinite(bound):
             return bound
     found = float(pld.composed(listed, relation).get_epsilon_for_delta(delta))
-    return min(found, bound) if found >= 0 else bound
+    return min(found * ROUNDING, bound) if found >= 0 else bound
 
 
 def _rdp(listed: Sequence[Release], delta: float, relation: str, _: list[str]) -> float:
