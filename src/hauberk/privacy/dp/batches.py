@@ -11,6 +11,7 @@ from torch import Tensor, distributed
 from hauberk.core.data import Split
 from hauberk.core.errors import UsageError
 from hauberk.privacy.dp.accounting import Release
+from hauberk.privacy.dp.accounting.calibrate import steps_per_epoch
 from hauberk.privacy.dp.distributed import count, world
 from hauberk.privacy.dp.noise import SecureSource, SeededSource
 from hauberk.privacy.dp.options import PrivateOptions
@@ -26,10 +27,10 @@ class Batches:
         self._open: int | None = None  # examples of the batch handed out; -1 once a step has used it; None outside
 
     def steps(self, epochs: float | None, steps: int | None) -> int:
-        """Return how many batches that is: an epoch is n over the expected batch, rounded."""
+        """Return how many batches that is: an epoch is n over the expected batch, rounded up."""
         if (epochs is None) == (steps is None):
             raise UsageError(f"epochs is {epochs} and steps is {steps}", want="one of the two")
-        number = steps if steps is not None else round((epochs or 0) * max(1, round(self.n / self.batch_size)))
+        number = steps if steps is not None else round((epochs or 0) * steps_per_epoch(self.batch_size / self.n))
         if number < 0:
             raise UsageError(f"{number} steps are asked for", want="at least 0")
         return number
