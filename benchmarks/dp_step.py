@@ -116,7 +116,9 @@ def opacus(mode: str) -> Callable[[nn.Module, Tensor, Tensor], Callable[[], None
 
         base = torch.optim.SGD(model.parameters(), lr=RATE)
         if mode == "ghost":
-            wrapped = wrap_model(model, "ghost", batch_first=True, loss_reduction="mean", max_grad_norm=CLIP, use_ghost_clipping=True)
+            wrapped = wrap_model(
+                model, "ghost", batch_first=True, loss_reduction="mean", max_grad_norm=CLIP, use_ghost_clipping=True
+            )
             optimizer: Any = DPOptimizerFastGradientClipping(
                 base, noise_multiplier=NOISE, max_grad_norm=CLIP, expected_batch_size=len(x), loss_reduction="mean"
             )
@@ -191,7 +193,8 @@ def main() -> None:
     if not chosen.dry:
         save(
             "dp_step", "A step of DP-SGD (flat clipping, Gaussian noise) beside a step of SGD", content,
-            ["net", "step", "CPU ms, median", "ratio to SGD, median [least, greatest]", "bar", "peak MB over the built model"], rows,
+            ["net", "step", "CPU ms, median", "ratio to SGD, median [least, greatest]", "bar", "peak MB over the built model"],
+            rows,
             [
                 f"{chosen.rounds} rounds, contenders in turn, process CPU time, one thread. Noise is drawn by torch.randn_like.",
                 "Memory: growth of the greatest resident size over five steps, in a process of its own.",

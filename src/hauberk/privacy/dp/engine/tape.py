@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from hauberk.core.errors import ModelError, UsageError
 from hauberk.privacy.dp.engine.intercept import Interceptor, Use
+from hauberk.privacy.dp.engine.layout import Call, layouts
 from hauberk.privacy.dp.engine.per_example import Norm, PerExample, Pulled, together, wide
 
 
@@ -30,6 +32,7 @@ class Tape:
         self._norms: dict[nn.Parameter, Tensor] = {}
         self._factor = 1.0
         self._open = False  # whether the backward pass that counts is under way
+        self._calls: list[Call] = []
         self._versions = [one._version for one in self._parameters]
 
     @property
@@ -61,6 +64,10 @@ class Tape:
         self._check_versions()
         self._mode.active = False
         if self.batch_size and loss.requires_grad:
+            found_out = layouts(self._model, self._parameters, self._calls, self._uses, self.batch_size)
+            for use, layout in zip(self._uses, found_out, strict=True):
+                use.layout = layout
+            self._calls.clear()
             self._open = True
             try:
                 found = torch.autograd.grad(
@@ -74,7 +81,7 @@ class Tape:
                 raise ModelError(
                     f"the loss depends on {', '.join(names) or 'a parameter'} past every layer",
                     want="parameters that act through the examples alone",
-                    fix="Take penalties on weights out of the loss (the optimizer's weight_decay is free of privacy cost).",
+                    fix="Take penalties on weights out of the loss (the optimizer's weight_decay costs no privacy).",
                 )
         self._gather()
 
@@ -111,7 +118,7 @@ class Tape:
         for held in (self._uses, self._parts, self._sums, self._norms, mode.derived, mode.constant, mode.tracked):
             held.clear()
 
-    def used(self, use: Use) -> None:
+    def used(self, use: Use, out: Tensor) -> None:
         """Note an operation that tracked tensors entered (called by the interceptor)."""
         self._uses.append(use)
         for one in use.entered.values():
@@ -131,7 +138,7 @@ class Tape:
             )
         assert use.gradients is not None
         # Half precision would round the weights, and with them let an example exceed its clip.
-        found = use.gradients(g.detach().to(wide(g.dtype)))
+        found = use.gradients(g.detach().to(wide(g.dtype)), use.layout)
         use.gradients, use.data = None, []
         for name, one in use.entered.items():
             part = found[name]()
@@ -189,15 +196,22 @@ def record(model: nn.Module, parameters: Sequence[nn.Parameter] | None = None, *
     tape = Tape(model, tracked, norm)
     mode = tape._mode
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if mode.batch is None:
-            first = next((one for one in [*args, *kwargs.values()] if isinstance(one, Tensor) and one.dim()), None)
-            mode.batch = None if first is None else len(first)
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim()]
+        if mode.batch is None and given:
+            mode.batch = len(given[0])
+        for one in given:  # Even where they were made inside the block.
+            mode.as_data(one)
+        tape._calls.append(Call(args, kwargs, len(tape._uses)))
 
-    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    def end(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        tape._calls[-1].last = len(tape._uses)
+
+    handles = [model.register_forward_pre_hook(begin, with_kwargs=True), model.register_forward_hook(end)]
     try:
         with mode:
             yield tape
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         mode.active = False

@@ -59,7 +59,7 @@ def _walk(x: Tensor, state: State, cell: Cell, weights: Weights, backwards: bool
 
 
 def _layers(cell: Cell, func: Any) -> Callable[..., Any]:
-    def run(
+    def _run(
         mode: Interceptor, input: Tensor, hx: Any, params: Any, has_biases: bool, num_layers: int, dropout: float, train: bool,
         bidirectional: bool, batch_first: bool = False,
     ) -> tuple[Tensor, ...]:
@@ -90,7 +90,7 @@ def _layers(cell: Cell, func: Any) -> Callable[..., Any]:
         ends = tuple(torch.stack(states) for states in zip(*last, strict=True))
         return (x if batch_first else x.transpose(0, 1), *ends)
 
-    return run
+    return _run
 
 
 def _one(cell: Cell) -> Callable[..., Any]:
