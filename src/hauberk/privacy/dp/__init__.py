@@ -1,1 +1,1 @@
-"""Differential privacy: noise, accounting, clipping and private training."""
+"""Differential privacy: training with bounded, noised contributions, and what it costs."""

@@ -34,7 +34,7 @@ class DiscreteGaussian:
     noise_multiplier: float
     dimensions: int
     resolution: int = 1 << 20
-    name = "discrete_gaussian"
+    name = "discrete-gaussian"
     norm = 2
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ class DiscreteLaplace:
     noise_multiplier: float
     dimensions: int
     resolution: int = 1 << 24
-    name = "discrete_laplace"
+    name = "discrete-laplace"
     norm = 1
 
     def __post_init__(self) -> None:
