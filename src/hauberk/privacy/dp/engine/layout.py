@@ -62,6 +62,8 @@ def layouts(model: nn.Module, tracked: list[nn.Parameter], calls: list[Call], us
     found: list[Layout | None] = [None] * len(uses)
     for call in calls:
         own = uses[call.first : call.last]
+        if not own:  # without gradients, such as an attack's look at the clean answer: the loss has none from there
+            continue
         key = (model.training, tuple((use.name, len(use.shape)) for use in own))
         known = _KNOWN.setdefault(model, {}).get(key)
         if known is None or not all(one.fits(use.shape, batch) for one, use in zip(known, own, strict=True)):
