@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hauberk.core.train import Callback, cross_entropy
 from hauberk.privacy.dp import PrivateOptions, make_private
 from hauberk.privacy.dp.accounting import gaussian_epsilon
 from hauberk.privacy.dp.clipping import L1, Automatic, Flat, PerLayer, Quantile
-from hauberk.privacy.dp.noise import Laplace, SeededSource, TimeDecay
+from hauberk.privacy.dp.noise import DiscreteGaussian, Laplace, SeededSource, TimeDecay
 from hauberk.robustness.defend import trades
 
 OPTIMIZERS = {
@@ -197,6 +198,26 @@ def test_laplace_noise_comes_with_an_l1_clip():
     with pytest.raises(UsageError, match="laplace noise with a clip in the L2 norm"):
         make_private(*pair(model), data, batch_size=4, noise_multiplier=1.0, clip=Flat(1.0),
                      options=PrivateOptions(mechanism=Laplace))
+
+
+def test_discrete_noise_pays_for_its_rounding_and_is_accounted_without_amplification():
+    data, model = split(), net()
+    entries = sum(one.numel() for one in model.parameters())
+    options = PrivateOptions(seed=3, mechanism=partial(DiscreteGaussian, dimensions=entries, resolution=64))
+    private = make_private(*pair(model), data, batch_size=4, noise_multiplier=1.5, clip=0.5, options=options)
+    sizes = []
+    for _ in range(8):
+        private.step(cross_entropy, *data.take(torch.arange(0)))
+        sizes += [one.grad.flatten() * 4 for one in model.parameters()]
+    drawn = torch.cat(sizes)
+    steps = drawn / (0.5 / 64)
+    assert torch.allclose(steps, steps.round(), atol=1e-6)  # whole grid steps
+    wanted = 1.5 * 0.5 * (1 + entries**0.5 / 64)  # more than z C: one example's rounding is covered
+    assert float(drawn.std()) == pytest.approx(wanted, rel=5 / (2 * len(drawn)) ** 0.5)
+    assert releases(private) == [("discrete-gaussian", 1.5, "full", 1.0, 8)]
+    short = PrivateOptions(mechanism=partial(DiscreteGaussian, dimensions=entries - 1))
+    with pytest.raises(UsageError, match=f"made for {entries - 1} dimensions"):
+        make_private(*pair(model), data, batch_size=4, noise_multiplier=1.5, options=short)
 
 
 def test_noise_is_scaled_by_the_clip_of_its_own_step():

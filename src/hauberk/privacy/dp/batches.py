@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from hauberk.core.data import Split
 from hauberk.core.errors import UsageError
 from hauberk.privacy.dp.accounting import Release
 from hauberk.privacy.dp.accounting.calibrate import steps_per_epoch
-from hauberk.privacy.dp.distributed import count, world
+from hauberk.privacy.dp.distributed import count, first_ones, world
 from hauberk.privacy.dp.noise import SecureSource, SeededSource
 from hauberk.privacy.dp.options import PrivateOptions
 from hauberk.privacy.dp.sampling import fixed_batch, poisson_batch
@@ -101,8 +101,7 @@ class Batches:
             source = SecureSource() if seed is None else SeededSource(seed, "sampling", name, rank)
             return here[poisson_batch(len(here), self.batch_size / self.n, source)]
         batch = fixed_batch(self.n, self.batch_size, SecureSource() if seed is None else SeededSource(seed, "sampling", name))
-        if processes > 1:
-            distributed.broadcast(batch, 0)
+        first_ones([batch])
         return batch[rank::processes]
 
     def _take(self, batch: Tensor) -> tuple[Tensor, Tensor]:

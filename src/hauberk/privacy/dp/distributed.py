@@ -27,7 +27,7 @@ def add_up(tensors: Sequence[Tensor], then: Callable[[Tensor], Tensor]) -> None:
         return
     for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
         group = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.reshape(-1) for tensor in group])
+        flat = torch.cat([tensor.reshape(-1) for tensor in group]).to(_place(group[0].device))
         distributed.reduce(flat, 0)
         parts = flat.split([tensor.numel() for tensor in group])
         for tensor, part in zip(group, parts, strict=True):
@@ -42,15 +42,18 @@ def count(number: int) -> int:
     """Return the sum of a whole number over all processes."""
     held = torch.tensor([number])
     if world()[1] > 1:
+        held = held.to(_place(held.device))
         distributed.all_reduce(held)
     return int(held)
 
 
-def same_start(tensors: Iterable[Tensor]) -> None:
-    """Give all processes the first one's values."""
+def first_ones(tensors: Iterable[Tensor]) -> None:
+    """Give the tensors of all processes the first one's values, in place."""
     if world()[1] > 1:
         for tensor in tensors:
-            distributed.broadcast(tensor, 0)
+            sent = tensor.to(_place(tensor.device))
+            distributed.broadcast(sent, 0)
+            tensor.copy_(sent)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -58,3 +61,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     assert isinstance(inner, nn.Module)
     return inner
+
+
+def _place(device: torch.device) -> torch.device:
+    # NCCL carries nothing that lies in the memory of the CPU.
+    return torch.device("cuda") if distributed.get_backend() == "nccl" and device.type == "cpu" else device

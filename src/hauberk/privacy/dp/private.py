@@ -78,6 +78,9 @@ class Private(Gradients):
         self.parameters = trained(self.model, optimizer)
         self.clipping.bind(self.parameters, float(batch_size))
         self.clipping.gradient_multiplier(multiplier_at(noise_multiplier, 0))
+        entries = sum(one.numel() for one in self.parameters.values())
+        if (covered := getattr(noise, "dimensions", entries)) < entries:
+            raise UsageError(f"{noise.name} noise is made for {covered} dimensions", want=f"{entries}, all that is trained")
         self.delta = min(1e-5, 1 / n) if delta is None else delta
         self.batch_size, self.noise_multiplier = batch_size, noise_multiplier
         self.draws = Batches(data, n, batch_size, options)
@@ -86,7 +89,7 @@ class Private(Gradients):
         self._sums: dict[Parameter, Tensor] = {}
         self._seen = 0
         self._tape: Any = None
-        distributed.same_start([one.data for one in (*self.model.parameters(), *self.model.buffers())])
+        distributed.first_ones([one.data for one in (*self.model.parameters(), *self.model.buffers())])
 
     def batches(self, epochs: float | None = None, *, steps: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw batches afresh, as many as `epochs` passes hold on average, or `steps`; yield x and y of each.
