@@ -26,16 +26,26 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 class Callback:
-    """Hooks into `fit`; each gets the state of the run and may change it."""
+    """Hooks into `fit`; each gets the state of the run and may change it. Setting `state.stop` ends the run there.
+
+    What a callback has to remember between the parts of an interrupted run goes into its `state_dict`: the checkpoint keeps it.
+    """
 
     def before_step(self, state: State) -> None:
-        """After the gradients of a batch are computed, before the optimizer uses them."""
+        """After the gradients of a batch are computed, before the optimizer uses them; a stop here leaves them unused."""
 
     def after_step(self, state: State) -> None:
         """After the optimizer has changed the weights."""
 
     def after_epoch(self, state: State) -> None:
-        """After the last batch of an epoch; setting `state.stop` ends the run."""
+        """After the last batch of an epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what to keep in the checkpoint: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned when the checkpoint was written."""
 
 
 @dataclasses.dataclass
@@ -116,7 +126,7 @@ def fit(
     state, history = State(model, made), History()
     best: dict[str, Tensor] | None = None
     if plan.checkpoint is not None and Path(plan.checkpoint).exists():
-        best = _resume(Path(plan.checkpoint), state, history)
+        best = _resume(Path(plan.checkpoint), state, history, callbacks)
     place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with rng.isolated(None, place):
         while state.epoch < plan.epochs and not state.stop:
@@ -133,7 +143,7 @@ def fit(
             for callback in callbacks:
                 callback.after_epoch(state)
             if plan.checkpoint is not None:
-                _save(Path(plan.checkpoint), state, history, best)
+                _save(Path(plan.checkpoint), state, history, best, callbacks)
     if plan.patience is not None and best is not None:
         model.load_state_dict(best)
     model.eval()
@@ -144,7 +154,7 @@ def _epoch(state: State, data: Split, loss: Loss, plan: Schedule, callbacks: Seq
     place = next((parameter.device for parameter in state.model.parameters()), torch.device("cpu"))
     order = torch.randperm(len(data), generator=rng.generator(plan.seed, "order", state.epoch))
     state.model.train()
-    total = 0.0
+    total, seen = 0.0, 0
     for batch in progress.track(order.split(plan.batch_size), f"epoch {state.epoch + 1}/{plan.epochs}"):
         x, y = (part.to(place) for part in data.take(batch))
         value = loss(state.model, x, y)
@@ -158,12 +168,20 @@ def _epoch(state: State, data: Split, loss: Loss, plan: Schedule, callbacks: Seq
             )
         for callback in callbacks:
             callback.before_step(state)
+        if _stopped(state):
+            break
         state.optimizer.step()
         state.step += 1
         for callback in callbacks:
             callback.after_step(state)
-        total += state.loss * len(batch)
-    return total / len(data)
+        total, seen = total + state.loss * len(batch), seen + len(batch)
+        if _stopped(state):
+            break
+    return total / seen if seen else math.nan
+
+
+def _stopped(state: State) -> bool:
+    return state.stop
 
 
 def _validation_loss(model: nn.Module, split: Split, size: int) -> float:
@@ -176,10 +194,13 @@ def _validation_loss(model: nn.Module, split: Split, size: int) -> float:
     return mean if math.isfinite(mean) else math.inf  # NaN would compare as neither better nor worse
 
 
-def _save(path: Path, state: State, history: History, best: dict[str, Tensor] | None) -> None:
+def _save(
+    path: Path, state: State, history: History, best: dict[str, Tensor] | None, callbacks: Sequence[Callback]
+) -> None:
     content: dict[str, Any] = {
         "model": state.model.state_dict(), "optimizer": state.optimizer.state_dict(), "epoch": state.epoch,
         "step": state.step, "stop": state.stop, "best": best, "loss": history.loss, "validation": history.validation,
+        "callbacks": [(type(one).__name__, one.state_dict()) for one in callbacks],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
@@ -195,7 +216,7 @@ def _save(path: Path, state: State, history: History, best: dict[str, Tensor] | 
         raise
 
 
-def _resume(path: Path, state: State, history: History) -> dict[str, Tensor] | None:
+def _resume(path: Path, state: State, history: History, callbacks: Sequence[Callback]) -> dict[str, Tensor] | None:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
         state.model.load_state_dict(content["model"])
@@ -203,6 +224,12 @@ def _resume(path: Path, state: State, history: History) -> dict[str, Tensor] | N
         state.epoch, state.step, state.stop = content["epoch"], content["step"], content["stop"]
         history.loss[:], history.validation[:] = content["loss"], content["validation"]
         best: dict[str, Tensor] | None = content["best"]
+        kept = content.get("callbacks", [])  # a checkpoint of an earlier version has none
+        names = [type(one).__name__ for one in callbacks]
+        if kept and [name for name, _ in kept] != names:
+            raise ValueError(f"it was written with the callbacks {[name for name, _ in kept]}, and {names} are given")
+        for callback, (_, held) in zip(callbacks, kept, strict=False):
+            callback.load_state_dict(held)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise UsageError(
             f"the checkpoint {path} cannot be resumed ({type(error).__name__}: {str(error)[:200]})",
