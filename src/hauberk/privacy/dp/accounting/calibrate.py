@@ -13,6 +13,12 @@ from hauberk.privacy.dp.accounting.release import MOST, Release
 
 LARGEST_NOISE = 1e6
 PRECISION = 1e-4  # of a noise, relative
+AHEAD = 4096  # differing steps that are looked at ahead
+LOOK = 8
+
+
+class Endless(UsageError):
+    """A release may be made without end: no number of steps is the last one inside the budget."""
 
 
 def noise_for(
@@ -80,6 +86,40 @@ def steps_for(
     return _most(lambda count: fits(count, accountant), start)
 
 
+def most_steps(
+    budget: float, delta: float, following: Release | Callable[[int], Release], *, before: Iterable[Release] = (),
+    begin: int = 0, accountant: str = "pld", relation: str | None = None,
+) -> float:
+    """Return how many steps may follow within an ε, at most `AHEAD` at once where they differ; infinite where none passes it.
+
+    Arguments:
+        budget, delta, before, accountant, relation: as for `steps_for`.
+        following: what a step releases, or `(step) -> Release`.
+        begin: the number of the first of these steps.
+    """
+    if not callable(following):
+        try:
+            return steps_for(budget, delta, following, before=before, accountant=accountant, relation=relation)
+        except Endless:
+            return math.inf
+    earlier = list(before)
+
+    def fits(count: int, by: str) -> bool:
+        made = [*earlier, *(dataclasses.replace(following(begin + k), count=1) for k in range(count))]
+        return epsilon(made, delta, accountant=by, relation=relation).epsilon <= budget
+
+    # The cheap bound first: while it holds, the tight one need not be asked.
+    quick = next((by for by in ("rdp", accountant) if _answers(fits, by)), accountant)
+    reached = 0
+    for by in dict.fromkeys((quick, accountant)):
+        count = max(1, reached)
+        while count <= AHEAD and fits(count, by):
+            reached, count = count, 2 * count
+        if by == quick and reached >= LOOK:
+            break
+    return reached
+
+
 def epochs_for(
     budget: float, delta: float, release: Release, *, before: Iterable[Release] = (), accountant: str = "pld",
     relation: str | None = None,
@@ -112,6 +152,14 @@ def _rough(lost: Callable[[float, str], float], budget: float) -> float:
     return found if math.isfinite(found) else 1.0
 
 
+def _answers(fits: Callable[[int, str], bool], by: str) -> bool:
+    try:
+        fits(1, by)
+    except UsageError:
+        return False
+    return True
+
+
 def _least(lost: Callable[[float], float], budget: float, guess: float) -> float:
     """Return a noise that keeps the budget, at most `PRECISION` above one that does not; infinity where none does."""
 
@@ -131,7 +179,7 @@ def _least(lost: Callable[[float], float], budget: float, guess: float) -> float
         if kept[0] <= broken[0] * (1 + PRECISION):
             break
         share = kept[1] / (kept[1] - broken[1])
-        # Where the line through both ends meets the budget, and a little to either side of it in turn, so that both ends close in.
+        # Where the line through both ends meets the budget, and a little to either side in turn, so that both ends close in.
         side = (1 + PRECISION / 3) if turn % 2 == 0 else (1 - PRECISION / 3)
         at = kept[0] * (broken[0] / kept[0]) ** share * side if turn < 10 else math.sqrt(kept[0] * broken[0])
         at = at if broken[0] < at < kept[0] else math.sqrt(kept[0] * broken[0])
@@ -149,7 +197,7 @@ def _most(fits: Callable[[int], bool], start: int) -> int:
         while fits(high):
             low, high = high, 2 * high
             if high > MOST:
-                raise UsageError(
+                raise Endless(
                     f"the release may be made more than {low:,} times", want="a budget that ends", fix="Check rate and noise"
                 )
     while high - low > 1:

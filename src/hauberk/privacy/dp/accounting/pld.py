@@ -113,10 +113,12 @@ def _width(release: Release, relation: str) -> float:
         return 20 / sigma + 1 / sigma**2
     if pure_epsilon(release, relation) < math.inf:
         return 2 * pure_epsilon(release, relation)
-    if release.mechanism == "discrete-gaussian":
-        return 2 * away / release.noise**2 * (10 * release.noise + 1)
-    low, high = profiles.ends(release.rate, _sigma(release, relation), relation == "replace-one" and release.sampling == "poisson")
+    low, high = profiles.ends(release.rate, _sigma(release, relation), _replaced(release, relation))
     return high - low
+
+
+def _replaced(release: Release, relation: str) -> bool:
+    return relation == "replace-one" and release.sampling == "poisson"
 
 
 def _sigma(release: Release, relation: str) -> float:
@@ -131,9 +133,7 @@ def _single(release: Release, relation: str, step: float) -> Any:
     away, keywords = distance(relation), {"value_discretization_interval": step}
     if _gathers(release):
         return pld.from_gaussian_mechanism(release.noise / math.sqrt(spread(release)) / away, **keywords)
-    if release.mechanism == "discrete-gaussian":
-        return pld.from_discrete_gaussian_mechanism(release.noise, int(away), **keywords)
-    if release.mechanism == "discrete-laplace":
+    if release.mechanism == "discrete-laplace" and release.sampling == "full":
         return pld.from_discrete_laplace_mechanism(1 / release.noise, int(away), **keywords)
     if release.mechanism == "laplace" and (release.sampling == "full" or away == 1):
         return pld.from_laplace_mechanism(release.noise / away, sampling_prob=release.rate, **keywords)
@@ -165,9 +165,8 @@ def _sampled_gaussian(release: Release, relation: str, step: float) -> Any:
     from dp_accounting.pld import privacy_loss_distribution as pld
 
     q, sigma = release.rate, _sigma(release, relation)
-    replaced = relation == "replace-one" and release.sampling == "poisson"
-    low, high = profiles.ends(q, sigma, replaced)
-    if replaced:
+    low, high = profiles.ends(q, sigma, _replaced(release, relation))
+    if _replaced(release, relation):
         return pld.PrivacyLossDistribution(_dots(low, high, step, lambda grid: profiles.replaced(grid, q, sigma)))
     if release.sampling == "without-replacement":
         return pld.PrivacyLossDistribution(_dots(
@@ -183,5 +182,5 @@ def _dots(low: float, high: float, step: float, profile: Callable[[profiles.Arra
     from dp_accounting.pld import pld_pmf
 
     first, last = math.floor(low / step), math.ceil(high / step)
-    deltas = np.clip(profile(np.arange(first, last + 1) * step), 0.0, 1.0)
+    deltas = np.clip(profile(np.arange(first, last + 1, dtype=np.float64) * step), 0.0, 1.0)
     return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(step, first, last, np.minimum.accumulate(deltas))

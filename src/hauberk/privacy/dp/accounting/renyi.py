@@ -18,11 +18,11 @@ from hauberk.core.errors import UsageError
 from hauberk.privacy.dp.accounting.pld import distance, pure_epsilon, spread, thinned
 from hauberk.privacy.dp.accounting.release import Release
 
-MOST_DISTINCT = 1024
+MOST_DISTINCT = 150
 Array = npt.NDArray[np.float64]
 # Whole orders have a closed form. Tenths and halves matter where ε is large, for the best order is then a small one.
 WHOLE = (*range(2, 64), *range(64, 132, 4), 160, 192, 256, 384, 512, 768, 1024, 2048, 4096)
-ORDERS = tuple(sorted({*WHOLE, *(1 + k / 10 for k in range(1, 60)), *(k / 2 for k in range(14, 66))}))
+ORDERS = tuple(sorted({*WHOLE, *((10 + k) / 10 for k in range(1, 100)), *(k / 2 for k in range(22, 66))}))
 
 
 def rdp_epsilon(releases: Sequence[Release], delta: float, relation: str, *, quick: bool = False) -> float:
@@ -38,7 +38,7 @@ def rdp_epsilon(releases: Sequence[Release], delta: float, relation: str, *, qui
         UsageError: for Poisson sampling under replace-one, of which no Rényi bound is offered.
     """
     orders = WHOLE if quick else ORDERS
-    return _to_epsilon(_total(thinned(releases, most=MOST_DISTINCT), relation, orders, quick), np.array(orders), delta)
+    return _to_epsilon(_total(thinned(releases, most=16 if quick else MOST_DISTINCT), relation, orders, quick), np.array(orders), delta)
 
 
 def naive_epsilon(releases: Sequence[Release], delta: float, relation: str) -> float:
@@ -66,7 +66,7 @@ def divergences(release: Release, relation: str, orders: tuple[float, ...] = ORD
             bounds = np.minimum(bounds, _event("LaplaceDpEvent", release.noise / away, "ADD_OR_REMOVE_ONE", orders))
         return bounds
     plain = alphas * spread(release) * (away / release.noise) ** 2 / 2
-    if _whole(release) or q == 1 or release.mechanism == "discrete-gaussian":
+    if _whole(release) or q == 1:
         return plain
     if release.sampling == "without-replacement":
         asked = tuple(alpha for alpha in orders if alpha <= (32 if quick else 1024))
@@ -77,6 +77,8 @@ def divergences(release: Release, relation: str, orders: tuple[float, ...] = ORD
             "the Rényi accountant was asked about Poisson sampling under replace-one", want="add-remove, or accountant 'pld'",
             fix="PLD covers both",
         )
+    if release.mechanism == "discrete-gaussian":
+        return np.minimum(plain, [_sampled(q, release.noise, alpha) for alpha in orders])
     closed = [alpha for alpha in orders if float(alpha).is_integer()]
     between = tuple(alpha for alpha in orders if not float(alpha).is_integer())
     known = np.empty(len(orders))
@@ -93,6 +95,19 @@ def sampled_gaussian(rate: float, noise: float, order: int) -> float:
     binomial = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
     terms = binomial + k * math.log(rate) + (order - k) * math.log1p(-rate) + k * (k - 1) / (2 * noise**2)
     return max(0.0, float(logsumexp(terms))) / (order - 1)
+
+
+def _sampled(rate: float, noise: float, order: float) -> float:
+    """The divergence of any sampled mechanism that diverges as a Gaussian does (Zhu and Wang 2019, Theorem 5, PMLR 97)."""
+    if not float(order).is_integer():
+        return math.inf
+    top = int(order)
+    k = np.arange(2, top + 1)
+    binomial = gammaln(top + 1) - gammaln(k + 1) - gammaln(top - k + 1)
+    terms = binomial + k * math.log(rate) + (top - k) * math.log1p(-rate) + k * (k - 1) / (2 * noise**2)
+    terms[1:] += math.log(3)
+    first = (top - 1) * math.log1p(-rate) + math.log1p((top - 1) * rate)
+    return max(0.0, float(np.logaddexp(first, logsumexp(terms)))) / (top - 1)
 
 
 def zcdp_rho(releases: Sequence[Release], relation: str) -> float:
