@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,7 +16,7 @@ from hauberk import Linf, Schedule, Split, fit
 from hauberk.core.errors import UsageError
 from hauberk.core.train import Callback, cross_entropy
 from hauberk.privacy.dp import PrivateOptions, make_private
-from hauberk.privacy.dp.accounting import gaussian_epsilon
+from hauberk.privacy.dp.accounting import PrivacyMonitor, epsilon, gaussian_epsilon
 from hauberk.privacy.dp.clipping import L1, Automatic, Flat, PerLayer, Quantile
 from hauberk.privacy.dp.noise import DiscreteGaussian, Laplace, SeededSource, TimeDecay
 from hauberk.robustness.defend import trades
@@ -264,6 +265,29 @@ def test_fit_makes_the_same_run_and_resumes_with_account_clip_and_draws(tmp_path
     for x, y in private.batches(epochs=3):
         private.step(cross_entropy, x, y)
     assert far(loop, whole) == 0
+
+
+def test_a_budget_ends_fit_before_the_step_that_would_pass_it_also_after_a_resume(tmp_path):
+    data, place = split(), tmp_path / "run.pt"
+
+    def run(epochs):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        private = make_private(model, optimizer, data, batch_size=8, noise_multiplier=2.0, options=PrivateOptions(seed=8))
+        monitor = PrivacyMonitor(ledger=private.ledger, delta=1e-5, budget=4.0)
+        plan = Schedule(epochs, checkpoint=place)
+        fit(model, data, optimizer=optimizer, gradients=private, schedule=plan, callbacks=[monitor])
+        return private
+
+    run(1)
+    private = run(100)
+    (one,) = private.ledger.releases
+    assert one.count == private.steps > 5
+    assert epsilon([one], 1e-5).epsilon <= 4.0 < epsilon([replace(one, count=one.count + 1)], 1e-5).epsilon
+    statement = private.statement()
+    assert statement.holds() and statement.epsilon == private.spent().epsilon
+    assert statement.steps == private.steps and statement.relation == "add-remove"
+    assert any("seeded" in said for said in statement.warnings) and any("expected batch 8" in said for said in statement.warnings)
 
 
 def test_a_run_that_was_not_private_cannot_go_on_as_private(tmp_path):
