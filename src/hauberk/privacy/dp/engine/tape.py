@@ -5,6 +5,7 @@ Book-keeping as in Bu, Wang, Zha, Karypis, "Differentially private optimization 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -16,7 +17,10 @@ from torch.utils import _pytree as pytree
 from hauberk.core.errors import ModelError, UsageError
 from hauberk.privacy.dp.engine.intercept import Interceptor, Use
 from hauberk.privacy.dp.engine.layout import Call, layouts
-from hauberk.privacy.dp.engine.per_example import Norm, PerExample, Pulled, together, wide
+from hauberk.privacy.dp.engine.per_example import Kept, Norm, PerExample, Pulled, together, wide
+
+SPARE = 128 * 2**20  # bytes of buffers that stay between steps
+_SPARE: weakref.WeakKeyDictionary[nn.Module, list[Tensor]] = weakref.WeakKeyDictionary()
 
 
 class Tape:
@@ -32,6 +36,7 @@ class Tape:
         self._norms: dict[nn.Parameter, Tensor] = {}
         self._factor = 1.0
         self._calls: list[Call] = []
+        self._spare = _SPARE.pop(model, [])
         self._versions = [one._version for one in self._parameters]
 
     @property
@@ -106,8 +111,18 @@ class Tape:
         return sums
 
     def release(self) -> None:
-        """Free what is held; nothing was ever left on the model."""
-        mode = self._mode
+        """Free what is held; nothing was ever left on the model.
+
+        Up to 128 MB of buffers stay for the next record of the same model, and go with the model.
+        """
+        mode, room, spare = self._mode, SPARE, []
+        buffers = [one for part in self._sums.values() if isinstance(part, Kept) for one in part.kept]
+        for one in [*buffers, *self._spare]:
+            if (room := room - one.nbytes) >= 0:
+                spare.append(one)
+        self._spare = []
+        if spare:
+            _SPARE[self._model] = spare
         for held in (self._uses, self._parts, self._sums, self._norms, mode.derived, mode.constant, mode.tracked):
             held.clear()
 
@@ -134,7 +149,9 @@ class Tape:
                 self._settle(one)
 
     def _settle(self, one: Any) -> None:
-        self._sums[one] = together(self._parts.pop(id(one)))
+        part = self._sums[one] = together(self._parts.pop(id(one)))
+        if isinstance(part, Kept):
+            part.spare = self._spare
         self._norms[one] = self._sums[one].norms(self._norm)
 
     def _gather(self) -> None:
