@@ -35,6 +35,7 @@ class Tape:
         self._sums: dict[nn.Parameter, PerExample] = {}
         self._norms: dict[nn.Parameter, Tensor] = {}
         self._factor = 1.0
+        self._whole: bool | None = None
         self._calls: list[Call] = []
         self._spare = _SPARE.pop(model, [])
         self._versions = [one._version for one in self._parameters]
@@ -94,6 +95,8 @@ class Tape:
             weights: shape (B,), or one such by parameter. An example of weight 0 is absent, whatever its gradient holds.
         """
         sums = {}
+        if self._whole is None:
+            self._whole = bool(torch.stack([one.sum() for one in self._norms.values()]).sum().isfinite()) if self._norms else True
         for p in self._parameters:
             w = weights if isinstance(weights, Tensor) else weights[p]
             if w.shape != (self.batch_size,):
@@ -103,8 +106,7 @@ class Tape:
                 sums[p] = torch.zeros_like(p, requires_grad=False)
                 continue
             w = w.detach()
-            broken = ~self._norms[p].isfinite() & (w == 0)
-            if bool(broken.any()):
+            if not self._whole and bool((broken := ~self._norms[p].isfinite() & (w == 0)).any()):
                 stay = (~broken).nonzero().squeeze(1)
                 part, w = part.rows(stay), w[stay]
             sums[p] = part.weighted(w * self._factor).to(p.dtype)
