@@ -48,9 +48,7 @@ def randomized_response(labels: Tensor, classes: int, epsilon: float, *, source:
     Paper: Warner 1965, JASA 60; Kairouz, Bonawitz and Ramage 2016, arXiv:1602.07387.
     """
     labels = _checked(labels, classes, epsilon)
-    prior = torch.full((classes,), 1 / classes, dtype=torch.float64)
-    noisy = _answers(labels, prior.expand(len(labels), classes), torch.full_like(labels, classes), epsilon, source)
-    return NoisyLabels(noisy, _released(epsilon))
+    return NoisyLabels(_among(labels, torch.full_like(labels, classes), epsilon, source or SecureSource()), _released(epsilon))
 
 
 def rr_with_prior(labels: Tensor, prior: Tensor, epsilon: float, *, source: Source | None = None) -> NoisyLabels:
@@ -152,18 +150,18 @@ def forward_loss(table: Tensor) -> Loss:
 
 
 def _answers(labels: Tensor, prior: Tensor, k: Tensor, epsilon: float, source: Source | None) -> Tensor:
-    drawn = source or SecureSource()
-    n, classes = prior.shape
     order = prior.argsort(dim=1, descending=True, stable=True)  # (n, K): rank to label
-    rank = (order == labels[:, None]).long().argmax(1) if classes else labels
-    like = torch.empty(n, dtype=torch.float64)
-    keep = 1 / (1 + (k.double() - 1) * math.exp(-epsilon))
-    known, kept = rank < k, drawn.uniform(like) < keep
+    rank = (order == labels[:, None]).long().argmax(1)
+    return order.gather(1, _among(rank, k, epsilon, source or SecureSource())[:, None])[:, 0]
+
+
+def _among(rank: Tensor, k: Tensor, epsilon: float, source: Source) -> Tensor:
+    """Answer a number from 0 to k - 1: the rank itself as often as ε allows, where it is one of them."""
+    like = torch.empty(len(rank), dtype=torch.float64, device=rank.device)
+    known, kept = rank < k, source.uniform(like) < 1 / (1 + (k.double() - 1) * math.exp(-epsilon))
     # One of the k - 1 others, or of all k where the true label is not among them.
-    other = (drawn.uniform(like) * (k - known.long())).long()
-    other = other + (known & (other >= rank)).long()
-    found = torch.where(known & kept, rank, other)
-    return order.gather(1, found[:, None])[:, 0]
+    other = (source.uniform(like) * (k - known.long())).long()
+    return torch.where(known & kept, rank, other + (known & (other >= rank)).long())
 
 
 def _released(epsilon: float) -> tuple[Release, ...]:
