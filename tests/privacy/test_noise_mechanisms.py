@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from hauberk.core.errors import UsageError
+from hauberk.privacy.dp.accounting import PrivacyLedger, Release
 from hauberk.privacy.dp.noise import (
     AdaptiveGaussian,
     Constant,
@@ -75,3 +76,11 @@ def test_each_step_of_an_adaptive_mechanism_has_the_noise_of_its_schedule() -> N
     assert stats.kstest(total.numpy(), stats.norm(scale=1.5).cdf).pvalue > 1e-6
     with pytest.raises(UsageError, match="multiplier"):
         AdaptiveGaussian(lambda step: 1.0 - step).at(2)
+
+
+@pytest.mark.slow
+def test_decaying_noise_is_composed_step_by_step() -> None:
+    mechanism = AdaptiveGaussian(TimeDecay(1.5, 6e-4))
+    ledger = PrivacyLedger(Release("gaussian", mechanism.at(t).noise_multiplier, "poisson", 0.01) for t in range(1, 501))
+    found = ledger.epsilon(1e-5, accountant="rdp").epsilon
+    assert 1.02218 * (1 - 1e-4) <= found <= 1.02218 * 1.01  # dp-accounting's own figure, and never below
