@@ -190,7 +190,8 @@ class Interceptor(TorchFunctionMode):
             return {name: merged(make, batch) for name, make in rule.gradients(g, **call).items()}
 
         backwards = None
-        if rule.backwards is not None and len(data) == 1 and not torch.is_autocast_enabled(bound[rule.data].device.type):
+        plainly = len(data) == 1 and not any(isinstance(one, str) for one in bound.values())  # padding="same"
+        if rule.backwards is not None and plainly and not torch.is_autocast_enabled(bound[rule.data].device.type):
             backwards = functools.partial(rule.backwards, **plain)
         return self.treat(_name(func), run, [bound[key] for key in data], entered, gradients, backwards)
 
