@@ -95,6 +95,19 @@ def test_threads_never_share_a_draw() -> None:
     assert len(words.unique()) == len(words)
 
 
+def test_the_work_of_large_tensors_is_shared_between_threads_and_comes_out_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secure, "CHUNK", 1 << 10)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    n, source = 30_001, SecureSource()
+    assert len(source.bits(n).unique()) == n
+    assert stats.kstest(source.normal(torch.empty(n, dtype=torch.float64)).numpy(), stats.norm().cdf).pvalue > TAIL
+    total, seen = torch.linspace(-3, 3, n, dtype=torch.float64).requires_grad_(), []
+    with torch.no_grad():
+        grid.add_on_grid_(total, 1.0, lambda like: seen.append(len(like)) or torch.ones_like(like))
+    assert len(seen) == 59 and sum(seen) == n
+    assert float((total.detach() - torch.linspace(-2, 4, n, dtype=torch.float64)).abs().max()) < 2.0**-35
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_draws_other_noise() -> None:

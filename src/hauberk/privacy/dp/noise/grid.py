@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hauberk.privacy.dp.noise.secure import CHUNK
+from hauberk.privacy.dp.noise.secure import in_parts
 
 BITS = 36  # the grid is finer than the noise by 2^36: exact below 2^17 times the noise, rounding adds 2^-36 per root of dimension
 
@@ -33,9 +33,15 @@ def add_on_grid_(total: Tensor, scale: float, draw: Callable[[Tensor], Tensor]) 
     if scale == 0 or not total.numel():
         return total
     step = 2.0 ** (math.floor(math.log2(scale)) - BITS)
-    flat = total.reshape(-1)  # a view where it can be one
-    size = CHUNK if flat.device.type == "cpu" else len(flat)
-    for part in flat.split(size):
-        exact = part.to(torch.float64).div_(step).round_() if part.dtype != torch.float64 else part.div(step).round_()
+    flat = total.detach().reshape(-1)  # a view where it can be one
+
+    def add(place: slice) -> None:
+        part = flat[place]
+        exact = part.to(torch.float64, copy=True).mul_(1 / step).round_()
         part.copy_(exact.add_(draw(exact).mul_(scale / step).round_()).mul_(step))
+
+    if flat.device.type == "cpu":
+        in_parts(len(flat), add)
+    else:
+        add(slice(0, len(flat)))
     return total if flat.data_ptr() == total.data_ptr() else total.copy_(flat.reshape(total.shape))

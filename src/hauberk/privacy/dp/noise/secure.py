@@ -1,26 +1,30 @@
-"""A cryptographically secure source: a fresh ChaCha20 key from the operating system for every call, and no state."""
+"""A cryptographically secure source: fresh ChaCha20 keys from the operating system for every call, and no state."""
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from torch import Tensor
 
 from hauberk.core.errors import UsageError
 
-CHUNK = 1 << 15  # values transformed at a time: what is worked on stays in the cache
+CHUNK = 1 << 16  # values transformed at a time: what is worked on stays in the cache
 _LOW_63 = (1 << 63) - 1
+_ZEROS = memoryview(bytes(8 * CHUNK))
 
 
 class SecureSource:
     """Randomness that cannot be foretold, for noise that protects people.
 
-    Every call takes a new 256-bit key and nonce from the operating system and reads the ChaCha20 keystream under it. Nothing is
-    kept between calls, so that threads, forked processes and resumed runs never share a draw and there is nothing to steal.
+    Every call takes new 256-bit keys and nonces from the operating system, one for every 65,536 values or fewer, and reads the
+    ChaCha20 keystream under them. Nothing is kept between calls, so that threads, forked processes and resumed runs never share
+    a draw and there is nothing to steal.
 
     Values are computed in float64 from 128 random bits a pair of normals (Box and Muller 1958) and 64 a Laplace value, and only
     then rounded to the dtype asked for. Normals end at 9.3 standard deviations, Laplace values at 43.7 scales: together less than
@@ -35,8 +39,11 @@ class SecureSource:
     def bits(self, n: int) -> Tensor:
         """Return n uniform integers over all of int64, shape (n,), on the CPU."""
         made = torch.empty(n, dtype=torch.int64)
-        for place, raw in _keystream(n):
-            made[place] = raw[: place.stop - place.start]
+
+        def fill(part: slice) -> None:
+            made[part] = _keystream(part.stop - part.start)
+
+        in_parts(n, fill)
         return made
 
     def normal(self, like: Tensor) -> Tensor:
@@ -93,20 +100,34 @@ def _filled(like: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
         raise UsageError(f"noise of dtype {like.dtype} was asked for", want="a floating-point tensor")
     # Half-precision values are rounded once, at the end, from float64.
     flat = torch.empty(like.numel(), dtype=like.dtype)
-    for place, raw in _keystream(like.numel()):
-        flat[place] = transform(raw)[: place.stop - place.start]
+
+    def fill(part: slice) -> None:
+        n = part.stop - part.start
+        flat[part] = transform(_keystream(n + n % 2))[:n]
+
+    in_parts(len(flat), fill)
     return flat.reshape(like.shape).to(like.device)
 
 
-def _keystream(n: int) -> Iterator[tuple[slice, Tensor]]:
-    """Give n random int64 in portions (a spare one at the end where n is odd), each in the same buffer."""
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-
-    if not n:
+def in_parts(n: int, work: Callable[[slice], object]) -> None:
+    """Call `work` on consecutive parts of n entries, by as many threads as torch has, where there are parts enough."""
+    # An operation on more values than half of CHUNK is split between threads by torch itself, once too often.
+    threads = min(torch.get_num_threads(), n // (2 * CHUNK))
+    alone = threads < 2 or torch.is_inference_mode_enabled()  # a mode that other threads would not inherit
+    size = CHUNK if alone else CHUNK // 2
+    parts = [slice(start, min(n, start + size)) for start in range(0, n, size)]
+    if alone:
+        for part in parts:
+            work(part)
         return
-    size = min(CHUNK, n + n % 2)
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, parts):
+            pass
+
+
+def _keystream(n: int) -> Tensor:
+    """Return n random int64 under a key of their own."""
+    stream = bytearray(8 * n)
     cipher = Cipher(algorithms.ChaCha20(secrets.token_bytes(32), secrets.token_bytes(16)), mode=None).encryptor()
-    zeros, stream = bytes(8 * size), bytearray(8 * size)
-    for start in range(0, n, size):
-        cipher.update_into(zeros, stream)
-        yield slice(start, min(n, start + size)), torch.frombuffer(stream, dtype=torch.int64)
+    cipher.update_into(_ZEROS[: 8 * n], stream)
+    return torch.frombuffer(stream, dtype=torch.int64)
