@@ -112,7 +112,14 @@ def test_parts_of_a_batch_make_the_same_gradient_as_the_whole(micro, reduction):
         *pair(model), data, batch_size=8, noise_multiplier=0.0, clip=0.3,
         options=PrivateOptions(micro_batch=micro, reduction=reduction, seed=0),
     )
-    loss = private.step(lambda m, x, y: functional.cross_entropy(m(x), y, reduction=reduction), x, y)
+    held = []
+
+    def mean_or_sum(m, x, y):
+        held.append(len(x))
+        return functional.cross_entropy(m(x), y, reduction=reduction)
+
+    loss = private.step(mean_or_sum, x, y)
+    assert sum(held) == 7 and max(held) <= (micro or 7)
     for one, total in zip(model.parameters(), expected, strict=True):
         assert torch.allclose(one.grad * 8, total, rtol=1e-10, atol=1e-14)
     assert loss == pytest.approx(functional.cross_entropy(net()(x), y).item(), rel=1e-12)
