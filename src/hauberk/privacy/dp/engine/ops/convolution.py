@@ -1,0 +1,78 @@
+"""Convolutions in one, two and three dimensions.
+
+The gradient of example i is, for each tap (kh, kw) of the kernel, the product of its output gradient with its input shifted by
+that tap. Copies are made of the shifts along the width alone: the shifts along the height are then slices of the same
+copies, so that no input is unfolded whole.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hauberk.privacy.dp.engine.ops.taps import Taps
+from hauberk.privacy.dp.engine.per_example import SCRATCH, Dense, chunks
+from hauberk.privacy.dp.engine.registry import Gradients, treat
+
+Sizes = int | tuple[int, ...]
+
+
+def _all(value: Sizes, dims: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dims if len(values) == 1 else values
+
+
+def _pads(padding: Sizes | str, kernel: torch.Size, dilation: tuple[int, ...]) -> tuple[list[tuple[int, int]], bool]:
+    """Return what is added before and after each dimension."""
+    if padding == "valid":
+        return [(0, 0)] * len(kernel), False
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [(t // 2, t - t // 2) for t in total], True
+    assert not isinstance(padding, str)
+    return [(p, p) for p in _all(padding, len(kernel))], True
+
+
+def input_gradient(
+    g: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
+) -> Tensor:
+    """The gradient of the input, some examples at a time: copies inside the library of convolutions stay small."""
+    dims = weight.dim() - 2
+    geometry = [list(_all(one, dims)) for one in (stride, padding, dilation)]
+
+    def part(rows: slice) -> Tensor:
+        found = torch.ops.aten.convolution_backward(
+            g[rows], input[rows], weight, None, *geometry, False, [0] * dims, groups, [True, False, False]
+        )
+        return cast(Tensor, found[0])
+
+    if input.nbytes <= SCRATCH // 2:
+        return part(slice(None))
+    whole = torch.empty_like(input)
+    for rows in chunks(len(g), 4 * input[0].nbytes):
+        whole[rows] = part(rows)
+    return whole
+
+
+@treat(
+    functional.conv1d, functional.conv2d, functional.conv3d, parameters=("weight", "bias"), backwards=input_gradient
+)
+def convolution(
+    g: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Sizes | str = 0,
+    dilation: Sizes = 1, groups: int = 1,
+) -> Gradients:
+    """Convolution of any stride, padding, dilation and number of groups."""
+    kernel = weight.shape[2:]
+    strides, dilations = _all(stride, len(kernel)), _all(dilation, len(kernel))
+    pads, padded = _pads(padding, kernel, dilations)
+
+    def weight_gradient() -> Taps:
+        x = input.to(g.dtype)
+        if padded and any(before or after for before, after in pads):
+            x = functional.pad(x, [side for pair in reversed(pads) for side in pair])
+        return Taps(x, g, weight.shape, strides, dilations, groups)
+
+    return {"weight": weight_gradient, "bias": lambda: Dense(g.flatten(2).sum(2))}

@@ -1,0 +1,138 @@
+"""PATE as a whole: teachers on disjoint shards, private answers to public questions, a student that may be given away."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.core import rng
+from hauberk.core.data import Split
+from hauberk.core.errors import DataError, UsageError
+from hauberk.core.target import evaluating
+from hauberk.core.train import fit
+from hauberk.privacy.dp.accounting import PrivacyLedger, Spent
+from hauberk.privacy.dp.noise import Source
+from hauberk.privacy.dp.pate.aggregate import Aggregator, Answers, count_votes
+
+Build = Callable[[], nn.Module]
+Train = Callable[[nn.Module, Split], Any]
+
+
+@dataclasses.dataclass
+class Pate:
+    """A student, and what it cost.
+
+    Arguments:
+        student: trained on public questions and private answers alone; may be published at the ledger's ε.
+        answers: the private answers.
+        ledger: their releases.
+        votes: counts by class of each question, shape (n, K): private data, as the teachers are.
+    """
+
+    student: nn.Module
+    answers: Answers
+    ledger: PrivacyLedger
+    votes: Tensor
+
+    def epsilon(self, delta: float, *, accountant: str = "pld") -> Spent:
+        """Return the data-independent ε at δ: what one record of one teacher's shard gives away at most; publishable."""
+        return self.ledger.epsilon(delta, accountant=accountant)
+
+
+def pate(
+    build: Build, private: Split, public: Tensor, aggregator: Aggregator, *, teachers: int = 50, train: Train = fit,
+    seed: int = 0, source: Source | None = None,
+) -> Pate:
+    """Train teachers on disjoint shards of private data, ask them about public inputs, and train a student on the answers.
+
+    Arguments:
+        build: returns a new, untrained classifier.
+        private: the data to protect; nothing but the aggregator's answers depends on it.
+        public: inputs that are not private, shape (n, ...).
+        aggregator: `LNMax`, `GNMax` or `ConfidentGNMax`.
+        teachers: how many; more hide each record better and know less.
+        train: trains a model in place on a split, each teacher and the student: `fit`, or a call of it with options of your own.
+        seed: of shards and first weights, not of the noise.
+        source: of the noise; None takes a secure one.
+
+    Raises:
+        DataError: for fewer samples than teachers, or no answer to train a student on.
+        UsageError: for fewer than two teachers.
+
+    Paper: Papernot et al. 2017, arXiv:1610.05755; 2018, arXiv:1802.08908.
+    """
+    ensemble = train_teachers(build, private, teachers, train=train, seed=seed)
+    votes = count_votes(*ask(ensemble, public))
+    answers = aggregator.answer(votes, source=source)
+    student = train_student(build, public, answers, train=train, seed=seed)
+    return Pate(student, answers, PrivacyLedger(answers.releases), votes)
+
+
+def train_teachers(build: Build, private: Split, teachers: int, *, train: Train = fit, seed: int = 0) -> list[nn.Module]:
+    """Return teachers, each trained on a shard of its own; a record is in exactly one.
+
+    Arguments:
+        build: returns a new, untrained classifier.
+        private: each sample goes to a teacher drawn for it alone, so that one more or less of them changes no other's place.
+        teachers: how many.
+        train: trains a model in place on a split; it must know nothing of the other shards.
+        seed: of shards and first weights.
+
+    Raises:
+        DataError: for fewer samples than teachers.
+        UsageError: for fewer than two teachers.
+    """
+    if teachers < 2:
+        raise UsageError(f"{teachers} teachers were asked for", want="at least 2; tens or hundreds give useful privacy")
+    if len(private) < teachers:
+        raise DataError(f"there are {len(private)} samples for {teachers} teachers", want="at least one each")
+    place = torch.randint(teachers, (len(private),), generator=rng.generator(seed, "pate", "shards"))
+    shards = [(place == number).nonzero().flatten() for number in range(teachers)]
+    return [
+        _trained(build, Split(*private.take(shard)), train, rng.derive_seed(seed, "pate", "teacher", number))
+        for number, shard in enumerate(shards)
+    ]
+
+
+def ask(teachers: Sequence[nn.Module], public: Tensor, *, batch_size: int = 1024) -> tuple[Tensor, int]:
+    """Return each teacher's label of each input, shape (teachers, n), which is private data, and the number of classes."""
+    found, classes = [], 0
+    for teacher in teachers:
+        with torch.no_grad(), evaluating(teacher):
+            place = next((one.device for one in teacher.parameters()), torch.device("cpu"))
+            logits = torch.cat([teacher(part.to(place)).cpu() for part in public.split(batch_size)])
+        classes = logits.shape[1]
+        found.append(logits.argmax(1))
+    return torch.stack(found), classes
+
+
+def train_student(build: Build, public: Tensor, answers: Answers, *, train: Train = fit, seed: int = 0) -> nn.Module:
+    """Return a classifier trained on the questions that were answered: by post-processing as private as the answers.
+
+    Arguments:
+        build: returns a new, untrained classifier.
+        public: all the inputs that were asked about, shape (n, ...).
+        answers: to them.
+        train: trains a model in place on a split.
+        seed: of first weights.
+
+    Raises:
+        DataError: when nothing was answered.
+    """
+    kept = answers.answered
+    if not bool(kept.any()):
+        raise DataError("no question was answered", want="at least one answer",
+                        fix="Lower the threshold or the noise, or take more teachers")
+    return _trained(build, Split(public[kept], answers.labels[kept]), train, rng.derive_seed(seed, "pate", "student"))
+
+
+def _trained(build: Build, data: Split, train: Train, seed: int) -> nn.Module:
+    with rng.isolated(seed):
+        model = build()
+        if len(data):  # a teacher without samples answers all the same
+            train(model, data)
+    return model.eval()
