@@ -96,10 +96,10 @@ def hauberk(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
             loss = functional.cross_entropy(model(x), y)
         tape.backward(loss)
         total = torch.stack(list(tape.norms().values())).norm(dim=0)
-        sums = tape.weighted((CLIP / total.clamp(min=1e-6)).clamp(max=1))
+        sums = tape.weighted((CLIP / total.clamp(min=1e-6)).clamp(max=1) / len(x))
         tape.release()
         for p, value in sums.items():
-            p.grad = value.add_(torch.randn_like(value), alpha=NOISE * CLIP).div_(len(x))
+            p.grad = value.add_(torch.randn_like(value), alpha=NOISE * CLIP / len(x))
         optimizer.step()
 
     return step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,7 +16,7 @@ from hauberk import Linf, Schedule, Split, fit
 from hauberk.core.errors import UsageError
 from hauberk.core.train import Callback, cross_entropy
 from hauberk.privacy.dp import PrivateOptions, make_private
-from hauberk.privacy.dp.accounting import gaussian_epsilon
+from hauberk.privacy.dp.accounting import PrivacyMonitor, epsilon, gaussian_epsilon
 from hauberk.privacy.dp.clipping import L1, Automatic, Flat, PerLayer, Quantile
 from hauberk.privacy.dp.noise import DiscreteGaussian, Laplace, SeededSource, TimeDecay
 from hauberk.robustness.defend import trades
@@ -111,7 +112,14 @@ def test_parts_of_a_batch_make_the_same_gradient_as_the_whole(micro, reduction):
         *pair(model), data, batch_size=8, noise_multiplier=0.0, clip=0.3,
         options=PrivateOptions(micro_batch=micro, reduction=reduction, seed=0),
     )
-    loss = private.step(lambda m, x, y: functional.cross_entropy(m(x), y, reduction=reduction), x, y)
+    held = []
+
+    def mean_or_sum(m, x, y):
+        held.append(len(x))
+        return functional.cross_entropy(m(x), y, reduction=reduction)
+
+    loss = private.step(mean_or_sum, x, y)
+    assert sum(held) == 7 and max(held) <= (micro or 7)
     for one, total in zip(model.parameters(), expected, strict=True):
         assert torch.allclose(one.grad * 8, total, rtol=1e-10, atol=1e-14)
     assert loss == pytest.approx(functional.cross_entropy(net()(x), y).item(), rel=1e-12)
@@ -264,6 +272,30 @@ def test_fit_makes_the_same_run_and_resumes_with_account_clip_and_draws(tmp_path
     for x, y in private.batches(epochs=3):
         private.step(cross_entropy, x, y)
     assert far(loop, whole) == 0
+
+
+def test_a_budget_ends_fit_before_the_step_that_would_pass_it_also_after_a_resume(tmp_path):
+    data, place = split(), tmp_path / "run.pt"
+
+    def run(epochs):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        private = make_private(model, optimizer, data, batch_size=8, noise_multiplier=2.0, options=PrivateOptions(seed=8))
+        monitor = PrivacyMonitor(ledger=private.ledger, delta=1e-5, budget=4.0, accountants=("rdp",))
+        plan = Schedule(epochs, checkpoint=place)
+        fit(model, data, optimizer=optimizer, gradients=private, schedule=plan, callbacks=[monitor])
+        return private
+
+    run(1)
+    private = run(100)
+    (one,) = private.ledger.releases
+    assert one.count == private.steps > 5
+    more = replace(one, count=one.count + 1)
+    assert epsilon([one], 1e-5, accountant="rdp").epsilon <= 4.0 < epsilon([more], 1e-5, accountant="rdp").epsilon
+    statement = private.statement()
+    assert statement.holds() and statement.epsilon == private.spent().epsilon
+    assert statement.steps == private.steps and statement.relation == "add-remove"
+    assert any("seeded" in said for said in statement.warnings) and any("expected batch 8" in said for said in statement.warnings)
 
 
 def test_a_run_that_was_not_private_cannot_go_on_as_private(tmp_path):

@@ -39,6 +39,7 @@ class Settings:
         gates: by check id, `{"min": ...}` or `{"max": ...}` in place of the card's limits; `{"run": true}` makes not run fail.
         queries: queries that a black-box adversary may spend per sample.
         trust: whether files that run code may be opened.
+        statement: the file with the privacy statement of the model's training; empty where none was named.
     """
 
     preset: str = "quick"
@@ -48,6 +49,7 @@ class Settings:
     gates: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     queries: int | None = None
     trust: bool = False
+    statement: str = ""
 
     def scaled(self, quick: int, standard: int, thorough: int) -> int:
         """Return the count that belongs to the preset."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hauberk.cli import assess, attack, diagnose, diff, fuzz, gate, init, methods
+from hauberk.cli import account, assess, attack, diagnose, diff, fuzz, gate, init, methods
 
 app = typer.Typer(
     name="hauberk", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -23,6 +23,8 @@ app.command("explain")(methods.explain)
 app.command("attack")(attack.attack)
 app.command("diagnose")(diagnose.diagnose)
 app.command("fuzz")(fuzz.fuzz)
+app.command("account")(account.account)
+app.command("calibrate")(account.calibrate)
 app.command("diff")(diff.diff)
 app.command("gate")(gate.gate)
 

@@ -52,6 +52,7 @@ def prepare(plan: Plan, trust: bool = False) -> Material:
     settings = Settings(
         preset=plan.run.preset, seed=plan.run.seed, threats=threats, radii=tuple(radii) if len(radii) > 1 else (),
         gates={name: limits.model_dump(exclude_none=True) for name, limits in plan.gate.items()}, queries=queries, trust=trust,
+        statement=located(plan.privacy.statement, plan.base) if plan.privacy else "",
     )
     return load_plan_model(plan, data, trust=trust), data, settings
 

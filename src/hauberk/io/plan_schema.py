@@ -169,6 +169,12 @@ class GateTable(Table):
         return self
 
 
+class PrivacyTable(Table):
+    """What is claimed of the model's privacy."""
+
+    statement: str = Field(min_length=1, description="the privacy statement of its training: hauberk account --output")
+
+
 Threats = Annotated[list[ThreatTable], BeforeValidator(_listed)]
 
 
@@ -179,6 +185,7 @@ class Plan(Table):
     data: DataTable
     threat: Threats = Field(default_factory=list)
     run: RunTable = Field(default_factory=RunTable)
+    privacy: PrivacyTable | None = None
     gate: dict[str, GateTable] = Field(default_factory=dict)
     folder: str = Field(default="", description="where relative paths start, seen from the plan; written to plan.lock.toml")
     hauberk: str = Field(default="", description="the version that wrote this plan; information only")

@@ -15,7 +15,8 @@ from hauberk.core.data import Split
 from hauberk.core.errors import UsageError
 from hauberk.core.train import Gradients, Loss, Schedule, State
 from hauberk.privacy.dp import distributed
-from hauberk.privacy.dp.accounting import PrivacyLedger, Spent
+from hauberk.privacy.dp.accounting import PrivacyLedger, PrivacyStatement, Spent
+from hauberk.privacy.dp.accounting.statement import make_statement
 from hauberk.privacy.dp.batches import Batches
 from hauberk.privacy.dp.clipping import L1, Clipping, Flat
 from hauberk.privacy.dp.engine import check_model, record
@@ -163,6 +164,19 @@ class Private(Gradients):
             accountant: `pld`, `rdp`, or another of `hauberk.privacy.dp.accounting`.
         """
         return self.ledger.epsilon(self.delta if delta is None else delta, accountant=accountant)
+
+    def statement(self, *, unit: str = "example", accountant: str = "pld") -> PrivacyStatement:
+        """Return the claim of what was spent so far, with all that another needs to compute it again.
+
+        Arguments:
+            unit: what one example stands for, such as "user".
+            accountant: as for `spent`.
+        """
+        said = f"{self.clipping.describe()}; expected batch {self.batch_size}"
+        return make_statement(
+            self.ledger.releases, self.delta, accountant=accountant, unit=unit, seeded=self.options.seed is not None,
+            warnings=[said],
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return account, clip and draws; model and optimizer have their own."""

@@ -96,12 +96,12 @@ def group_epsilon(
         return Spent(found.epsilon, delta, accountant, found.relation, found.bound, (*found.notes, note))
     # (ε, δ) for one record is (kε, δ (e^{kε} − 1)/(e^ε − 1)) for k: the δ of one is made as small as that needs.
     share = delta / size
-    for _ in range(200):
+    for _ in range(60):
         one = epsilon(listed, share, accountant=accountant, relation=relation)
         grown = share * _factor(one.epsilon, size)
         if grown <= delta or share == 0:
             break
-        share = min(share / 1.5, delta / _factor(one.epsilon, size)) if math.isfinite(grown) else share / 16
+        share = delta / _factor(one.epsilon, size) / 1.05
         share = share if share > 1e-280 else 0.0
     worst = one.epsilon * size if grown <= delta else math.inf
     return Spent(worst, delta, accountant, one.relation, one.bound, (*one.notes, note))
@@ -135,13 +135,23 @@ def _pld(listed: Sequence[Release], delta: float, relation: str, notes: list[str
         return min(plain, renyi.rdp_epsilon(listed, delta, relation))
     if delta < pld.LEAST_DELTA:
         notes.append(f"δ is too small for privacy loss distributions in double precision ({pld.LEAST_DELTA:g}): Rényi bound")
-        return bound
+        return _by_renyi(listed, delta, relation, plain)
     if bound > pld.LARGEST:
-        notes.append("ε is so large that it was left at the Rényi bound")
-        if math.isfinite(bound):
+        bound = _by_renyi(listed, delta, relation, plain)
+        if math.isfinite(bound) and bound > pld.LARGEST:
+            notes.append("ε is so large that it was left at the Rényi bound")
             return bound
-    found = float(pld.composed(listed, relation).get_epsilon_for_delta(delta))
-    return min(found * ROUNDING, bound) if found >= 0 else bound
+    found = float(pld.composed(listed, relation, bound if math.isfinite(bound) else 0.0).get_epsilon_for_delta(delta))
+    if 0 <= found * ROUNDING <= bound:
+        return found * ROUNDING
+    # So many releases that each moves the loss by less than the grid: rounding outweighs it, and the Rényi bound is the tighter.
+    return min(bound, _by_renyi(listed, delta, relation, plain))
+
+
+def _by_renyi(listed: Sequence[Release], delta: float, relation: str, plain: float) -> float:
+    with contextlib.suppress(UsageError):
+        return min(plain, renyi.rdp_epsilon(listed, delta, relation))
+    return plain
 
 
 def _rdp(listed: Sequence[Release], delta: float, relation: str, _: list[str]) -> float:

@@ -76,14 +76,14 @@ def steps_for(
     check_budget(budget, delta)
     earlier = list(before)
 
-    def fits(count: int, by: str) -> bool:
+    def spent(count: int, by: str = accountant) -> float:
         made = [*earlier, dataclasses.replace(release, count=count)]
-        return epsilon(made, delta, accountant=by, relation=relation).epsilon <= budget
+        return epsilon(made, delta, accountant=by, relation=relation).epsilon
 
     start = 1
     if accountant == "pld" and release.mechanism == "gaussian" and relation != "replace-one":
-        start = max(1, _most(lambda count: fits(count, "rdp"), 1))  # cheap, and inside what the tighter one allows
-    return _most(lambda count: fits(count, accountant), start)
+        start = max(1, _most(lambda count: spent(count, "rdp"), budget, 1))  # cheap, and inside what the tighter one allows
+    return _most(spent, budget, start)
 
 
 def most_steps(
@@ -188,19 +188,27 @@ def _least(lost: Callable[[float], float], budget: float, guess: float) -> float
     return kept[0]
 
 
-def _most(fits: Callable[[int], bool], start: int) -> int:
-    """Return the greatest count that fits, or 0."""
-    if not fits(start):
-        low, high = 0, start
-    else:
-        low, high = start, start + max(1, start // 4)
-        while fits(high):
-            low, high = high, 2 * high
-            if high > MOST:
+def _most(spent: Callable[[int], float], budget: float, start: int) -> int:
+    """Return the greatest count that keeps the budget, or 0; ε grows about as its square root, which tells where to look."""
+    kept, broken, at, asked = (0, 0.0), (0, math.inf), start, 0
+    while not broken[0] or broken[0] - kept[0] > 1:
+        value = spent(at)
+        if value <= budget:
+            kept = (at, value)
+            if at >= MOST:
                 raise Endless(
-                    f"the release may be made more than {low:,} times", want="a budget that ends", fix="Check rate and noise"
+                    f"the release may be made more than {at:,} times", want="a budget that ends", fix="Check rate and noise"
                 )
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+        else:
+            broken = (at, value)
+        if not broken[0]:
+            grown = at * (budget / value) ** 2 if value > 0 else math.inf
+            at = min(MOST, max(at + 1, math.ceil(min(grown, 16 * at) * 1.01)))
+            continue
+        asked += 1
+        known = math.isfinite(broken[1]) and asked < 12
+        share = (budget**2 - kept[1] ** 2) / (broken[1] ** 2 - kept[1] ** 2) if known else 0.5
+        middle = kept[0] + round(share * (broken[0] - kept[0]))
+        # Beside the point expected, towards the end that has not moved, so that both ends close in.
+        at = min(max(middle + (1 if at == kept[0] else 0), kept[0] + 1), broken[0] - 1)
+    return kept[0]

@@ -20,19 +20,27 @@ LEAST_DELTA = 1e-11  # below it the rounding of the Fourier transforms is no lon
 LARGEST = 500.0  # an ε above which nothing is protected and a distribution would only fill memory
 
 
-def composed(releases: Sequence[Release], relation: str) -> Any:
+def composed(releases: Sequence[Release], relation: str, scale: float = 0.0) -> Any:
     """Return the privacy loss distribution of all releases together, one after the other, each chosen in view of the others.
 
     Arguments:
         releases: private ones that give something away.
         relation: `add-remove` or `replace-one`.
+        scale: an ε that the whole does not pass, where one is known: the grid is then no finer than it needs to be.
     """
     distinct = thinned(releases)
     # Kinds beyond a few make it dearer, and a grid twice as coarse makes it cheaper and errs upward, by some hundredths of 1 %.
     step = FINEST * 2 ** max(0, math.ceil(math.log2(len(distinct) / KINDS)))
+    while scale > step * MOST_STEPS:
+        step *= 2
     for one in distinct:
         while _width(one, relation) > step * MOST_STEPS:
             step *= 2
+    return _all(tuple(distinct), relation, step)
+
+
+@functools.lru_cache(maxsize=8)
+def _all(distinct: tuple[Release, ...], relation: str, step: float) -> Any:
     total = None
     # A moment that overflows bounds no tail, and another one is taken.
     with np.errstate(all="ignore"):
@@ -152,7 +160,7 @@ def _two_points(epsilon: float, step: float) -> Any:
     grid = np.array(ends, dtype=float) * step
     inside = np.clip(np.expm1(np.minimum(grid - epsilon, 0.0)) / -(1 + math.exp(-epsilon)), 0.0, 1.0)
     deltas = np.where(grid <= -epsilon, -np.expm1(np.minimum(grid, 0.0)), inside)
-    return pld.PrivacyLossDistribution(pld_pmf.create_pmf_pessimistic_connect_dots(step, ends, deltas))
+    return pld.PrivacyLossDistribution(pld_pmf.create_pmf_pessimistic_connect_dots(step, ends, deltas).to_dense_pmf())
 
 
 def _sampled_gaussian(release: Release, relation: str, step: float) -> Any:
@@ -183,4 +191,4 @@ def _dots(low: float, high: float, step: float, profile: Callable[[profiles.Arra
 
     first, last = math.floor(low / step), math.ceil(high / step)
     deltas = np.clip(profile(np.arange(first, last + 1, dtype=np.float64) * step), 0.0, 1.0)
-    return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(step, first, last, np.minimum.accumulate(deltas))
+    return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(step, first, last, np.minimum.accumulate(deltas)).to_dense_pmf()

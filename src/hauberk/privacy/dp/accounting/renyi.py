@@ -38,7 +38,8 @@ def rdp_epsilon(releases: Sequence[Release], delta: float, relation: str, *, qui
         UsageError: for Poisson sampling under replace-one, of which no Rényi bound is offered.
     """
     orders = WHOLE if quick else ORDERS
-    return _to_epsilon(_total(thinned(releases, most=16 if quick else MOST_DISTINCT), relation, orders, quick), np.array(orders), delta)
+    few = thinned(releases, most=16 if quick else MOST_DISTINCT)
+    return _to_epsilon(_total(few, relation, orders, quick), np.array(orders), delta)
 
 
 def naive_epsilon(releases: Sequence[Release], delta: float, relation: str) -> float:

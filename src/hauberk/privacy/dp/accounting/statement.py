@@ -90,7 +90,7 @@ class PrivacyStatement(_Strict):
             math.inf if self.epsilon is None else self.epsilon, self.delta, self.accountant, self.relation, self.bound
         )
         changed = {"add-remove": "added or removed", "replace-one": "replaced by another"}[self.relation]
-        lines = [claimed.describe(), f"protects one {self.unit}: data sets are told apart that differ in one {changed}"]
+        lines = [claimed.describe(), f"protects one {self.unit}: neighbouring data sets differ in one that is {changed}"]
         lines += [f"{one.count:,} × {_words(one)}" for one in self.releases[:8]]
         if len(self.releases) > 8:
             rest = self.releases[8:]

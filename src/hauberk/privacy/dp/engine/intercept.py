@@ -7,6 +7,7 @@ Any other goes the long way (`fallback.py`), or is refused: none is let through.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hauberk.core.errors import ModelError
 from hauberk.privacy.dp.engine.fallback import fallback, spread
 from hauberk.privacy.dp.engine.layout import FIRST, Layout
 from hauberk.privacy.dp.engine.per_example import merged
@@ -41,6 +41,9 @@ class Use:
         entered: tracked tensors, parameters or derived ones, by the name the rule knows them under.
         gradients: from the output gradient and its layout to each name's per-example gradient; dropped once used.
         data: the tensors whose values the gradient needs, with their version at the time.
+        shape: of the result.
+        layout: of the result and the data.
+        backwards: from the output gradient to the one data tensor's, where autograd is not asked.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Use:
     data: list[tuple[Tensor, int]] = field(default_factory=list)
     shape: tuple[int, ...] = ()
     layout: Layout = FIRST
+    backwards: Callable[[Tensor], Tensor] | None = None
 
 
 class _Treated(torch.autograd.Function):
@@ -56,26 +60,30 @@ class _Treated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, tape: Any, use: Use, run: Callable[[list[Tensor]], Tensor], *data: Tensor) -> Tensor:
-        inner = [one.detach().requires_grad_(one.requires_grad) for one in data]
-        with torch.set_grad_enabled(any(one.requires_grad for one in data)):
-            out = run(inner)
-        ctx.tape, ctx.use, ctx.out, ctx.inner = tape, use, out, inner
-        return out.detach()
+        ctx.tape, ctx.use = tape, use
+        if use.backwards is not None or not any(one.requires_grad for one in data):
+            ctx.out = ctx.inner = None
+            return run(list(data)).detach()
+        ctx.inner = [one.detach().requires_grad_(one.requires_grad) for one in data]
+        with torch.enable_grad():
+            ctx.out = run(ctx.inner)
+        return cast(Tensor, ctx.out).detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        out, inner = ctx.out, ctx.inner
-        ctx.out = ctx.inner = None
-        if inner is None:
-            raise ModelError("the loss was taken backwards twice", want="one backward pass", fix="Record the loss again.")
-        open_ = [one for one in inner if one.requires_grad]
-        found: list[Tensor | None] = []
-        if open_:
-            found = list(torch.autograd.grad(out, open_, grads[0], allow_unused=True))
-        del out
-        ctx.tape.reached(ctx.use, grads[0])
-        answers = iter(found)
-        return (None, None, None, None, *[next(answers) if one.requires_grad else None for one in inner])
+        use, needed = ctx.use, ctx.needs_input_grad[4:]
+        found: list[Tensor | None] = [None] * len(needed)
+        if any(needed):
+            if use.backwards is not None:
+                found[0] = use.backwards(grads[0])
+            else:
+                out, inner, ctx.out, ctx.inner = ctx.out, ctx.inner, None, None
+                answers = torch.autograd.grad(out, [one for one in inner if one.requires_grad], grads[0], allow_unused=True)
+                del out
+                for at, one in zip([at for at, need in enumerate(needed) if need], answers, strict=True):
+                    found[at] = one
+        ctx.tape.reached(use, grads[0])
+        return (None, None, None, None, *found)
 
 
 class Interceptor(TorchFunctionMode):
@@ -95,8 +103,10 @@ class Interceptor(TorchFunctionMode):
         self.anchor = torch.empty(0, requires_grad=True)
         self.tracked: dict[int, Tensor] = {id(one): one for one in tracked}
         self.derived: dict[int, tuple[Tensor, bool]] = {}
-        known = [*model.parameters(), *model.buffers()]
-        self.constant: dict[int, Tensor] = {id(one): one for one in known if id(one) not in self.tracked}
+        self.constant: dict[int, Tensor] = {}
+        for layer in model.modules():
+            for known in (layer._parameters, layer._buffers):
+                self.constant.update((id(one), one) for one in known.values() if one is not None and id(one) not in self.tracked)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -144,10 +154,10 @@ class Interceptor(TorchFunctionMode):
 
     def treat(
         self, name: str, run: Callable[[list[Tensor]], Tensor], data: list[Tensor], entered: dict[str, Tensor],
-        gradients: Callable[[Tensor, Layout], Gradients],
+        gradients: Callable[[Tensor, Layout], Gradients], backwards: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Run an operation on data and detached parameters; its output gradient will go to `gradients`."""
-        use = Use(name, entered, gradients, [(one, one._version) for one in data])
+        use = Use(name, entered, gradients, [(one, one._version) for one in data], backwards=backwards)
         out = cast(Tensor, _Treated.apply(self.anchor, self.tape, use, run, *data))  # type: ignore[no-untyped-call]
         use.shape = out.shape
         self.tape.used(use, out)
@@ -179,7 +189,11 @@ class Interceptor(TorchFunctionMode):
                 return rule.gradients(g.unflatten(0, (batch, -1)), **call)
             return {name: merged(make, batch) for name, make in rule.gradients(g, **call).items()}
 
-        return self.treat(_name(func), run, [bound[key] for key in data], entered, gradients)
+        backwards = None
+        plainly = len(data) == 1 and not any(isinstance(one, str) for one in bound.values())  # padding="same"
+        if rule.backwards is not None and plainly and not torch.is_autocast_enabled(bound[rule.data].device.type):
+            backwards = functools.partial(rule.backwards, **plain)
+        return self.treat(_name(func), run, [bound[key] for key in data], entered, gradients, backwards)
 
     def _derive(self, func: Operation, args: Any, kwargs: Any, entering: list[Tensor]) -> Any:
         """Track what is made of parameters and constants; give each example its own copy where one is spread over the batch."""
@@ -199,6 +213,8 @@ class Interceptor(TorchFunctionMode):
 
     def _note_constant(self, func: Operation, given: list[Tensor], out: Any) -> None:
         if any(id(one) not in self.constant for one in given):
+            if given and id(given[0]) in self.constant and (func is Tensor.__setitem__ or _name(func).endswith("_")):
+                del self.constant[id(given[0])]  # Written to in place.
             return
         made = [out] if isinstance(out, Tensor) else tensors(out) if isinstance(out, (list, tuple)) else []
         for one in made:

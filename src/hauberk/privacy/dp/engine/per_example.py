@@ -48,6 +48,20 @@ def chunks(batch: int, bytes_each: int) -> list[slice]:
     return [slice(first, min(first + step, batch)) for first in range(0, batch, step)]
 
 
+class Kept:
+    """Gradients that are written to buffers, which the tape lends from the step before: fresh pages cost more than the sums."""
+
+    spare: list[Tensor]
+    kept: list[Tensor]
+
+    def buffer(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return a buffer of a shape, a spare one if there is one that fits."""
+        for at, one in enumerate(self.spare):
+            if one.shape == shape and one.dtype == like.dtype and one.device == like.device:
+                return self.spare.pop(at)
+        return like.new_empty(shape)
+
+
 class Dense:
     """Materialised gradients, shape (B, *parameter)."""
 

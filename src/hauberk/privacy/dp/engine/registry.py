@@ -26,6 +26,7 @@ class Rule:
         defaults: of the arguments that have one.
         data: name of the argument with the examples along its first dimension.
         positions: whether any dimensions may stand between the examples and the features.
+        backwards: the gradient of the data, given the output gradient and the arguments by name; autograd's where None.
     """
 
     gradients: Callable[..., Gradients]
@@ -34,6 +35,7 @@ class Rule:
     defaults: dict[str, Any]
     data: str
     positions: bool
+    backwards: Callable[..., Tensor] | None
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the call's arguments by name."""
@@ -45,7 +47,8 @@ REWRITES: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 def treat(
-    *operations: Callable[..., Any], parameters: tuple[str, ...], data: str = "input", positions: bool = False
+    *operations: Callable[..., Any], parameters: tuple[str, ...], data: str = "input", positions: bool = False,
+    backwards: Callable[..., Tensor] | None = None,
 ) -> Callable[[Any], Any]:
     """Register `gradients(g, …the operation's arguments…)` for operations of one signature.
 
@@ -54,12 +57,14 @@ def treat(
         parameters: names of the arguments that may be trained parameters.
         data: name of the argument with the examples along its first dimension.
         positions: whether any dimensions may stand between the examples and the features, as in a linear layer.
+        backwards: for layers where autograd's own way is long: the gradient of the data, given that of the output and the
+            arguments by name.
     """
 
     def register(gradients: Callable[..., Gradients]) -> Callable[..., Gradients]:
         rest = list(inspect.signature(gradients).parameters.values())[1:]
         defaults = {one.name: one.default for one in rest if one.default is not inspect.Parameter.empty}
-        rule = Rule(gradients, parameters, tuple(one.name for one in rest), defaults, data, positions)
+        rule = Rule(gradients, parameters, tuple(one.name for one in rest), defaults, data, positions, backwards)
         RULES.update(dict.fromkeys(operations, rule))
         return gradients
 

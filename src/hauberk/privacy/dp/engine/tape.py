@@ -5,6 +5,7 @@ Book-keeping as in Bu, Wang, Zha, Karypis, "Differentially private optimization 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -16,7 +17,10 @@ from torch.utils import _pytree as pytree
 from hauberk.core.errors import ModelError, UsageError
 from hauberk.privacy.dp.engine.intercept import Interceptor, Use
 from hauberk.privacy.dp.engine.layout import Call, layouts
-from hauberk.privacy.dp.engine.per_example import Norm, PerExample, Pulled, together, wide
+from hauberk.privacy.dp.engine.per_example import Kept, Norm, PerExample, Pulled, together, wide
+
+SPARE = 128 * 2**20  # bytes of buffers that stay between steps
+_SPARE: weakref.WeakKeyDictionary[nn.Module, list[Tensor]] = weakref.WeakKeyDictionary()
 
 
 class Tape:
@@ -32,7 +36,9 @@ class Tape:
         self._norms: dict[nn.Parameter, Tensor] = {}
         self._factor = 1.0
         self._open = False  # whether the backward pass that counts is under way
+        self._whole: bool | None = None
         self._calls: list[Call] = []
+        self._spare = _SPARE.pop(model, [])
         self._versions = [one._version for one in self._parameters]
 
     @property
@@ -96,6 +102,8 @@ class Tape:
             weights: shape (B,), or one such by parameter. An example of weight 0 is absent, whatever its gradient holds.
         """
         sums = {}
+        if self._whole is None:
+            self._whole = bool(torch.stack([one.sum() for one in self._norms.values()]).sum().isfinite()) if self._norms else True
         for p in self._parameters:
             w = weights if isinstance(weights, Tensor) else weights[p]
             if w.shape != (self.batch_size,):
@@ -105,16 +113,25 @@ class Tape:
                 sums[p] = torch.zeros_like(p, dtype=wide(p.dtype), requires_grad=False)
                 continue
             w = w.detach()
-            broken = ~self._norms[p].isfinite() & (w == 0)
-            if bool(broken.any()):
+            if not self._whole and bool((broken := ~self._norms[p].isfinite() & (w == 0)).any()):
                 stay = (~broken).nonzero().squeeze(1)
                 part, w = part.rows(stay), w[stay]
             sums[p] = part.weighted(w * self._factor).to(wide(p.dtype))
         return sums
 
     def release(self) -> None:
-        """Free what is held; nothing was ever left on the model."""
-        mode = self._mode
+        """Free what is held; nothing was ever left on the model.
+
+        Up to 128 MB of buffers stay for the next record of the same model, and go with the model.
+        """
+        mode, room, spare = self._mode, SPARE, []
+        buffers = [one for part in self._sums.values() if isinstance(part, Kept) for one in part.kept]
+        for one in [*buffers, *self._spare]:
+            if (room := room - one.nbytes) >= 0:
+                spare.append(one)
+        self._spare = []
+        if spare:
+            _SPARE[self._model] = spare
         for held in (self._uses, self._parts, self._sums, self._norms, mode.derived, mode.constant, mode.tracked):
             held.clear()
 
@@ -147,7 +164,9 @@ class Tape:
                 self._settle(one)
 
     def _settle(self, one: Any) -> None:
-        self._sums[one] = together(self._parts.pop(id(one)))
+        part = self._sums[one] = together(self._parts.pop(id(one)))
+        if isinstance(part, Kept):
+            part.spare = self._spare
         self._norms[one] = self._sums[one].norms(self._norm)
 
     def _gather(self) -> None:

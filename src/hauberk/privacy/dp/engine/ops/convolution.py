@@ -7,12 +7,14 @@ copies, so that no input is unfolded whole.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hauberk.privacy.dp.engine.ops.taps import Taps
-from hauberk.privacy.dp.engine.per_example import Dense
+from hauberk.privacy.dp.engine.per_example import SCRATCH, Dense, chunks
 from hauberk.privacy.dp.engine.registry import Gradients, treat
 
 Sizes = int | tuple[int, ...]
@@ -34,7 +36,30 @@ def _pads(padding: Sizes | str, kernel: torch.Size, dilation: tuple[int, ...]) -
     return [(p, p) for p in _all(padding, len(kernel))], True
 
 
-@treat(functional.conv1d, functional.conv2d, functional.conv3d, parameters=("weight", "bias"))
+def input_gradient(
+    g: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int
+) -> Tensor:
+    """The gradient of the input, some examples at a time: copies inside the library of convolutions stay small."""
+    dims = weight.dim() - 2
+    geometry = [list(_all(one, dims)) for one in (stride, padding, dilation)]
+
+    def part(rows: slice) -> Tensor:
+        found = torch.ops.aten.convolution_backward(
+            g[rows], input[rows], weight, None, *geometry, False, [0] * dims, groups, [True, False, False]
+        )
+        return cast(Tensor, found[0])
+
+    if input.nbytes <= SCRATCH // 2:
+        return part(slice(None))
+    whole = torch.empty_like(input)
+    for rows in chunks(len(g), 4 * input[0].nbytes):
+        whole[rows] = part(rows)
+    return whole
+
+
+@treat(
+    functional.conv1d, functional.conv2d, functional.conv3d, parameters=("weight", "bias"), backwards=input_gradient
+)
 def convolution(
     g: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Sizes | str = 0,
     dilation: Sizes = 1, groups: int = 1,

@@ -10,7 +10,7 @@ from hauberk.privacy.dp.engine.per_example import Dense, Outer, PerExample
 from hauberk.privacy.dp.engine.registry import Gradients, treat
 
 
-@treat(functional.linear, parameters=("weight", "bias"), positions=True)
+@treat(functional.linear, parameters=("weight", "bias"), positions=True, backwards=lambda g, weight, **_: g @ weight)
 def linear(g: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Gradients:
     """y = x Wᵀ + b, with any number of positions between examples and features."""
     positions = g.reshape(len(g), g.shape[1:-1].numel(), g.shape[-1])  # (B, T, p)

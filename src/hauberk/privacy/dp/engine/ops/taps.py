@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hauberk.privacy.dp.engine.per_example import Dense, Norm, PerExample, chunks, size, wide
+from hauberk.privacy.dp.engine.per_example import Dense, Kept, Norm, PerExample, chunks, size, wide
 
 KEEP = 64 * 2**20  # bytes of per-example gradients that one layer may keep between its norms and its weighted sum
 
 
-class Taps:
+class Taps(Kept):
     """Gradients of a convolution's weight.
 
     Arguments:
@@ -29,9 +29,16 @@ class Taps:
         self.x, self.g, self.shape = x, g, shape
         self.kernel = torch.Size((1, *shape[2:])) if len(shape) == 3 else shape[2:]
         self.stride, self.dilation, self.groups = stride, dilation, groups
-        self.kept: list[Tensor] = []
-        # Shifts along the height are slices of the copies in two dimensions, at a stride of one along the height.
-        self._by_rows = x.dim() == 4 and self.stride[0] == 1
+        self.kept, self.spare = [], []
+        # Shifts along the height are slices of the copies in two dimensions, but for a stride and a dilation both above one.
+        self._by_rows = x.dim() == 4 and (self.stride[0] == 1 or self.dilation[0] == 1)
+
+    def _widths(self) -> list[int]:
+        """The columns of each part."""
+        if not self._by_rows:
+            return [self.shape[1:].numel()]
+        (kh, kw), step = self.kernel, self.stride[0]
+        return [min(step, kh - at) * kw * self.shape[1] for at in range(0, kh, step)]
 
     def _columns(self, rows: slice) -> Tensor:
         """The inputs that each tap meets, shape (b, groups, C / groups * taps, T): unfolded, for some examples."""
@@ -46,26 +53,47 @@ class Taps:
         )
         return view.reshape(len(x), self.groups, -1, size_.numel())
 
-    def _products(self, rows: slice) -> list[Tensor]:
-        """Gradients of some examples, in parts of shape (b, groups, O / groups, columns): their order is `_assemble`'s."""
+    def _products(self, rows: slice, into: list[Tensor] | None = None) -> list[Tensor]:
+        """Gradients of some examples, in parts of shape (b, groups, O / groups, columns): their order is `_assemble`'s.
+
+        Arguments:
+            rows: the examples.
+            into: where to write the parts.
+        """
         g = self.g[rows]
-        b, out = len(g), self.shape[0] // self.groups
+        b, out, widths = len(g), self.shape[0] // self.groups, self._widths()
+        parts = into or [g.new_empty(b, self.groups, out, width) for width in widths]
         g = g.reshape(b * self.groups, out, -1)
         if not self._by_rows:
-            columns = self._columns(rows)
-            return [torch.bmm(g, columns.flatten(0, 1).transpose(1, 2)).view(b, self.groups, out, -1)]
-        x = self.x[rows]
-        (high, wide_), (kh, kw), (dh, dw) = self.g.shape[2:], self.kernel, self.dilation
-        channels, step = self.shape[1], self.stride[1]
-        copies = x.new_empty(b, self.groups, kw, channels, x.shape[2], wide_)
-        grouped = x.view(b, self.groups, channels, *x.shape[2:])
-        for j in range(kw):
-            copies[:, :, j] = grouped[..., j * dw : j * dw + step * (wide_ - 1) + 1 : step]
-        flat = copies.view(b * self.groups, kw * channels, -1)
-        return [
-            torch.bmm(g, flat[:, :, i * dh * wide_ : (i * dh + high) * wide_].transpose(1, 2)).view(b, self.groups, out, -1)
-            for i in range(kh)
-        ]
+            torch.bmm(g, self._columns(rows).flatten(0, 1).transpose(1, 2), out=parts[0].flatten(0, 1))
+            return parts
+        high, wide_ = self.g.shape[2:]
+        down = self.dilation[0] if self.stride[0] == 1 else 1
+        copies = self._shifted(self.x[rows])
+        flat = copies.view(b * self.groups, -1, copies.shape[-2] * wide_)
+        for i, (part, width) in enumerate(zip(parts, widths, strict=True)):
+            shifted = flat[:, :width, i * down * wide_ : (i * down + high) * wide_]
+            torch.bmm(g, shifted.transpose(1, 2), out=part.flatten(0, 1))
+        return parts
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        """Copies of the input shifted along the width, by each phase of the height's stride.
+
+        Returns:
+            Shape (b, groups, phases, kw, C / groups, rows, width of the output).
+        """
+        wide_, (kh, kw), step = self.g.shape[3], self.kernel, self.stride[0]
+        phases = min(step, kh)
+        deep = x.shape[2] if step == 1 else (kh - 1) // step + self.g.shape[2]
+        grouped = x.view(len(x), self.groups, self.shape[1], *x.shape[2:])
+        copies = x.new_empty(len(x), self.groups, phases, kw, self.shape[1], deep, wide_)
+        for phase in range(phases):
+            lines = grouped[:, :, :, phase :: step][:, :, :, :deep]
+            for j in range(kw):
+                at = j * self.dilation[1]
+                end = at + self.stride[1] * (wide_ - 1) + 1
+                copies[:, :, phase, j, :, : lines.shape[3]] = lines[..., at : end : self.stride[1]]
+        return copies
 
     def _assemble(self, parts: list[Tensor]) -> Tensor:
         """Bring parts, with any leading dimension, into the weight's shape, (n, *shape)."""
@@ -73,41 +101,36 @@ class Taps:
         if not self._by_rows:
             return parts[0].reshape(n, *self.shape)
         kw = self.kernel[1]
-        whole = torch.stack([part.view(n, out, kw, channels) for part in parts], 2)  # (n, O, kh, kw, C)
+        whole = torch.cat([part.reshape(n, out, -1, kw, channels) for part in parts], 2)  # (n, O, kh, kw, C)
         return whole.permute(0, 1, 4, 2, 3).reshape(n, *self.shape)
 
     def _each(self) -> int:
         """Bytes that one example's copies take."""
-        taps = self.kernel[1] if self._by_rows else self.kernel.numel()
-        long = self.x.shape[2] * self.g.shape[3] if self._by_rows else self.g.shape[2:].numel()
-        return self.x.shape[1] * taps * long * self.x.element_size()
+        taps = self.kernel.numel() if not self._by_rows else self.kernel[1]
+        positions = self.g.shape[2:].numel() if not self._by_rows else self.x.shape[2] * self.g.shape[3]
+        return self.x.shape[1] * taps * positions * self.x.element_size()
 
     def _slices(self) -> list[slice]:
         return chunks(len(self.g), 16 * self._each())  # A sixteenth of the scratch: what fits the cache is soonest done.
 
     def norms(self, norm: Norm) -> Tensor:
         total = self.g.new_zeros(len(self.g), dtype=wide(self.g.dtype))
-        positions, inner = self.g.shape[2:].numel(), self.shape[1:].numel()
-        if norm == "l2" and self.groups == 1 and positions * (inner + self.shape[0]) <= inner * self.shape[0]:
-            for rows in chunks(len(self.g), self._each()):
+        batch, positions, inner = len(self.g), self.g.shape[2:].numel(), self.shape[1:].numel()
+        keep = batch > 0 and batch * self.shape.numel() * self.g.element_size() <= KEEP
+        cheap = positions * (inner + self.shape[0]) <= inner * self.shape[0] / (4 if keep else 1)
+        if norm == "l2" and self.groups == 1 and cheap:
+            for rows in chunks(batch, self._each()):
                 columns, g = self._columns(rows).flatten(1, 2), self.g[rows].flatten(2)
                 gram = (columns.transpose(1, 2) @ columns) * (g.transpose(1, 2) @ g)
                 total[rows] = gram.sum((1, 2), dtype=total.dtype).clamp_(min=0).sqrt_()
             return total
-        keep = len(self.g) * self.shape.numel() * self.g.element_size() <= KEEP and len(self.g) > 0
+        if keep:
+            out = self.shape[0] // self.groups
+            self.kept = [self.buffer((batch, self.groups, out, width), self.g) for width in self._widths()]
         for rows in self._slices():
-            parts = self._products(rows)
-            if norm == "l2":
-                squares = torch.stack([size(part, "l2") for part in parts])
-                total[rows] = torch.linalg.vector_norm(squares, dim=0)
-            else:
-                total[rows] = torch.stack([size(part, "l1") for part in parts]).sum(0)
-            if keep:
-                # One buffer a part: buffers under 32 MB come from memory that the process has already, fresh pages cost.
-                if not self.kept:
-                    self.kept = [part.new_empty(len(self.g), *part.shape[1:]) for part in parts]
-                for buffer, part in zip(self.kept, parts, strict=True):
-                    buffer[rows] = part
+            parts = self._products(rows, [part[rows] for part in self.kept] or None)
+            sizes = torch.stack([size(part, norm) for part in parts])
+            total[rows] = torch.linalg.vector_norm(sizes, 2 if norm == "l2" else 1, dim=0)
         if keep:
             self.x = self.g = self.g.new_empty(0)  # The gradients are what is needed from here on.
         return total
