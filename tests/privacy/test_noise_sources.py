@@ -167,6 +167,16 @@ def test_adding_on_a_grid_is_exact_there() -> None:
     assert bool(((found / step).remainder(1) == 0).all())
 
 
+def test_the_noise_on_the_grid_is_the_same_whatever_it_is_added_to() -> None:
+    noise = SeededSource(2).normal(torch.empty(500, dtype=torch.float64))
+    alone = grid.add_on_grid_(torch.zeros(500, dtype=torch.float64), 3.0, lambda like: noise.clone())
+    for value in (0.1, -77.7, 3.0 * 2**16 + 0.3):  # up to 2^17 times the noise
+        start = torch.full((500,), value, dtype=torch.float64)
+        plain = grid.add_on_grid_(start.clone(), 3.0, torch.zeros_like)
+        assert float((plain - start).abs().max()) <= 2.0**-35  # half a step at most
+        assert torch.equal(grid.add_on_grid_(start, 3.0, lambda like: noise.clone()) - plain, alone)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_grid_noise_has_the_scale_and_leaves_no_mark_of_the_value(dtype: torch.dtype) -> None:
     source, ends = SecureSource(), []
