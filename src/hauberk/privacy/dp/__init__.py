@@ -1,0 +1,1 @@
+"""Differential privacy: training with bounded, noised contributions, and what it costs."""
