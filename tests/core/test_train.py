@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from hauberk import Schedule, Split, fit
 from hauberk.core.errors import DataError, UsageError
-from hauberk.core.train import Callback
+from hauberk.core.train import Callback, Gradients
 
 
 def net(seed=0):
@@ -234,3 +234,63 @@ def test_what_cannot_be_trained_is_refused_at_the_door():
         fit(net(), Split(torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64)))
     with pytest.raises(UsageError, match="patience"):
         fit(net(), split(), schedule=Schedule(patience=1))
+
+
+class Doubled(Gradients):
+    """Takes every second sample, one at a time, with an empty batch first, and doubles the gradient; counts its batches."""
+
+    def __init__(self):
+        self.batches = 0
+
+    def order(self, data, plan, epoch):
+        return [torch.arange(0), *torch.arange(0, len(data), 2).split(1)]
+
+    def compute(self, state, loss, x, y):
+        self.batches += 1
+        if not len(x):
+            state.optimizer.zero_grad(set_to_none=True)
+            return math.nan
+        value = super().compute(state, loss, x, y)
+        for parameter in state.model.parameters():
+            parameter.grad.mul_(2)
+        return value
+
+    def state_dict(self):
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state):
+        self.batches = state["batches"]
+
+
+def test_a_transform_of_gradients_chooses_the_batches_and_what_the_optimizer_sees(tmp_path):
+    data = Split(torch.arange(6.0)[:, None], torch.zeros(6, dtype=torch.int64))
+
+    def run(epochs, gradients, **more):
+        model = nn.Linear(1, 1, bias=False).double()
+        nn.init.zeros_(model.weight)
+        plan = Schedule(epochs=epochs, **more)
+        history = fit(
+            model, data, loss=lambda m, x, y: m(x.double()).mean() + 1, schedule=plan, gradients=gradients,
+            optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+        )
+        return float(model.weight.detach()), history.loss
+
+    # Samples 0, 2, 4 have gradients 0, 2, 4; each is doubled: the weight walks to -(0 + 4 + 8) within an epoch.
+    weight, losses = run(1, Doubled())
+    assert weight == -12 and losses == [pytest.approx((1 + 1 + (1 - 4 * 4)) / 3)]
+    place = tmp_path / "run.pt"
+    run(1, Doubled(), checkpoint=place)
+    resumed = Doubled()
+    assert run(2, resumed, checkpoint=place)[0] == -24 and resumed.batches == 8
+    with pytest.raises(UsageError, match="another transform"):
+        run(3, None, checkpoint=place)
+
+
+def test_a_callback_that_stops_after_a_step_ends_the_run_there():
+    class Stop(Callback):
+        def after_step(self, state):
+            self.steps, state.stop = state.step, state.step == 3
+
+    stop = Stop()
+    fit(net(), split(), schedule=Schedule(epochs=4, batch_size=16), callbacks=[stop])
+    assert stop.steps == 3

@@ -25,6 +25,44 @@ from hauberk.core.target import evaluating
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
+class Gradients:
+    """How a batch is drawn and how its gradients are made: shuffled once an epoch, the plain mean. Another transform derives.
+
+    `fit` asks for the batches of an epoch, has the gradients of each computed, lets the optimizer step, and keeps
+    `state_dict` in its checkpoint.
+    """
+
+    def order(self, data: Split, plan: Schedule, epoch: int) -> Sequence[Tensor]:
+        """Return the positions of the samples of each batch of an epoch; a batch may be empty."""
+        shuffled = torch.randperm(len(data), generator=rng.generator(plan.seed, "order", epoch))
+        return shuffled.split(plan.batch_size)
+
+    def compute(self, state: State, loss: Loss, x: Tensor, y: Tensor) -> float:
+        """Leave in `.grad` what the optimizer shall use, and return the mean loss of the batch.
+
+        Raises:
+            DataError: for a loss that is not finite.
+        """
+        value = loss(state.model, x, y)
+        state.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        if not torch.isfinite(value):
+            raise DataError(
+                f"the training loss is {float(value.detach())} at epoch {state.epoch + 1}", want="a finite loss",
+                fix="Lower the learning rate, or check the data for extreme values",
+            )
+        return float(value.detach())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, of plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned."""
+        if state:
+            raise ValueError("the run was made with another transform of its gradients")
+
+
 class Callback:
     """Hooks into `fit`; each gets the state of the run and may change it."""
 
@@ -32,7 +70,7 @@ class Callback:
         """After the gradients of a batch are computed, before the optimizer uses them."""
 
     def after_step(self, state: State) -> None:
-        """After the optimizer has changed the weights."""
+        """After the optimizer has changed the weights; setting `state.stop` ends the run there."""
 
     def after_epoch(self, state: State) -> None:
         """After the last batch of an epoch; setting `state.stop` ends the run."""
@@ -87,6 +125,7 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def fit(
     model: nn.Module, data: Split, *, loss: Loss = cross_entropy, optimizer: torch.optim.Optimizer | None = None,
     schedule: Schedule | None = None, epochs: int | None = None, callbacks: Sequence[Callback] = (),
+    gradients: Gradients | None = None,
 ) -> History:
     """Train `model` in place on `data`.
 
@@ -98,6 +137,7 @@ def fit(
         schedule: epochs, batch size, seed, early stopping, checkpoint.
         epochs: short for `Schedule(epochs=...)`.
         callbacks: called around steps and epochs.
+        gradients: how batches are drawn and gradients made; None takes the mean gradient of shuffled batches.
 
     Returns:
         The losses by epoch.
@@ -113,16 +153,16 @@ def fit(
     if plan.patience is not None and plan.validation is None:
         raise UsageError("patience is set without a validation split", want="Schedule(validation=...)")
     made = optimizer if optimizer is not None else torch.optim.AdamW(model.parameters(), lr=1e-3)
-    state, history = State(model, made), History()
+    state, history, source = State(model, made), History(), gradients or Gradients()
     best: dict[str, Tensor] | None = None
     if plan.checkpoint is not None and Path(plan.checkpoint).exists():
-        best = _resume(Path(plan.checkpoint), state, history)
+        best = _resume(Path(plan.checkpoint), state, history, source)
     place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with rng.isolated(None, place):
         while state.epoch < plan.epochs and not state.stop:
             # One seed per epoch: a resumed run draws what the uninterrupted one would have drawn.
             rng.seed_global(rng.derive_seed(plan.seed, "fit", state.epoch), place)
-            history.loss.append(_epoch(state, data, loss, plan, callbacks))
+            history.loss.append(_epoch(state, data, loss, plan, callbacks, source))
             state.epoch += 1
             if plan.validation is not None:
                 history.validation.append(_validation_loss(model, plan.validation, plan.batch_size))
@@ -133,37 +173,33 @@ def fit(
             for callback in callbacks:
                 callback.after_epoch(state)
             if plan.checkpoint is not None:
-                _save(Path(plan.checkpoint), state, history, best)
+                _save(Path(plan.checkpoint), state, history, best, source)
     if plan.patience is not None and best is not None:
         model.load_state_dict(best)
     model.eval()
     return history
 
 
-def _epoch(state: State, data: Split, loss: Loss, plan: Schedule, callbacks: Sequence[Callback]) -> float:
+def _epoch(
+    state: State, data: Split, loss: Loss, plan: Schedule, callbacks: Sequence[Callback], gradients: Gradients,
+) -> float:
     place = next((parameter.device for parameter in state.model.parameters()), torch.device("cpu"))
-    order = torch.randperm(len(data), generator=rng.generator(plan.seed, "order", state.epoch))
     state.model.train()
-    total = 0.0
-    for batch in progress.track(order.split(plan.batch_size), f"epoch {state.epoch + 1}/{plan.epochs}"):
+    total, seen = 0.0, 0
+    for batch in progress.track(gradients.order(data, plan, state.epoch), f"epoch {state.epoch + 1}/{plan.epochs}"):
         x, y = (part.to(place) for part in data.take(batch))
-        value = loss(state.model, x, y)
-        state.optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        state.loss = float(value.detach())
-        if not torch.isfinite(value):
-            raise DataError(
-                f"the training loss is {state.loss} at epoch {state.epoch + 1}", want="a finite loss",
-                fix="Lower the learning rate, or check the data for extreme values",
-            )
+        state.loss = gradients.compute(state, loss, x, y)
         for callback in callbacks:
             callback.before_step(state)
         state.optimizer.step()
         state.step += 1
         for callback in callbacks:
             callback.after_step(state)
-        total += state.loss * len(batch)
-    return total / len(data)
+        if len(batch) and math.isfinite(state.loss):
+            total, seen = total + state.loss * len(batch), seen + len(batch)
+        if state.stop:
+            break
+    return total / seen if seen else math.nan
 
 
 def _validation_loss(model: nn.Module, split: Split, size: int) -> float:
@@ -176,10 +212,11 @@ def _validation_loss(model: nn.Module, split: Split, size: int) -> float:
     return mean if math.isfinite(mean) else math.inf  # NaN would compare as neither better nor worse
 
 
-def _save(path: Path, state: State, history: History, best: dict[str, Tensor] | None) -> None:
+def _save(path: Path, state: State, history: History, best: dict[str, Tensor] | None, gradients: Gradients) -> None:
     content: dict[str, Any] = {
         "model": state.model.state_dict(), "optimizer": state.optimizer.state_dict(), "epoch": state.epoch,
         "step": state.step, "stop": state.stop, "best": best, "loss": history.loss, "validation": history.validation,
+        "gradients": gradients.state_dict(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
@@ -195,7 +232,7 @@ def _save(path: Path, state: State, history: History, best: dict[str, Tensor] | 
         raise
 
 
-def _resume(path: Path, state: State, history: History) -> dict[str, Tensor] | None:
+def _resume(path: Path, state: State, history: History, gradients: Gradients) -> dict[str, Tensor] | None:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
         state.model.load_state_dict(content["model"])
@@ -203,6 +240,7 @@ def _resume(path: Path, state: State, history: History) -> dict[str, Tensor] | N
         state.epoch, state.step, state.stop = content["epoch"], content["step"], content["stop"]
         history.loss[:], history.validation[:] = content["loss"], content["validation"]
         best: dict[str, Tensor] | None = content["best"]
+        gradients.load_state_dict(content.get("gradients", {}))
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise UsageError(
             f"the checkpoint {path} cannot be resumed ({type(error).__name__}: {str(error)[:200]})",

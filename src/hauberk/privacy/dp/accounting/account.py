@@ -1,0 +1,189 @@
+"""epsilon: the privacy loss of a list of releases, never under-reported."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Sequence
+
+from hauberk.core.errors import UsageError, nearest
+from hauberk.privacy.dp.accounting import pld, renyi
+from hauberk.privacy.dp.accounting.gaussian import clt_mu, gaussian_delta, gaussian_epsilon, smallest
+from hauberk.privacy.dp.accounting.release import ACCOUNTANTS, Release, Spent, relation_for
+
+
+def epsilon(
+    releases: Iterable[Release], delta: float, *, accountant: str = "pld", relation: str | None = None
+) -> Spent:
+    """Return the ε at δ of releases made one after the other, each chosen in view of those before.
+
+    Arguments:
+        releases: of any kinds together.
+        delta: from 0 up to 1; well below 1 / records.
+        accountant: `pld` (the tightest), `rdp`, `zcdp` (no sampling), `analytic` (plain Gaussians, exact), or `gdp` (the
+            central-limit estimate, which is no bound).
+        relation: `add-remove` or `replace-one`; None takes the one that the releases have a meaning under.
+
+    Returns:
+        What was spent; infinite where a release has no noise.
+
+    Raises:
+        UsageError: for an unknown accountant or relation, a δ out of range, or releases that the accountant does not cover.
+    """
+    listed = [one for one in releases if not one.empty]
+    check_delta(delta)
+    if accountant not in ACCOUNTANTS:
+        raise UsageError(
+            f"the accountant is '{accountant}'", want=" | ".join(ACCOUNTANTS), fix=nearest(str(accountant), ACCOUNTANTS)
+        )
+    relation = relation_for(listed, relation)
+    notes = _notes(listed, accountant, relation)
+    if not all(one.private for one in listed):
+        notes.append("a release without noise was made: nothing bounds the loss")
+        return Spent(math.inf, delta, accountant, relation, accountant != "gdp", tuple(notes))
+    found = _FOUND[accountant](listed, delta, relation, notes) if listed else 0.0
+    return Spent(found, delta, accountant, relation, accountant != "gdp", tuple(notes))
+
+
+def delta_for(
+    releases: Iterable[Release], epsilon: float, *, accountant: str = "pld", relation: str | None = None
+) -> float:
+    """Return the δ at which the releases are (ε, δ)-private, rounded upward; 1 where nothing bounds the loss."""
+    listed = [one for one in releases if not one.empty]
+    if not isinstance(epsilon, (int, float)) or not epsilon >= 0:
+        raise UsageError(f"ε is {epsilon}", want="a number of 0 or more")
+    under = relation_for(listed, relation)
+    if not listed:
+        return 0.0
+    if not all(one.private for one in listed):
+        return 1.0
+    if accountant == "pld":
+        found = float(pld.composed(listed, under).get_delta_for_epsilon(float(epsilon)))
+        return min(1.0, found + pld.LEAST_DELTA / 10)  # the rounding of the transforms, upward
+    spent = globals()["epsilon"]
+    exponent = smallest(
+        lambda power: spent(listed, math.exp(-1 / power), accountant=accountant, relation=under).epsilon <= epsilon,
+        0.0, 1 / 700, 1e6, relative=1e-9,
+    )
+    return 1.0 if math.isinf(exponent) else math.exp(-1 / exponent)
+
+
+def group_epsilon(
+    releases: Iterable[Release], delta: float, size: int, *, accountant: str = "pld", relation: str | None = None
+) -> Spent:
+    """Return the ε at δ for a group of `size` records that stand or fall together (the household, the patient).
+
+    Arguments:
+        releases, delta, accountant, relation: as for `epsilon`.
+        size: records of the group.
+
+    Raises:
+        UsageError: as `epsilon`, and for a size below 1.
+    """
+    if not isinstance(size, int) or size < 1:
+        raise UsageError(f"the group has {size} records", want="a whole number of 1 or more")
+    listed = [one for one in releases if not one.empty]
+    check_delta(delta)
+    note = f"for groups of {size} records"
+    if all(one.mechanism in ("gaussian", "tree") and (one.sampling == "full" or one.rate == 1) for one in listed):
+        # A group moves plain Gaussian answers by so many times as much: exact, where the general rule is not.
+        nearer = [Release(one.mechanism, one.noise / size, one.sampling, one.rate, one.count, one.population) for one in listed]
+        found = epsilon(nearer, delta, accountant=accountant, relation=relation)
+        return Spent(found.epsilon, delta, accountant, found.relation, found.bound, (*found.notes, note))
+    # (ε, δ) for one record is (kε, δ (e^{kε} − 1)/(e^ε − 1)) for k: the δ of one is made as small as that needs.
+    share = delta / size
+    for _ in range(200):
+        one = epsilon(listed, share, accountant=accountant, relation=relation)
+        grown = share * _factor(one.epsilon, size)
+        if grown <= delta or share == 0:
+            break
+        share = min(share / 1.5, delta / _factor(one.epsilon, size)) if math.isfinite(grown) else share / 16
+        share = share if share > 1e-280 else 0.0
+    worst = one.epsilon * size if grown <= delta else math.inf
+    return Spent(worst, delta, accountant, one.relation, one.bound, (*one.notes, note))
+
+
+def check_delta(delta: float) -> None:
+    """Raise UsageError for a δ that is no probability below 1."""
+    if isinstance(delta, bool) or not isinstance(delta, (int, float)) or not 0 <= delta < 1:
+        raise UsageError(f"δ is {delta}", want="a probability from 0 up to 1", fix="A usual one is 1e-5, well below 1 / records")
+
+
+def _factor(epsilon: float, size: int) -> float:
+    if size * epsilon > 600:
+        return math.inf
+    return size if epsilon == 0 else math.expm1(size * epsilon) / math.expm1(epsilon)
+
+
+def _pld(listed: Sequence[Release], delta: float, relation: str, notes: list[str]) -> float:
+    plain = sum(one.count * pld.pure_epsilon(one, relation) for one in listed)  # basic composition, which needs no δ
+    if delta == 0 or plain == 0:
+        return plain
+    bound = plain
+    with contextlib.suppress(UsageError):  # there are kinds that the Rényi accountant does not know
+        bound = min(bound, renyi.rdp_epsilon(listed, delta, relation))
+    if delta < pld.LEAST_DELTA:
+        notes.append(f"δ is too small for privacy loss distributions in double precision ({pld.LEAST_DELTA:g}): Rényi bound")
+        return bound
+    if bound > pld.LARGEST:
+        notes.append("ε is so large that it was left at the Rényi bound")
+        if math.isfinite(bound):
+            return bound
+    found = float(pld.composed(listed, relation).get_epsilon_for_delta(delta))
+    return min(found, bound) if found >= 0 else bound
+
+
+def _rdp(listed: Sequence[Release], delta: float, relation: str, _: list[str]) -> float:
+    return renyi.rdp_epsilon(listed, delta, relation)
+
+
+def _zcdp(listed: Sequence[Release], delta: float, relation: str, _: list[str]) -> float:
+    return renyi.zcdp_epsilon(renyi.zcdp_rho(listed, relation), delta)
+
+
+def _analytic(listed: Sequence[Release], delta: float, relation: str, _: list[str]) -> float:
+    wrong = [one for one in listed if one.mechanism not in ("gaussian", "tree") or (
+        one.sampling in ("poisson", "without-replacement") and one.rate < 1)]
+    if wrong:
+        raise UsageError(
+            f"the analytic accountant was asked about {wrong[0].mechanism} noise with sampling '{wrong[0].sampling}'",
+            want="Gaussian releases that use all records", fix="Use the accountant 'pld'",
+        )
+    mu = pld.distance(relation) * math.sqrt(sum(pld.spread(one) / one.noise**2 for one in listed))
+    return gaussian_epsilon(delta, mu)
+
+
+def _gdp(listed: Sequence[Release], delta: float, relation: str, _: list[str]) -> float:
+    wrong = [one for one in listed if one.mechanism not in ("gaussian", "tree")]
+    if wrong:
+        raise UsageError(f"the central-limit estimate was asked about {wrong[0].mechanism} noise", want="Gaussian releases")
+    away, power = pld.distance(relation), 0.0
+    for one in listed:
+        count = one.count if one.sampling in ("poisson", "without-replacement") else pld.spread(one)
+        rate = one.rate if one.sampling in ("poisson", "without-replacement") else 1.0
+        power += clt_mu(rate, one.noise / away, int(count)) ** 2
+    mu = math.sqrt(power)
+    return math.inf if math.isinf(mu) or gaussian_delta(1e6, mu) > delta else gaussian_epsilon(delta, mu)
+
+
+def _notes(listed: Sequence[Release], accountant: str, relation: str) -> list[str]:
+    notes = []
+    samplings = {one.sampling for one in listed if one.rate < 1}
+    if "poisson" in samplings:
+        notes.append("amplified by Poisson sampling: holds where every record is drawn on its own at every step, not for a "
+                     "shuffled loader")
+    if "without-replacement" in samplings:
+        notes.append("amplified by sampling without replacement: holds where every batch is drawn afresh; for a loader that "
+                     "deals all records out once per pass no amplification is proven (sampling 'shuffled')")
+    if "shuffled" in samplings:
+        notes.append("not amplified: one release per record and pass, whatever the order")
+    if relation == "replace-one" and any(one.mechanism not in ("pure", "randomized-response") for one in listed):
+        notes.append("a replaced record moves the answer by twice what one adds")
+    if accountant == "pld" and any(one.mechanism == "discrete-gaussian" for one in listed):
+        notes.append("discrete Gaussian noise: this figure is for one whole number; for vectors use 'rdp'")
+    if accountant == "gdp":
+        notes.append("a central-limit estimate: the true loss may be several times as large")
+    return notes
+
+
+_FOUND = {"pld": _pld, "rdp": _rdp, "zcdp": _zcdp, "analytic": _analytic, "gdp": _gdp}

@@ -1,0 +1,131 @@
+"""Batches drawn as the account assumes, and the releases that follow from how a batch was really drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from hauberk.core.data import Split
+from hauberk.core.errors import UsageError
+from hauberk.privacy.dp.accounting import Release
+from hauberk.privacy.dp.distributed import total, world
+from hauberk.privacy.dp.noise import SecureSource, SeededSource
+from hauberk.privacy.dp.options import PrivateOptions
+from hauberk.privacy.dp.sampling import fixed_batch, poisson_batch
+
+
+class Batches:
+    """Draws batches, remembers whether a step used what was drawn, and says what the step has to be accounted as."""
+
+    def __init__(self, data: Any, n: int, batch_size: int, options: PrivateOptions) -> None:
+        self.data, self.n, self.batch_size, self.options = data, n, batch_size, options
+        self.drawn = 0  # batches drawn so far: the name of the next draw
+        self._open: int | None = None  # examples of the batch handed out; -1 once a step has used it; None outside
+
+    def steps(self, epochs: float | None, steps: int | None) -> int:
+        """Return how many batches that is: an epoch is n over the expected batch, rounded."""
+        if (epochs is None) == (steps is None):
+            raise UsageError(f"epochs is {epochs} and steps is {steps}", want="one of the two")
+        count = steps if steps is not None else round((epochs or 0) * max(1, round(self.n / self.batch_size)))
+        if count < 0:
+            raise UsageError(f"{count} steps are asked for", want="at least 0")
+        return count
+
+    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield x and y of so many batches."""
+        if isinstance(self.data, int):
+            raise UsageError("only the number of examples is known", want="the data itself",
+                             fix="Pass the split or dataset to make_private, or take batches of your own")
+        return map(self._take, self._hand_out(count))
+
+    def positions(self, count: int) -> Sequence[Tensor]:
+        """Return so many batches of positions, each drawn when it is asked for."""
+        return _Positions(self, count)
+
+    def release(self, seen: int, noise: float, mechanism: str) -> Release:
+        """Return what a step on `seen` examples in this process releases, for the way its batch was drawn.
+
+        A batch from elsewhere is taken for one of a loader that deals every example out once per pass.
+
+        Raises:
+            UsageError: for a batch used twice or in part, or one from elsewhere that is larger than expected.
+        """
+        sampling: str = self.options.sampling
+        if self._open == -1:
+            raise UsageError("a second step on the same batch", want="one step on each batch: the account is for fresh draws")
+        if self._open is not None:
+            if seen != self._open:
+                raise UsageError(f"a step saw {seen} examples of a batch of {self._open}", want="the batch as it was drawn",
+                                 fix="Pass a batch larger than memory in parts by options.micro_batch")
+            self._open = -1
+        else:
+            everywhere = int(total(torch.tensor([seen])))
+            if everywhere > self.batch_size:
+                raise UsageError(f"a batch holds {everywhere} examples", want=f"at most the batch size {self.batch_size}")
+            sampling = "shuffled"
+        try:
+            return Release(mechanism, noise, sampling, self.batch_size / self.n, 1, self.n)
+        except UsageError:
+            return Release(mechanism, noise, population=self.n)  # no amplification is known for this pair: a bound without
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the draws are."""
+        return {"n": self.n, "batch_size": self.batch_size, "drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the draws were."""
+        if (state["n"], state["batch_size"]) != (self.n, self.batch_size):
+            raise ValueError(f"the run had {state['n']} examples and batches of {state['batch_size']}")
+        self.drawn = int(state["drawn"])
+
+    def _hand_out(self, count: int) -> Iterator[Tensor]:
+        try:
+            for _ in range(count):
+                batch = self._draw()
+                self._open = len(batch)
+                yield batch
+        finally:
+            self._open = None
+
+    def _draw(self) -> Tensor:
+        rank, processes = world()
+        here = torch.arange(rank, self.n, processes)
+        seed, name = self.options.seed, self.drawn
+        self.drawn += 1
+        if self.options.sampling == "poisson":
+            # Each process draws from its own part: together that is one Poisson sample of all.
+            source = SecureSource() if seed is None else SeededSource(seed, "sampling", name, rank)
+            return here[poisson_batch(len(here), self.batch_size / self.n, source)]
+        batch = fixed_batch(self.n, self.batch_size, SecureSource() if seed is None else SeededSource(seed, "sampling", name))
+        if processes > 1:
+            distributed.broadcast(batch, 0)
+        return batch[rank::processes]
+
+    def _take(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        data = self.data
+        if isinstance(data, Split):
+            return data.take(batch)
+        if isinstance(data, tuple):
+            return data[0][batch], data[1][batch]
+        listed = batch.tolist()
+        x, y = torch.utils.data.default_collate([data[i] for i in (listed or [0])])
+        return x[: len(listed)], y[: len(listed)]
+
+
+class _Positions(Sequence[Tensor]):
+    """A sequence of batches that draws while it is walked through, once."""
+
+    def __init__(self, batches: Batches, count: int) -> None:
+        self._batches, self._count = batches, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self._batches._hand_out(self._count)
+
+    def __getitem__(self, index: Any) -> Any:
+        raise TypeError("batches are drawn in order, one at a time")

@@ -1,0 +1,134 @@
+"""Operations without a rule: per-example gradients by torch.func, one operation at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from hauberk.core.errors import ModelError
+from hauberk.privacy.dp.engine.per_example import SCRATCH, Dense, PerExample
+from hauberk.privacy.dp.engine.registry import Gradients, tensors
+
+if TYPE_CHECKING:
+    from hauberk.privacy.dp.engine.intercept import Interceptor
+
+
+def refuse(func: Any, why: str) -> ModelError:
+    """The error for an operation that cannot be treated."""
+    name = getattr(func, "__name__", str(func))
+    return ModelError(
+        f"per-example gradients cannot be taken through '{name}', which a trained parameter enters: {why}",
+        want="an operation that keeps the examples apart along its first dimension",
+        fix="Freeze the parameter, put a layer of torch.nn in its place, or give the operation a rule (treat).",
+    )
+
+
+def fallback(state: Interceptor, func: Any, args: Any, kwargs: Any) -> Tensor:
+    """Run any operation on each example by itself, in the backward pass, to give the gradients of what entered it.
+
+    The first example is run alone in the forward pass as well: an operation that then answers otherwise mixes the examples,
+    or has them along another dimension, and is refused.
+    """
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    own = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and id(leaf) in state.tracked]
+    other = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and i not in own]
+    batched = [i for i in other if state.is_data(leaves[i]) and leaves[i].dim() and len(leaves[i]) == state.batch]
+    if len(own) != len({id(leaves[i]) for i in own}):
+        raise refuse(func, "one parameter enters it twice")
+    if not batched:
+        raise refuse(func, f"no argument has the {state.batch} examples along its first dimension")
+    fixed = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+    def call(values: dict[int, Tensor]) -> Tensor:
+        args_, kwargs_ = pytree.tree_unflatten([values.get(i, leaf) for i, leaf in enumerate(fixed)], tree)
+        return cast(Tensor, func(*args_, **kwargs_))
+
+    versions = [leaves[i]._version for i in other]
+
+    def run(inner: list[Tensor]) -> Tensor:
+        out = call(dict(zip(other, inner, strict=True)))
+        if not isinstance(out, Tensor) or not out.dim() or len(out) != state.batch:
+            raise refuse(func, f"its result has not the {state.batch} examples along its first dimension")
+        if [leaves[i]._version for i in other] != versions or [one._version for one in inner] != versions:
+            raise refuse(func, "it changes its arguments in place")
+        if state.batch:
+            with torch.no_grad():
+                alone = call({i: fixed[i][:1] for i in batched})
+            if alone.shape != out[:1].shape or not torch.allclose(alone, out[:1], rtol=1e-2, atol=1e-4, equal_nan=True):
+                raise refuse(func, "the first example alone gives another result than in its batch")
+        return out
+
+    names = {str(i): leaves[i] for i in own}
+    data = [fixed[i] for i in batched]
+
+    def gradients(g: Tensor) -> Gradients:
+        values = _each(call, own, [fixed[i] for i in own], batched, data, g, func)
+        return {str(i): _constant(value) for i, value in zip(own, values, strict=True)}
+
+    return state.treat(getattr(func, "__name__", str(func)), run, [leaves[i] for i in other], names, gradients)
+
+
+def _constant(values: Tensor) -> Callable[[], PerExample]:
+    return lambda: Dense(values)
+
+
+def _each(
+    call: Callable[[dict[int, Tensor]], Tensor], own: list[int], parameters: list[Tensor], batched: list[int], data: list[Tensor],
+    g: Tensor, func: Any,
+) -> list[Tensor]:
+    """Gradients of the parameters by example, by vmap over vjp; by a loop where vmap has no rule for the operation."""
+
+    def one(gradient: Tensor, *example: Tensor) -> tuple[Tensor, ...]:
+        def alone(*values: Tensor) -> Tensor:
+            given = dict(zip(own, values, strict=True))
+            given.update({i: row.unsqueeze(0) for i, row in zip(batched, example, strict=True)})
+            return call(given).squeeze(0)
+
+        return cast(tuple[Tensor, ...], torch.func.vjp(alone, *parameters)[1](gradient))
+
+    if not len(g):
+        return [p.new_zeros(0, *p.shape) for p in parameters]
+    each = sum(p.numel() * p.element_size() for p in parameters)
+    try:
+        with torch.enable_grad():
+            return list(torch.func.vmap(one, chunk_size=max(1, SCRATCH // max(each, 1)))(g, *data))
+    except RuntimeError:
+        found = []
+        for row in range(len(g)):
+            leaves = [p.detach().requires_grad_() for p in parameters]
+            with torch.enable_grad():
+                given = dict(zip(own, leaves, strict=True))
+                given.update({i: x[row : row + 1] for i, x in zip(batched, data, strict=True)})
+                out = call(given)
+            found.append(torch.autograd.grad(out, leaves, g[row : row + 1], materialize_grads=True))
+        return [torch.stack(rows) for rows in zip(*found, strict=True)]
+
+
+def spread(state: Interceptor, func: Any, args: Any, kwargs: Any) -> Tensor | None:
+    """Give each example its own copy of a parameter that is expanded over the batch, or None where it is not."""
+    (own,) = [one for one in tensors((*args, *kwargs.values())) if id(one) in state.tracked]
+    with torch.no_grad():
+        out = func(*args, **kwargs)
+    leading = own.dim() == out.dim()
+    if len(out) != state.batch or (leading and len(own) != 1):
+        return None
+    shape = own.shape[1:] if leading else own.shape
+    if state.batch and not bool((out[:1] == out).all()):
+        return None
+    if own.numel() and out.numel() and out[0].numel() % own.numel():
+        return None
+    if func is Tensor.repeat and out[0].numel() != own.numel():
+        return None  # Copies within an example as well: left to the long way.
+
+    def run(inner: list[Tensor]) -> Tensor:
+        return cast(Tensor, func(*[one.detach() if isinstance(one, Tensor) else one for one in args], **kwargs)).clone()
+
+    def gradients(g: Tensor) -> Gradients:
+        ones = (1,) * (g.dim() - 1 - len(shape))
+        return {"0": lambda: Dense(g.sum_to_size(len(g), *ones, *shape).reshape(len(g), *own.shape))}
+
+    return state.treat(getattr(func, "__name__", str(func)), run, [], {"0": own}, gradients)

@@ -1,0 +1,193 @@
+"""What happens to tracked parameters inside a `with record(…)` block: every operation that one enters is seen here.
+
+An operation with a rule is run on detached parameters, so that its backward pass works out the gradient of its input alone and
+hands the gradient of its output to the tape. An operation on parameters alone gives a derived tensor, tracked like a parameter.
+Any other goes the long way (`fallback.py`), or is refused: none is let through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from hauberk.core.errors import ModelError
+from hauberk.privacy.dp.engine.fallback import fallback, spread
+from hauberk.privacy.dp.engine.registry import REWRITES, RULES, Gradients, tensors
+
+Operation = Callable[..., Any]
+# The derived tensor is the parameter with its entries in another order.
+REARRANGING = {
+    Tensor.t, torch.t, Tensor.transpose, torch.transpose, Tensor.permute, torch.permute, Tensor.view, Tensor.reshape,
+    torch.reshape, Tensor.flatten, torch.flatten, Tensor.contiguous, Tensor.unsqueeze, torch.unsqueeze, Tensor.squeeze,
+    torch.squeeze, Tensor.clone, torch.clone, Tensor.unflatten, Tensor.view_as,
+    *(getattr(getattr(Tensor, name), "__get__") for name in ("T", "mT")),  # noqa: B009
+}
+SPREADING = {Tensor.expand, Tensor.expand_as, Tensor.repeat, torch.broadcast_to, Tensor.broadcast_to}
+
+
+@dataclass(eq=False)
+class Use:
+    """One operation that tracked tensors entered.
+
+    Arguments:
+        name: of the operation, for messages.
+        entered: tracked tensors, parameters or derived ones, by the name the rule knows them under.
+        gradients: from the output gradient to each name's per-example gradient; dropped once used.
+        data: the tensors whose values the gradient needs, with their version at the time.
+    """
+
+    name: str
+    entered: dict[str, Tensor]
+    gradients: Callable[[Tensor], Gradients] | None
+    data: list[tuple[Tensor, int]] = field(default_factory=list)
+    reached: bool = False
+
+
+class _Treated(torch.autograd.Function):
+    """Run an operation whose graph holds its data inputs alone; in the backward pass show its output gradient to the tape."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, tape: Any, use: Use, run: Callable[[list[Tensor]], Tensor], *data: Tensor) -> Tensor:
+        inner = [one.detach().requires_grad_(one.requires_grad) for one in data]
+        with torch.set_grad_enabled(any(one.requires_grad for one in data)):
+            out = run(inner)
+        ctx.tape, ctx.use, ctx.out, ctx.inner = tape, use, out, inner
+        return out.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        out, inner = ctx.out, ctx.inner
+        ctx.out = ctx.inner = None
+        if inner is None:
+            raise ModelError("the loss was taken backwards twice", want="one backward pass", fix="Record the loss again.")
+        open_ = [one for one in inner if one.requires_grad]
+        found: list[Tensor | None] = []
+        if open_:
+            found = list(torch.autograd.grad(out, open_, grads[0], allow_unused=True))
+        del out
+        ctx.tape.reached(ctx.use, grads[0])
+        answers = iter(found)
+        return (None, None, None, None, *[next(answers) if one.requires_grad else None for one in inner])
+
+
+class Interceptor(TorchFunctionMode):
+    """The mode that is on inside the block.
+
+    Arguments:
+        tape: is told of each use (`tape.used`) and of each output gradient (`tape.reached`).
+        tracked: the parameters.
+        model: whose other parameters and buffers are known not to depend on the examples.
+    """
+
+    def __init__(self, tape: Any, tracked: list[nn.Parameter], model: nn.Module) -> None:
+        super().__init__()
+        self.tape = tape
+        self.active = True
+        self.batch: int | None = None
+        self.anchor = torch.empty(0, requires_grad=True)
+        self.tracked: dict[int, Tensor] = {id(one): one for one in tracked}
+        self.derived: dict[int, tuple[Tensor, bool]] = {}
+        known = [*model.parameters(), *model.buffers()]
+        self.constant: dict[int, Tensor] = {id(one): one for one in known if id(one) not in self.tracked}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self.active:
+            return func(*args, **kwargs)
+        given = tensors((*args, *kwargs.values()))
+        entering = [one for one in given if id(one) in self.tracked]
+        if not entering or not torch.is_grad_enabled():
+            out = func(*args, **kwargs)
+            self._note_constant(func, given, out)
+            return out
+        if func in REWRITES:
+            self.learn_batch([one for one in given if self.is_data(one)])
+            with self:
+                return REWRITES[func](self, *args, **kwargs)
+        data = [one for one in given if self.is_data(one)]
+        if not data:
+            return self._derive(func, args, kwargs, entering)
+        self.learn_batch(data)
+        rule = RULES.get(func)
+        if rule is not None:
+            bound = rule.bind(args, kwargs)
+            entered = {name: bound[name] for name in rule.parameters if id(bound.get(name)) in self.tracked}
+            x = bound.get(rule.data)
+            if len(entered) == len(entering) and isinstance(x, Tensor) and self.is_data(x) and self._fits(func, x, entered):
+                return self._treat(func, bound, rule.names, rule.gradients, entered)
+        return fallback(self, func, args, kwargs)
+
+    def is_data(self, one: Tensor) -> bool:
+        """Whether a tensor may depend on the examples."""
+        return id(one) not in self.tracked and id(one) not in self.constant
+
+    def learn_batch(self, data: list[Tensor]) -> None:
+        """Take the batch size from the first tensor that depends on the examples, where the model's inputs did not tell it."""
+        if self.batch is None and data and data[0].dim():
+            self.batch = len(data[0])
+
+    def treat(
+        self, name: str, run: Callable[[list[Tensor]], Tensor], data: list[Tensor], entered: dict[str, Tensor],
+        gradients: Callable[[Tensor], Gradients],
+    ) -> Tensor:
+        """Run an operation on data and detached parameters; its output gradient will go to `gradients`."""
+        use = Use(name, entered, gradients, [(one, one._version) for one in data])
+        self.tape.used(use)
+        return cast(Tensor, _Treated.apply(self.anchor, self.tape, use, run, *data))  # type: ignore[no-untyped-call]
+
+    def _fits(self, func: Operation, x: Tensor, entered: dict[str, Tensor]) -> bool:
+        if x.dim() == 0 or len(x) != self.batch:
+            return False
+        return func not in _PRODUCTS or (x.dim() > 1 and entered["other"].dim() == 2)
+
+    def _treat(
+        self, func: Operation, bound: dict[str, Any], names: tuple[str, ...], rule: Callable[..., Gradients],
+        entered: dict[str, Tensor],
+    ) -> Tensor:
+        plain = {key: value.detach() if isinstance(value, Tensor) else value for key, value in bound.items()}
+        data = [key for key, value in bound.items() if isinstance(value, Tensor) and key not in entered]
+
+        def run(inner: list[Tensor]) -> Tensor:
+            call = {**plain, **dict(zip(data, inner, strict=True))}
+            return cast(Tensor, func(*(call[name] for name in names)))
+
+        return self.treat(_name(func), run, [bound[key] for key in data], entered, lambda g: rule(g, **plain))
+
+    def _derive(self, func: Operation, args: Any, kwargs: Any, entering: list[Tensor]) -> Any:
+        """Track what is made of parameters and constants; give each example its own copy where one is spread over the batch."""
+        if func in SPREADING and self.batch is not None:
+            own = spread(self, func, args, kwargs)
+            if own is not None:
+                return own
+        out = func(*args, **kwargs)
+        whole = func in REARRANGING and len(entering) == 1
+        for one in tensors(out if isinstance(out, (list, tuple)) else [out]):
+            if not one.requires_grad:
+                self.constant[id(one)] = one
+            elif id(one) not in self.tracked:
+                same = whole and one.numel() == entering[0].numel() and self.derived.get(id(entering[0]), (None, True))[1]
+                self.tracked[id(one)], self.derived[id(one)] = one, (one, same)
+        return out
+
+    def _note_constant(self, func: Operation, given: list[Tensor], out: Any) -> None:
+        if any(id(one) not in self.constant for one in given):
+            return
+        made = [out] if isinstance(out, Tensor) else tensors(out) if isinstance(out, (list, tuple)) else []
+        for one in made:
+            spread_out = func in SPREADING and one.dim() and len(one) == self.batch and not (
+                given and given[0].dim() == one.dim() and len(given[0]) == len(one)
+            )
+            if not spread_out:
+                self.constant[id(one)] = one
+
+
+_PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
+
+
+def _name(func: Operation) -> str:
+    return getattr(func, "__name__", str(func))

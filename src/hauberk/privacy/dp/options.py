@@ -1,0 +1,103 @@
+"""The options of private training that have a right default, and the checks of all of them at the door."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+
+from hauberk.core.errors import UsageError
+from hauberk.privacy.dp.noise import Gaussian, Mechanism
+
+Multiplier = float | Callable[[int], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivateOptions:
+    """What seldom has to be changed.
+
+    Arguments:
+        sampling: `poisson`, each example by itself; `without-replacement`, a fresh draw of exactly the batch size.
+        mechanism: makes the noise of a multiplier: `Gaussian`, `Laplace` or another of `hauberk.privacy.dp.noise`.
+        seed: None draws noise and batches from a cryptographically secure source; a number makes runs repeatable, for tests:
+            whoever knows it can take the noise off again.
+        micro_batch: examples held in memory at once; None takes a batch whole.
+        reduction: how the loss comes from the examples' losses: their `mean` or their `sum`.
+        loss_scale: what losses are multiplied by before the backward pass, and gradients divided by after it, for float16;
+            a number, or a `torch.amp.GradScaler` whose scale is read (do not call its `step` or `update`: a scale that
+            reacts to one example's overflow would tell of it).
+    """
+
+    sampling: Literal["poisson", "without-replacement"] = "poisson"
+    mechanism: Callable[[float], Mechanism] = Gaussian
+    seed: int | None = None
+    micro_batch: int | None = None
+    reduction: Literal["mean", "sum"] = "mean"
+    loss_scale: float | torch.amp.GradScaler = 1.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("sampling", ("poisson", "without-replacement")), ("reduction", ("mean", "sum"))):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} is {getattr(self, name)!r}", want=" or ".join(map(repr, known)))
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise UsageError(f"micro_batch is {self.micro_batch}", want="at least 1, or None")
+        if not isinstance(self.loss_scale, torch.amp.GradScaler) and not 0 < self.loss_scale < math.inf:
+            raise UsageError(f"loss_scale is {self.loss_scale}", want="a finite number above 0")
+
+    @property
+    def scale(self) -> float:
+        """The scale of the losses, now."""
+        return float(self.loss_scale.get_scale() if isinstance(self.loss_scale, torch.amp.GradScaler) else self.loss_scale)
+
+
+def population(data: Any) -> int:
+    """Return how many examples there are.
+
+    Raises:
+        UsageError: when it is not a number above 0 or something with a length.
+    """
+    if isinstance(data, torch.utils.data.DataLoader):
+        raise UsageError("the data is a DataLoader, which draws batches of its own",
+                         want="its dataset, or the number of examples",
+                         fix="Pass loader.dataset and train on private.batches(...)")
+    try:
+        n = data if isinstance(data, int) else len(data[0] if isinstance(data, tuple) else data)
+    except TypeError:
+        n = 0
+    if n < 1:
+        raise UsageError(f"the data is {type(data).__name__} with {n} examples",
+                         want="a split, a tuple of tensors, a dataset with a length, or the number of examples")
+    return n
+
+
+def multiplier_at(multiplier: Multiplier, step: int) -> float:
+    """Return the noise multiplier of a step.
+
+    Raises:
+        UsageError: when it is negative or not finite.
+    """
+    value = float(multiplier(step) if callable(multiplier) else multiplier)
+    if not 0 <= value < math.inf:
+        raise UsageError(f"the noise multiplier of step {step} is {value}", want="a finite number, at least 0")
+    return value
+
+
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Parameter]:
+    """Return by name the parameters that the optimizer changes.
+
+    Raises:
+        UsageError: when there is none, or the optimizer has others, whose gradients nobody would make private.
+    """
+    held = {id(one) for group in optimizer.param_groups for one in group["params"] if one.requires_grad}
+    found = {name: one for name, one in model.named_parameters() if id(one) in held}
+    if len(found) != len(held):
+        raise UsageError(f"{len(held) - len(found)} of the optimizer's {len(held)} parameters are not the model's",
+                         want="an optimizer over parameters of this model")
+    if not found:
+        raise UsageError("the optimizer has no parameter that is trained", want="at least one that requires a gradient")
+    return found

@@ -1,0 +1,239 @@
+"""make_private: any PyTorch optimizer takes private gradients. Clip each example, add up, add noise, divide. arXiv:1607.00133."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from hauberk.core.data import Split
+from hauberk.core.errors import UsageError
+from hauberk.core.train import Gradients, Loss, Schedule, State
+from hauberk.privacy.dp import distributed
+from hauberk.privacy.dp.accounting import PrivacyLedger, Spent
+from hauberk.privacy.dp.batches import Batches
+from hauberk.privacy.dp.clipping import L1, Clipping, Flat
+from hauberk.privacy.dp.engine import check_model, record
+from hauberk.privacy.dp.noise import SecureSource, SeededSource
+from hauberk.privacy.dp.options import Multiplier, PrivateOptions, multiplier_at, population, trained
+
+
+def make_private(
+    model: nn.Module, optimizer: torch.optim.Optimizer, data: Any, *, batch_size: int, noise_multiplier: Multiplier,
+    clip: float | Clipping = 1.0, delta: float | None = None, options: PrivateOptions | None = None,
+) -> Private:
+    """Prepare differentially private training of `model` by `optimizer`; neither is changed.
+
+    In a loop of one's own: `for x, y in private.batches(epochs=15): private.step(loss, x, y)`. In the training loop of this
+    library: `fit(model, data, optimizer=optimizer, gradients=private)`.
+
+    Arguments:
+        model: any module whose examples do not mix; with DistributedDataParallel the module inside it is trained.
+        optimizer: over its parameters; any.
+        data: what is trained on: a `Split`, a tuple of tensors `(x, y)`, a dataset, or the number of examples.
+        batch_size: expected examples of a batch over all processes; sums are divided by it, whatever a batch holds.
+        noise_multiplier: deviation of the noise over the clip; or by step, from 0, a schedule.
+        clip: greatest L2 norm of one example's gradient, or a strategy of `hauberk.privacy.dp.clipping`.
+        delta: δ of the guarantee; None takes 1e-5, or 1/n where that is less.
+        options: what seldom has to be changed.
+
+    Returns:
+        What draws batches, makes steps and keeps account.
+
+    Raises:
+        UsageError: for values out of range, or an optimizer of other parameters.
+        ModelError: for a layer whose examples mix, or that nobody can treat.
+    """
+    return Private(model, optimizer, data, batch_size, noise_multiplier, clip, delta, options or PrivateOptions())
+
+
+class Private(Gradients):
+    """Private gradients, their batches and their account; made by `make_private`.
+
+    Attributes: `ledger`, every release so far; `clipping`, the strategy with its current bound; `steps`; `empty_batches`, steps
+    of noise alone; `dropped`, examples whose gradient was not finite and that added nothing.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, data: Any, batch_size: int, noise_multiplier: Multiplier,
+        clip: float | Clipping, delta: float | None, options: PrivateOptions,
+    ) -> None:
+        self.model, self.optimizer, self.options = distributed.unwrapped(model), optimizer, options
+        n = population(data)
+        if not 1 <= batch_size <= n:
+            raise UsageError(f"the batch size is {batch_size} of {n} examples", want="an expected batch from 1 to all of them")
+        if delta is not None and not 0 < delta < 1:
+            raise UsageError(f"delta is {delta}", want="a probability between 0 and 1, below 1/n")
+        noise = options.mechanism(multiplier_at(noise_multiplier, 0))
+        self.clipping = clip if isinstance(clip, Clipping) else (L1(clip) if noise.norm == 1 else Flat(clip))
+        if self.clipping.norm != f"l{noise.norm}":
+            raise UsageError(f"{noise.name} noise with a clip in the {self.clipping.norm.upper()} norm",
+                             want=f"an L{noise.norm} clip, which this noise is made for")
+        check_model(self.model)
+        self.parameters = trained(self.model, optimizer)
+        self.clipping.bind(self.parameters, float(batch_size))
+        self.clipping.gradient_multiplier(multiplier_at(noise_multiplier, 0))
+        self.delta = min(1e-5, 1 / n) if delta is None else delta
+        self.batch_size, self.noise_multiplier = batch_size, noise_multiplier
+        self.draws = Batches(data, n, batch_size, options)
+        self.ledger = PrivacyLedger()
+        self.steps = self.empty_batches = self.dropped = 0
+        self._sums: dict[Parameter, Tensor] = {}
+        self._seen = 0
+        self._tape: Any = None
+        distributed.same_start([one.data for one in (*self.model.parameters(), *self.model.buffers())])
+
+    def batches(self, epochs: float | None = None, *, steps: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draw batches afresh, as many as `epochs` passes hold on average, or `steps`; yield x and y of each.
+
+        A batch varies in size and may be empty: hand it to `step` all the same.
+
+        Raises:
+            UsageError: without data to take examples from, or a number of steps.
+        """
+        return self.draws.batches(self.draws.steps(epochs, steps))
+
+    def step(self, loss: Loss, x: Tensor, y: Tensor) -> float:
+        """Make one private step on a batch and return its mean loss, which itself is not private; NaN for an empty batch."""
+        value = self._gradients(loss, x, y)
+        self.optimizer.step()
+        return value
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Watch the forward pass inside the block, for a loss computed by hand; `backward` follows."""
+        if self._tape is not None:
+            self._tape.release()
+        with record(self.model, list(self.parameters.values()), norm=self.clipping.norm) as tape:
+            self._tape = tape
+            yield
+
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
+        """Clip the gradients of the recorded examples; with the last part of a batch leave the private gradient in `.grad`.
+
+        Arguments:
+            loss: what the recorded forward pass led to: the mean of the examples' losses, or as `options.reduction` says.
+            last: False when more parts of the same batch follow.
+
+        Raises:
+            UsageError: when nothing was recorded.
+        """
+        if self._tape is None:
+            raise UsageError("backward without a recorded forward pass", fix="Compute the loss in: with private.recording()")
+        tape, self._tape = self._tape, None
+        try:
+            self._add(tape, loss)
+        finally:
+            tape.release()
+        if last:
+            self._release()
+
+    # fit's side
+
+    def order(self, data: Split, plan: Schedule, epoch: int) -> Sequence[Tensor]:
+        """Return the positions of each batch of an epoch of `fit`; its own expected batch counts, not the schedule's."""
+        if len(data) != self.draws.n:
+            raise UsageError(f"fit was given {len(data)} examples", want=f"the {self.draws.n} that make_private was told of")
+        return self.draws.positions(self.draws.steps(1, None))
+
+    def compute(self, state: State, loss: Loss, x: Tensor, y: Tensor) -> float:
+        """Leave the private gradient of a batch in `.grad`, and return the mean loss, NaN for an empty batch."""
+        if distributed.unwrapped(state.model) is not self.model or state.optimizer is not self.optimizer:
+            raise UsageError("fit trains another model or optimizer than was made private", fix="Pass optimizer= to fit as well")
+        return self._gradients(loss, x, y)
+
+    # the account
+
+    def spent(self, delta: float | None = None, *, accountant: str = "pld") -> Spent:
+        """Return the ε spent so far, for the way batches were really drawn, with what it rests on.
+
+        It is about adding or removing one example with Poisson sampling, and about replacing one as soon as one batch was of
+        fixed size or came from elsewhere, such as a shuffled loader.
+
+        Arguments:
+            delta: None takes that of `make_private`.
+            accountant: `pld`, `rdp`, or another of `hauberk.privacy.dp.accounting`.
+        """
+        return self.ledger.epsilon(self.delta if delta is None else delta, accountant=accountant)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return account, clip and draws; model and optimizer have their own."""
+        return {
+            "ledger": self.ledger.state_dict(), "clipping": self.clipping.state_dict(), "draws": self.draws.state_dict(),
+            "steps": self.steps, "empty_batches": self.empty_batches, "dropped": self.dropped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `state_dict` returned; the next draws are those that would have followed."""
+        if "ledger" not in state:
+            raise ValueError("the run so far was not private, which no later step can make good")
+        self.ledger.load_state_dict(state["ledger"])
+        self.clipping.load_state_dict(state["clipping"])
+        self.draws.load_state_dict(state["draws"])
+        self.steps, self.empty_batches, self.dropped = state["steps"], state["empty_batches"], state["dropped"]
+
+    # one step
+
+    def _gradients(self, loss: Loss, x: Tensor, y: Tensor) -> float:
+        self._forget()
+        place = next(iter(self.parameters.values())).device
+        x, y = x.to(place), y.to(place)
+        value, size = math.nan, self.options.micro_batch or max(len(x), 1)
+        for begin in range(0, len(x), size):
+            part = slice(begin, begin + size)
+            with self.recording():
+                mean = loss(self.model, x[part], y[part])
+            share = 1.0 if self.options.reduction == "sum" else len(x[part]) / len(x)
+            value = (0.0 if math.isnan(value) and begin == 0 else value) + float(mean.detach()) * share
+            self.backward(mean, last=False)
+        self._release()
+        return value if self.options.reduction == "mean" else value / max(len(x), 1)
+
+    def _add(self, tape: Any, loss: Tensor) -> None:
+        if not tape.batch_size:
+            return
+        scale = self.options.scale
+        # Norms and sums are taken at full precision, also when a caller's autocast is on.
+        with torch.autocast(loss.device.type, enabled=False):
+            tape.backward(loss * scale if scale != 1.0 else loss, reduction=self.options.reduction, scale=scale)
+            norms = tape.norms()
+            finite = torch.stack([one.isfinite() for one in norms.values()]).all(0)
+            self.dropped += int((~finite).sum())
+            for parameter, part in tape.weighted(self.clipping.weights(norms)).items():
+                part, held = part.to(_wide(part.dtype)), self._sums.get(parameter)
+                self._sums[parameter] = part if held is None else held.add_(part)
+        self._seen += tape.batch_size
+
+    def _release(self) -> None:
+        z = multiplier_at(self.noise_multiplier, self.steps)
+        noise = self.options.mechanism(self.clipping.gradient_multiplier(z))
+        self.ledger.add(self.draws.release(self._seen, z, noise.name))  # before it is made: never less than was let out
+        first = distributed.world()[0] == 0
+        seed = self.options.seed
+        source = SecureSource() if seed is None else SeededSource(seed, "noise", self.steps)
+        made = []
+        for parameter in self.parameters.values():
+            total = self._sums.pop(parameter, None)
+            total = torch.zeros_like(parameter, dtype=_wide(parameter.dtype)) if total is None else total
+            made.append(noise.add_(total, self.clipping.bound, source) if first else total)
+        self.clipping.finish(distributed.total, source.normal if first else torch.zeros_like)
+        distributed.add_up(made)
+        for parameter, total in zip(self.parameters.values(), made, strict=True):
+            parameter.grad = total.div_(self.batch_size).to(parameter.dtype)
+        self.empty_batches += int(distributed.total(torch.tensor([self._seen]))) == 0
+        self.steps += 1
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._tape is not None:
+            self._tape.release()
+        self._tape, self._sums, self._seen = None, {}, 0
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32

@@ -1,0 +1,399 @@
+"""make_private: every optimizer sees what a loop over single examples would have made; the account says what was done."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hauberk import Schedule, Split, fit
+from hauberk.core.errors import UsageError
+from hauberk.core.train import Callback, cross_entropy
+from hauberk.privacy.dp import PrivateOptions, make_private
+from hauberk.privacy.dp.accounting import gaussian_epsilon
+from hauberk.privacy.dp.clipping import L1, Automatic, Flat, PerLayer, Quantile
+from hauberk.privacy.dp.noise import Laplace, SeededSource, TimeDecay
+
+OPTIMIZERS = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.3),
+    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.02),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.1),
+}
+
+
+def net(seed=0, dtype=torch.float64):
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(48, 5), nn.ReLU(), nn.Linear(5, 3)
+        ).to(dtype)
+
+
+def split(n=40, seed=1, dtype=torch.float64):
+    draw = torch.Generator().manual_seed(seed)
+    return Split(torch.rand(n, 1, 4, 4, generator=draw).to(dtype), torch.randint(3, (n,), generator=draw))
+
+
+def examples(model, x, y, reduction="mean"):
+    """The gradient of each example by a backward pass of its own: a list of lists, one entry per parameter."""
+    return [
+        torch.autograd.grad(functional.cross_entropy(model(x[i : i + 1]), y[i : i + 1]), list(model.parameters()))
+        for i in range(len(x))
+    ]
+
+
+def summed(model, x, y, clip, order=2):
+    """The noiseless sum that flat clipping makes."""
+    total = [torch.zeros_like(one) for one in model.parameters()]
+    for parts in examples(model, x, y):
+        size = float(sum(part.abs().pow(order).sum() for part in parts)) ** (1 / order)
+        total = [a + part * min(1.0, clip / size) for a, part in zip(total, parts, strict=True)]
+    return total
+
+
+def reference(model, optimizer, batches, clip, scale, expected, seed, kind="normal", order=2):
+    """Private descent one example at a time; `scale(step)` is the deviation of the noise."""
+    for step, (x, y) in enumerate(batches):
+        source = SeededSource(seed, "noise", step)
+        for one, total in zip(model.parameters(), summed(model, x, y, clip, order), strict=True):
+            one.grad = (total + scale(step) * getattr(source, kind)(total)) / expected
+        optimizer.step()
+
+
+def far(model, other):
+    """The greatest relative distance between the weights of two models."""
+    pairs = zip(model.parameters(), other.parameters(), strict=True)
+    return max(float(((a - b).norm() / b.norm()).detach()) for a, b in pairs)
+
+
+def drawn(n, batch, steps, data, seed):
+    private = make_private(*pair(net()), data, batch_size=batch, noise_multiplier=1.0, options=PrivateOptions(seed=seed))
+    return list(private.batches(steps=steps))
+
+
+def pair(model, lr=0.1):
+    return model, torch.optim.SGD(model.parameters(), lr=lr)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_makes_the_steps_of_a_loop_over_examples(name):
+    data = split(20)
+    model = net()
+    slow = copy.deepcopy(model)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    private = make_private(
+        model, optimizer, data, batch_size=2, noise_multiplier=0.7, clip=0.4, options=PrivateOptions(seed=5)
+    )
+    for x, y in private.batches(steps=12):
+        private.step(cross_entropy, x, y)
+    batches = drawn(20, 2, 12, data, 5)
+    sizes = [len(x) for x, _ in batches]
+    assert 0 in sizes and max(sizes) > 2  # an empty batch, and one above the expected size, which stays the divisor
+    reference(slow, OPTIMIZERS[name](slow.parameters()), batches, 0.4, lambda step: 0.7 * 0.4, 2, 5)
+    assert far(model, slow) < 1e-10
+    assert private.steps == 12 and private.empty_batches == sizes.count(0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("micro", [None, 1, 3, 100])
+def test_parts_of_a_batch_make_the_same_gradient_as_the_whole(micro, reduction):
+    data, model = split(), net()
+    x, y = data.first(7)
+    expected = summed(model, x, y, 0.3)
+    private = make_private(
+        *pair(model), data, batch_size=8, noise_multiplier=0.0, clip=0.3,
+        options=PrivateOptions(micro_batch=micro, reduction=reduction, seed=0),
+    )
+    loss = private.step(lambda m, x, y: functional.cross_entropy(m(x), y, reduction=reduction), x, y)
+    for one, total in zip(model.parameters(), expected, strict=True):
+        assert torch.allclose(one.grad * 8, total, rtol=1e-10, atol=1e-14)
+    assert loss == pytest.approx(functional.cross_entropy(net()(x), y).item(), rel=1e-12)
+
+
+def test_a_loss_computed_by_hand_makes_the_same_step():
+    data, model, other = split(), net(), net()
+    x, y = data.first(6)
+    for one, steps in ((model, False), (other, True)):
+        private = make_private(*pair(one), data, batch_size=6, noise_multiplier=1.0, options=PrivateOptions(seed=2))
+        if steps:
+            private.step(cross_entropy, x, y)
+            continue
+        for part, last in ((slice(0, 4), False), (slice(4, 6), True)):
+            with private.recording():
+                loss = functional.cross_entropy(one(x[part]), y[part])
+            private.backward(loss, last=last)
+        private.optimizer.step()
+    assert far(model, other) < 1e-12
+    with pytest.raises(UsageError, match="without a recorded forward"):
+        private.backward(torch.tensor(0.0))
+
+
+@pytest.mark.parametrize("bad", [1e6, 1e30, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "clip", [Flat(0.5), Automatic(0.5), PerLayer(0.5), Quantile(0.5), L1(0.5)], ids=lambda clip: type(clip).__name__
+)
+def test_one_extreme_example_moves_the_noiseless_sum_by_at_most_the_clip(clip, bad):
+    data, sums = split(dtype=torch.float32), []
+    x, y = data.first(6)
+    options = PrivateOptions(seed=0, mechanism=Laplace) if clip.norm == "l1" else PrivateOptions(seed=0)
+    x[2] *= bad
+    for keep in ([0, 1, 2, 3, 4, 5], [0, 1, 3, 4, 5]):
+        model = net(dtype=torch.float32)
+        private = make_private(
+            *pair(model), data, batch_size=6, noise_multiplier=0.0, clip=copy.deepcopy(clip), options=options
+        )
+        private.step(cross_entropy, x[keep], y[keep])
+        sums.append(torch.cat([one.grad.flatten() for one in model.parameters()]).double() * 6)
+        assert private.dropped == (2 in keep and not math.isfinite(bad))
+    moved = float(torch.linalg.vector_norm(sums[0] - sums[1], ord=1 if clip.norm == "l1" else 2))
+    assert moved <= 0.5 * (1 + 1e-5)
+    assert all(bool(one.isfinite().all()) for one in sums)
+
+
+def test_an_empty_batch_is_noise_alone_over_the_expected_batch():
+    data, model = split(), net()
+    private = make_private(*pair(model), data, batch_size=4, noise_multiplier=2.0, clip=3.0, options=PrivateOptions(seed=9))
+    assert math.isnan(private.step(cross_entropy, *data.take(torch.arange(0))))
+    source = SeededSource(9, "noise", 0)
+    for one in model.parameters():
+        assert torch.allclose(one.grad, 6.0 * source.normal(one.detach()) / 4, rtol=1e-12)
+    assert private.empty_batches == private.steps == 1
+
+
+def test_adaptive_noise_follows_its_schedule_and_so_does_the_account():
+    data, model = split(), net()
+    slow = copy.deepcopy(model)
+    schedule = TimeDecay(1.5, 0.2)
+    private = make_private(*pair(model), data, batch_size=4, noise_multiplier=schedule, options=PrivateOptions(seed=3))
+    for x, y in private.batches(steps=5):
+        private.step(cross_entropy, x, y)
+    reference(slow, pair(slow)[1], drawn(40, 4, 5, data, 3), 1.0, schedule, 4, 3)
+    assert far(model, slow) < 1e-10
+    assert releases(private) == [("gaussian", schedule(step), "poisson", 0.1, 1) for step in range(5)]
+
+
+def releases(private):
+    return [(one.mechanism, one.noise, one.sampling, one.rate, one.count) for one in private.ledger.releases]
+
+
+def test_laplace_noise_comes_with_an_l1_clip():
+    data, model = split(), net()
+    slow = copy.deepcopy(model)
+    private = make_private(
+        *pair(model), data, batch_size=4, noise_multiplier=0.5, clip=2.0, options=PrivateOptions(seed=3, mechanism=Laplace)
+    )
+    assert isinstance(private.clipping, L1)
+    for x, y in private.batches(steps=3):
+        private.step(cross_entropy, x, y)
+    reference(slow, pair(slow)[1], drawn(40, 4, 3, data, 3), 2.0, lambda step: 1.0, 4, 3, kind="laplace", order=1)
+    assert far(model, slow) < 1e-10
+    assert {one[0] for one in releases(private)} == {"laplace"}
+    with pytest.raises(UsageError, match="laplace noise with a clip in the L2 norm"):
+        make_private(*pair(model), data, batch_size=4, noise_multiplier=1.0, clip=Flat(1.0),
+                     options=PrivateOptions(mechanism=Laplace))
+
+
+def test_noise_is_scaled_by_the_clip_of_its_own_step():
+    # Empty batches alone: what moves the clip is the noise of the count, and the gradient is the noise of the step.
+    data, model = split(), net()
+    clip = Quantile(1.0, rate=1.0, count_noise=2.0)
+    private = make_private(*pair(model), data, batch_size=4, noise_multiplier=1.0, clip=clip, options=PrivateOptions(seed=4))
+    bounds = []
+    for step in range(4):
+        bounds.append(clip.bound)
+        private.step(cross_entropy, *data.take(torch.arange(0)))
+        source, z = SeededSource(4, "noise", step), (1 - (2 * 2.0) ** -2) ** -0.5
+        for one in model.parameters():
+            assert torch.allclose(one.grad, z * bounds[-1] * source.normal(one.detach()) / 4, rtol=1e-12)
+        moved = bounds[-1] * math.exp(-(2.0 * float(source.normal(torch.zeros(1, dtype=torch.float64))) / 4 + 0.5 - 0.5))
+        assert clip.bound == pytest.approx(moved, rel=1e-12)
+    assert len(set(bounds)) == 4
+
+
+@pytest.mark.parametrize("clip", [lambda: Flat(0.5), lambda: Quantile(0.5, count_noise=2.0)], ids=["flat", "quantile"])
+def test_fit_makes_the_same_run_and_resumes_with_account_clip_and_draws(tmp_path, clip):
+    data, place = split(), tmp_path / "run.pt"
+
+    def run(epochs, checkpoint=None, seed=0):
+        model = net(seed)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        private = make_private(
+            model, optimizer, data, batch_size=5, noise_multiplier=1.2, clip=clip(), options=PrivateOptions(seed=8)
+        )
+        history = fit(model, data, optimizer=optimizer, gradients=private, schedule=Schedule(epochs, checkpoint=checkpoint))
+        return model, private, history
+
+    whole, account, history = run(3)
+    run(2, place)
+    resumed, again, told = run(3, place, seed=9)
+    assert far(resumed, whole) == 0 and told == history
+    assert releases(again) == releases(account) and account.ledger.count == 24
+    assert again.state_dict() == account.state_dict()
+    loop = net()
+    private = make_private(
+        loop, torch.optim.Adam(loop.parameters(), lr=0.01), data, batch_size=5, noise_multiplier=1.2, clip=clip(),
+        options=PrivateOptions(seed=8),
+    )
+    for x, y in private.batches(epochs=3):
+        private.step(cross_entropy, x, y)
+    assert far(loop, whole) == 0
+
+
+def test_a_run_that_was_not_private_cannot_go_on_as_private(tmp_path):
+    data, place, model = split(), tmp_path / "run.pt", net()
+    fit(model, data, optimizer=pair(model)[1], schedule=Schedule(1, checkpoint=place))
+    _, optimizer = pair(model)
+    private = make_private(model, optimizer, data, batch_size=5, noise_multiplier=1.0)
+    with pytest.raises(UsageError, match="was not private"):
+        fit(model, data, optimizer=optimizer, gradients=private, schedule=Schedule(2, checkpoint=place))
+
+
+def test_fit_goes_on_over_an_empty_batch_and_a_broken_example():
+    data = split(30)
+    data.x.values[3] = math.nan
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    private = make_private(model, optimizer, data, batch_size=1, noise_multiplier=1.0, options=PrivateOptions(seed=1))
+    history = fit(model, data, optimizer=optimizer, gradients=private, epochs=3)
+    assert private.empty_batches > 5 and private.dropped > 0
+    assert all(math.isfinite(one) for one in history.loss)
+    assert all(bool(one.isfinite().all()) for one in model.parameters())
+
+
+def test_the_account_is_for_the_batches_that_were_used():
+    data = split(40)
+    private = make_private(*pair(net()), data, batch_size=4, noise_multiplier=1.0, options=PrivateOptions(seed=1))
+    for x, y in private.batches(epochs=1):
+        private.step(cross_entropy, x, y)
+    assert private.spent().relation == "add-remove" and releases(private) == [("gaussian", 1.0, "poisson", 0.1, 10)]
+    # A loader of one's own deals each example out once a pass: two passes are two releases without amplification, and the
+    # number of examples is fixed.
+    for x, y in [data.take(batch) for _ in range(2) for batch in torch.randperm(40).split(4)]:
+        private.step(cross_entropy, x, y)
+    assert releases(private)[1:] == [("gaussian", 1.0, "shuffled", 0.1, 20)]
+    assert private.spent().relation == "replace-one"
+    loader = make_private(*pair(net()), data, batch_size=4, noise_multiplier=8.0, delta=1e-5)
+    for x, y in [data.take(batch) for _ in range(2) for batch in torch.randperm(40).split(4)]:
+        loader.step(cross_entropy, x, y)
+    exact = gaussian_epsilon(1e-5, 2 * 2**0.5 / 8.0)  # two Gaussian releases, each moved by twice the clip
+    assert exact <= loader.spent().epsilon <= exact * 1.01
+
+    fixed = make_private(
+        *pair(net()), data, batch_size=4, noise_multiplier=1.0, options=PrivateOptions(seed=1, sampling="without-replacement")
+    )
+    for x, y in fixed.batches(steps=3):
+        assert len(x) == 4
+        fixed.step(cross_entropy, x, y)
+    assert releases(fixed) == [("gaussian", 1.0, "without-replacement", 0.1, 3)]
+    assert fixed.spent().relation == "replace-one"
+
+
+def test_batches_that_the_account_does_not_cover_are_refused():
+    data = split(40)
+    private = make_private(*pair(net()), data, batch_size=4, noise_multiplier=1.0, options=PrivateOptions(seed=1))
+    with pytest.raises(UsageError, match="holds 5 examples"):
+        private.step(cross_entropy, *data.first(5))
+    for x, y in private.batches(steps=30):
+        if len(x) > 1:
+            with pytest.raises(UsageError, match=f"a step saw 1 examples of a batch of {len(x)}"):
+                private.step(cross_entropy, x[:1], y[:1])
+            private.step(cross_entropy, x, y)
+            with pytest.raises(UsageError, match="second step on the same batch"):
+                private.step(cross_entropy, x, y)
+            break
+
+
+def test_the_model_and_the_streams_are_left_as_they_were():
+    data, model = split(), net()
+    before, random = {name: set(vars(one)) for name, one in model.named_modules()}, torch.get_rng_state()
+    private = make_private(*pair(model), data, batch_size=8, noise_multiplier=1.0)
+    for x, y in private.batches(steps=2):
+        private.step(cross_entropy, x, y)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert {name: set(vars(one)) for name, one in model.named_modules()} == before
+    assert list(model.state_dict()) == list(net().state_dict())
+    assert all(not vars(one) for one in model.parameters())
+    assert not any(one._forward_hooks or one._forward_pre_hooks or one._backward_hooks for one in model.modules())
+    copy.deepcopy(model)
+
+
+def test_frozen_parameters_get_no_gradient():
+    data, model = split(), net()
+    model[0].weight.requires_grad_(False)
+    private = make_private(*pair(model), data, batch_size=8, noise_multiplier=1.0)
+    private.step(cross_entropy, *data.first(8))
+    assert model[0].weight.grad is None and model[0].bias.grad is not None
+
+
+def test_the_scale_of_the_loss_divides_out_and_autocast_stays_within_the_clip():
+    data = split(dtype=torch.float32)
+    x, y = data.first(8)
+    grads = []
+    for scale in (1.0, 2.0**14, torch.amp.GradScaler("cpu", init_scale=2.0**14)):
+        model = net(dtype=torch.float32)
+        options = PrivateOptions(seed=0, loss_scale=scale)
+        make_private(*pair(model), data, batch_size=8, noise_multiplier=0.0, clip=0.2, options=options).step(cross_entropy, x, y)
+        grads.append(torch.cat([one.grad.flatten() for one in model.parameters()]))
+    assert torch.allclose(grads[1], grads[0], rtol=1e-5, atol=1e-8) and torch.equal(grads[1], grads[2])
+    model = net(dtype=torch.float32)
+    private = make_private(*pair(model), data, batch_size=8, noise_multiplier=0.0, clip=0.01, options=PrivateOptions(seed=0))
+    with torch.autocast("cpu", torch.bfloat16):
+        private.step(cross_entropy, x[:1], y[:1])
+    size = float(torch.cat([one.grad.flatten() for one in model.parameters()]).double().norm()) * 8
+    assert size == pytest.approx(0.01, rel=1e-4)  # one example, clipped: exactly the clip, whatever the precision of its pass
+
+
+def test_a_callback_of_fit_sees_the_private_gradient():
+    class Largest(Callback):
+        seen = 0.0
+
+        def before_step(self, state):
+            total = torch.cat([one.grad.flatten() for one in state.model.parameters()])
+            self.seen = max(self.seen, float(total.norm()))
+
+    data, model, largest = split(), net(), Largest()
+    _, optimizer = pair(model)
+    private = make_private(model, optimizer, data, batch_size=10, noise_multiplier=0.0, clip=1e-3, options=PrivateOptions(seed=0))
+    fit(model, data, optimizer=optimizer, gradients=private, callbacks=[largest], epochs=2)
+    assert 0 < largest.seen <= 40 * 1e-3 / 10
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [({"batch_size": 0}, "batch size is 0"), ({"batch_size": 41}, "41 of 40"), ({"noise_multiplier": -1.0}, "noise multiplier"),
+     ({"noise_multiplier": math.nan}, "noise multiplier"), ({"delta": 0.0}, "delta"), ({"clip": 0.0}, "clip"),
+     ({"data": 0}, "0 examples"), ({"data": torch.utils.data.DataLoader(range(40))}, "DataLoader")],
+)
+def test_values_out_of_range_are_refused_at_the_door(change, match):
+    given = {"data": split(), "batch_size": 4, "noise_multiplier": 1.0, **change}
+    with pytest.raises(UsageError, match=match):
+        make_private(*pair(net()), **given)
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    with pytest.raises(UsageError, match="not the model's"):
+        make_private(net(), pair(net())[1], split(), batch_size=4, noise_multiplier=1.0)
+    model = net()
+    private = make_private(*pair(model), split(), batch_size=4, noise_multiplier=1.0)
+    with pytest.raises(UsageError, match="another model or optimizer"):
+        fit(model, split(), gradients=private, epochs=1)
+
+
+def test_data_comes_as_split_tensors_or_dataset():
+    data = split()
+    x, y = data.tensors()
+    made = []
+    for given in (data, (x, y), torch.utils.data.TensorDataset(x, y)):
+        private = make_private(*pair(net()), given, batch_size=3, noise_multiplier=1.0, options=PrivateOptions(seed=6))
+        made.append(list(private.batches(steps=9)))
+    for other in made[1:]:
+        assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(made[0], other, strict=True))
+    with pytest.raises(UsageError, match="only the number"):
+        make_private(*pair(net()), 40, batch_size=3, noise_multiplier=1.0).batches(epochs=1)
+    with pytest.raises(UsageError, match="one of the two"):
+        private.batches()
