@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hauberk.core.errors import DataError
+from hauberk.privacy.dp.accounting import gaussian_epsilon
 from hauberk.privacy.dp.audit.clopper_pearson import check
-from hauberk.privacy.dp.audit.gdp import gaussian_epsilon
+from hauberk.privacy.dp.audit.gdp import refuse_pure
 from hauberk.privacy.dp.audit.one_run import largest
 from hauberk.privacy.dp.audit.thresholds import Scores, best
 
@@ -87,10 +88,10 @@ def epsilon_fdp(
     Raises:
         UsageError: for a δ outside (0, 1).
     """
-    check(delta, confidence)
+    refuse_pure(delta)
 
     def bound(part: Scores, cuts: NDArray[np.float64], level: float) -> NDArray[np.float64]:
         m = len(part.members) + len(part.others)
         return largest(part, cuts, lambda r, v, floor: mu_one_run(m, r, v, confidence=level, floor=floor))
 
-    return gaussian_epsilon(best(scores, bound, confidence=confidence, strategy=thresholds, rng=rng), delta)
+    return gaussian_epsilon(delta, best(scores, bound, confidence=confidence, strategy=thresholds, rng=rng))

@@ -1,47 +1,15 @@
-"""Gaussian differential privacy: μ from error rates, ε from μ."""
+"""A lower bound of ε from the μ of Gaussian differential privacy that two error rates show."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize
 from scipy.stats import norm
 
 from hauberk.core.errors import UsageError
+from hauberk.privacy.dp.accounting import gaussian_epsilon
 from hauberk.privacy.dp.audit.clopper_pearson import check, rate_bounds
 from hauberk.privacy.dp.audit.thresholds import Scores, best
-
-
-def gaussian_delta(eps: float, mu: float) -> float:
-    """Return δ of a Gaussian mechanism of sensitivity over noise μ at ε (Balle and Wang 2018, theorem 8).
-
-    δ = Φ(μ/2 - ε/μ) - e^ε Φ(-μ/2 - ε/μ), the second term in logarithms so that it does not overflow.
-    """
-    if mu <= 0:
-        return 0.0
-    first = norm.logcdf(mu / 2 - eps / mu)
-    second = eps + norm.logcdf(-mu / 2 - eps / mu)
-    return float(np.exp(first) * -np.expm1(min(second - first, 0.0)))
-
-
-def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Return the least ε at which a Gaussian mechanism of sensitivity over noise μ is (ε, δ); 0 where δ alone covers it.
-
-    Arguments:
-        mu: √T / σ for T steps of noise multiplier σ on all the data.
-        delta: above 0.
-
-    Raises:
-        UsageError: for a δ outside (0, 1).
-    """
-    if not 0 < delta < 1:
-        raise UsageError(f"delta is {delta}", want="a number between 0 and 1: a Gaussian mechanism is never (ε, 0)")
-    if gaussian_delta(0.0, mu) <= delta:
-        return 0.0
-    top = mu * mu / 2 + mu * float(-norm.ppf(delta)) + 1.0
-    while gaussian_delta(top, mu) > delta:
-        top *= 2
-    return float(optimize.brentq(lambda eps: gaussian_delta(eps, mu) - delta, 0.0, top, xtol=1e-12))
 
 
 def mu_lower_bound(
@@ -81,5 +49,12 @@ def epsilon_gdp(
     Raises:
         UsageError: for a δ outside (0, 1).
     """
-    check(delta, confidence)
-    return gaussian_epsilon(mu_lower_bound(scores, confidence=confidence, thresholds=thresholds, rng=rng), delta)
+    refuse_pure(delta)
+    return gaussian_epsilon(delta, mu_lower_bound(scores, confidence=confidence, thresholds=thresholds, rng=rng))
+
+
+def refuse_pure(delta: float) -> None:
+    """Raise UsageError for a δ outside (0, 1)."""
+    check(delta, 0.5)
+    if delta == 0:
+        raise UsageError("delta is 0", want="a δ above 0: a mechanism with Gaussian noise is never (ε, 0)", fix="Say delta=1e-5")
