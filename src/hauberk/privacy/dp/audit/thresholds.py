@@ -118,5 +118,6 @@ def best(
         raise DataError("one side has a single score", want="two a side at least, to split them")
     first, second = scores.halves(rng)
     cuts = np.unique(np.concatenate([first.members, first.others]))
-    found = bound(first, cuts, confidence)
+    # Extreme cuts look good by luck: each has to hold its own among all of them.
+    found = bound(first, cuts, 1 - (1 - confidence) / len(cuts))
     return max(0.0, float(bound(second, cuts[[int(found.argmax())]], confidence).max()))
