@@ -118,9 +118,9 @@ def main() -> None:
         ["data", "training", "", "test accuracy", *(f"MSE; PSNR, {called}" for called in LAYERS.values())], rows,
         [
             f"Feature inversion, {STEPS} steps, of {INVERTED} test images, 95 % intervals over images; higher MSE and lower PSNR",
-            "are better. All layers but the last are suppressed, each to that share of zeros; private training is DP-SGD, clip 1,",
-            f"expected batch 256, δ = {DELTA:g}. Differential privacy protects training records; what a layer says of the input",
-            "that it is given is another matter, and this table says how far the two go together. Made by",
+            "protect better. All layers but the last are suppressed, each to that share of zeros; private training is DP-SGD,",
+            f"clip 1, expected batch 256, δ = {DELTA:g}. Differential privacy protects training records; what a layer says of",
+            "the input that it is given is another matter, and this table says how far the two go together. Made by",
             "`benchmarks/suppression.py`.",
         ],
     )
