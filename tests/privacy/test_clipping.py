@@ -104,7 +104,7 @@ def test_the_quantile_clip_moves_by_the_published_step(update, moved):
     one = Parameter(torch.zeros(1))
     clipping.weights({one: torch.tensor([0.1, 0.5])})  # a batch in two parts: three of four at or below the clip
     clipping.weights({one: torch.tensor([0.2, 7.0])})
-    clipping.finish(lambda total: total, torch.ones_like)
+    clipping.finish(lambda counted, deviation: counted + deviation)
     assert clipping.bound == pytest.approx(moved, rel=1e-6)
 
 
@@ -115,7 +115,7 @@ def test_the_quantile_clip_finds_the_quantile():
     one = Parameter(torch.zeros(1))
     for _ in range(200):
         clipping.weights({one: torch.rand(200, generator=draw) * 3})
-        clipping.finish(lambda total: total, lambda like: torch.randn(like.shape, generator=draw, dtype=like.dtype))
+        clipping.finish(lambda counted, deviation: counted + deviation * torch.randn(1, generator=draw))
     assert clipping.bound == pytest.approx(2.4, abs=0.25)
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hauberk import Schedule, Split, fit
+from hauberk import Linf, Schedule, Split, fit
 from hauberk.core.errors import UsageError
 from hauberk.core.train import Callback, cross_entropy
 from hauberk.privacy.dp import PrivateOptions, make_private
-from hauberk.privacy.dp.accounting import gaussian_epsilon
+from hauberk.privacy.dp.accounting import PrivacyMonitor, epsilon, gaussian_epsilon
 from hauberk.privacy.dp.clipping import L1, Automatic, Flat, PerLayer, Quantile
-from hauberk.privacy.dp.noise import Laplace, SeededSource, TimeDecay
+from hauberk.privacy.dp.noise import DiscreteGaussian, Laplace, SeededSource, TimeDecay
+from hauberk.robustness.defend import trades
 
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.3),
@@ -198,6 +201,26 @@ def test_laplace_noise_comes_with_an_l1_clip():
                      options=PrivateOptions(mechanism=Laplace))
 
 
+def test_discrete_noise_pays_for_its_rounding_and_is_accounted_without_amplification():
+    data, model = split(), net()
+    entries = sum(one.numel() for one in model.parameters())
+    options = PrivateOptions(seed=3, mechanism=partial(DiscreteGaussian, dimensions=entries, resolution=64))
+    private = make_private(*pair(model), data, batch_size=4, noise_multiplier=1.5, clip=0.5, options=options)
+    sizes = []
+    for _ in range(8):
+        private.step(cross_entropy, *data.take(torch.arange(0)))
+        sizes += [one.grad.flatten() * 4 for one in model.parameters()]
+    drawn = torch.cat(sizes)
+    steps = drawn / (0.5 / 64)
+    assert torch.allclose(steps, steps.round(), atol=1e-6)  # whole grid steps
+    wanted = 1.5 * 0.5 * (1 + entries**0.5 / 64)  # more than z C: one example's rounding is covered
+    assert float(drawn.std()) == pytest.approx(wanted, rel=5 / (2 * len(drawn)) ** 0.5)
+    assert releases(private) == [("discrete-gaussian", 1.5, "full", 1.0, 8)]
+    short = PrivateOptions(mechanism=partial(DiscreteGaussian, dimensions=entries - 1))
+    with pytest.raises(UsageError, match=f"made for {entries - 1} dimensions"):
+        make_private(*pair(model), data, batch_size=4, noise_multiplier=1.5, options=short)
+
+
 def test_noise_is_scaled_by_the_clip_of_its_own_step():
     # Empty batches alone: what moves the clip is the noise of the count, and the gradient is the noise of the step.
     data, model = split(), net()
@@ -242,6 +265,29 @@ def test_fit_makes_the_same_run_and_resumes_with_account_clip_and_draws(tmp_path
     for x, y in private.batches(epochs=3):
         private.step(cross_entropy, x, y)
     assert far(loop, whole) == 0
+
+
+def test_a_budget_ends_fit_before_the_step_that_would_pass_it_also_after_a_resume(tmp_path):
+    data, place = split(), tmp_path / "run.pt"
+
+    def run(epochs):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        private = make_private(model, optimizer, data, batch_size=8, noise_multiplier=2.0, options=PrivateOptions(seed=8))
+        monitor = PrivacyMonitor(ledger=private.ledger, delta=1e-5, budget=4.0)
+        plan = Schedule(epochs, checkpoint=place)
+        fit(model, data, optimizer=optimizer, gradients=private, schedule=plan, callbacks=[monitor])
+        return private
+
+    run(1)
+    private = run(100)
+    (one,) = private.ledger.releases
+    assert one.count == private.steps > 5
+    assert epsilon([one], 1e-5).epsilon <= 4.0 < epsilon([replace(one, count=one.count + 1)], 1e-5).epsilon
+    statement = private.statement()
+    assert statement.holds() and statement.epsilon == private.spent().epsilon
+    assert statement.steps == private.steps and statement.relation == "add-remove"
+    assert any("seeded" in said for said in statement.warnings) and any("expected batch 8" in said for said in statement.warnings)
 
 
 def test_a_run_that_was_not_private_cannot_go_on_as_private(tmp_path):
@@ -397,3 +443,30 @@ def test_data_comes_as_split_tensors_or_dataset():
         make_private(*pair(net()), 40, batch_size=3, noise_multiplier=1.0).batches(epochs=1)
     with pytest.raises(UsageError, match="one of the two"):
         private.batches()
+
+
+def test_an_attack_inside_the_loss_leaves_the_gradient_that_of_the_loss():
+    def search(model, x, y):
+        z = x.clone()
+        for _ in range(3):
+            z = z.requires_grad_(True)
+            (slope,) = torch.autograd.grad(functional.cross_entropy(model(z), y, reduction="sum"), z)
+            z = (z + 0.05 * slope.sign()).detach()
+        return z
+
+    data, model = split(), net()
+    x, y = data.first(6)
+    expected = summed(model, search(model, x, y), y, 0.3)
+    private = make_private(*pair(model), data, batch_size=6, noise_multiplier=0.0, clip=0.3, options=PrivateOptions(seed=0))
+    private.step(lambda m, x, y: functional.cross_entropy(m(search(m, x, y)), y), x, y)
+    for one, total in zip(model.parameters(), expected, strict=True):
+        assert torch.allclose(one.grad * 6, total, rtol=1e-10, atol=1e-14)
+
+
+def test_adversarial_training_is_made_private_by_the_same_step():
+    data, model = split(dtype=torch.float32), net(dtype=torch.float32)
+    private = make_private(*pair(model), data, batch_size=6, noise_multiplier=0.0, clip=0.3, options=PrivateOptions(seed=0))
+    for x, y in private.batches(steps=2):
+        private.step(trades(Linf(0.1)), x, y)
+        total = torch.cat([one.grad.flatten() for one in model.parameters()])
+        assert 0 < float(total.norm()) * 6 <= 0.3 * len(x) * (1 + 1e-5)

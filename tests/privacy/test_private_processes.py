@@ -59,7 +59,7 @@ def test_two_processes_make_the_steps_of_one(tmp_path, through_fit):
         for one, total in zip(slow.parameters(), sums, strict=True):
             one.grad = (total + clipping.gradient_multiplier(1.0) * clipping.bound * source.normal(total)) / 8
         clipping.weights({next(slow.parameters()): norms})
-        clipping.finish(lambda total: total, source.normal)
+        clipping.finish(lambda counted, deviation, source=source: counted + deviation * source.normal(counted))
         optimizer.step()
     model = copy.deepcopy(slow)
     model.load_state_dict(weights)

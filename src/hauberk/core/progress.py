@@ -38,6 +38,13 @@ def update(label: str, done: int, total: int | None = None) -> None:
         listener.update(label, done, total)
 
 
+def say(text: str) -> None:
+    """Tell whoever listens a remark, such as a figure that changes during a loop; a listener without `say` does not hear it."""
+    tell = getattr(_listener.get(), "say", None)
+    if tell is not None:
+        tell(text)
+
+
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items and report each as done when the next is asked for."""
     size = total if total is not None else (len(items) if isinstance(items, Sized) else None)

@@ -64,16 +64,26 @@ class Gradients:
 
 
 class Callback:
-    """Hooks into `fit`; each gets the state of the run and may change it."""
+    """Hooks into `fit`; each gets the state of the run and may change it. Setting `state.stop` ends the run there.
+
+    What a callback has to remember between the parts of an interrupted run goes into its `state_dict`: the checkpoint keeps it.
+    """
 
     def before_step(self, state: State) -> None:
-        """After the gradients of a batch are computed, before the optimizer uses them."""
+        """After the gradients of a batch are computed, before the optimizer uses them; a stop here leaves them unused."""
 
     def after_step(self, state: State) -> None:
-        """After the optimizer has changed the weights; setting `state.stop` ends the run there."""
+        """After the optimizer has changed the weights."""
 
     def after_epoch(self, state: State) -> None:
-        """After the last batch of an epoch; setting `state.stop` ends the run."""
+        """After the last batch of an epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what to keep in the checkpoint: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` returned when the checkpoint was written."""
 
 
 @dataclasses.dataclass
@@ -156,7 +166,7 @@ def fit(
     state, history, source = State(model, made), History(), gradients or Gradients()
     best: dict[str, Tensor] | None = None
     if plan.checkpoint is not None and Path(plan.checkpoint).exists():
-        best = _resume(Path(plan.checkpoint), state, history, source)
+        best = _resume(Path(plan.checkpoint), state, history, callbacks, source)
     place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with rng.isolated(None, place):
         while state.epoch < plan.epochs and not state.stop:
@@ -173,7 +183,7 @@ def fit(
             for callback in callbacks:
                 callback.after_epoch(state)
             if plan.checkpoint is not None:
-                _save(Path(plan.checkpoint), state, history, best, source)
+                _save(Path(plan.checkpoint), state, history, best, callbacks, source)
     if plan.patience is not None and best is not None:
         model.load_state_dict(best)
     model.eval()
@@ -191,15 +201,21 @@ def _epoch(
         state.loss = gradients.compute(state, loss, x, y)
         for callback in callbacks:
             callback.before_step(state)
+        if _stopped(state):
+            break
         state.optimizer.step()
         state.step += 1
         for callback in callbacks:
             callback.after_step(state)
         if len(batch) and math.isfinite(state.loss):
             total, seen = total + state.loss * len(batch), seen + len(batch)
-        if state.stop:
+        if _stopped(state):
             break
     return total / seen if seen else math.nan
+
+
+def _stopped(state: State) -> bool:
+    return state.stop
 
 
 def _validation_loss(model: nn.Module, split: Split, size: int) -> float:
@@ -212,11 +228,14 @@ def _validation_loss(model: nn.Module, split: Split, size: int) -> float:
     return mean if math.isfinite(mean) else math.inf  # NaN would compare as neither better nor worse
 
 
-def _save(path: Path, state: State, history: History, best: dict[str, Tensor] | None, gradients: Gradients) -> None:
+def _save(
+    path: Path, state: State, history: History, best: dict[str, Tensor] | None, callbacks: Sequence[Callback],
+    gradients: Gradients,
+) -> None:
     content: dict[str, Any] = {
         "model": state.model.state_dict(), "optimizer": state.optimizer.state_dict(), "epoch": state.epoch,
         "step": state.step, "stop": state.stop, "best": best, "loss": history.loss, "validation": history.validation,
-        "gradients": gradients.state_dict(),
+        "callbacks": [(type(one).__name__, one.state_dict()) for one in callbacks], "gradients": gradients.state_dict(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
@@ -232,7 +251,9 @@ def _save(path: Path, state: State, history: History, best: dict[str, Tensor] | 
         raise
 
 
-def _resume(path: Path, state: State, history: History, gradients: Gradients) -> dict[str, Tensor] | None:
+def _resume(
+    path: Path, state: State, history: History, callbacks: Sequence[Callback], gradients: Gradients,
+) -> dict[str, Tensor] | None:
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
         state.model.load_state_dict(content["model"])
@@ -241,6 +262,12 @@ def _resume(path: Path, state: State, history: History, gradients: Gradients) ->
         history.loss[:], history.validation[:] = content["loss"], content["validation"]
         best: dict[str, Tensor] | None = content["best"]
         gradients.load_state_dict(content.get("gradients", {}))
+        kept = content.get("callbacks", [])  # a checkpoint of an earlier version has none
+        names = [type(one).__name__ for one in callbacks]
+        if kept and [name for name, _ in kept] != names:
+            raise ValueError(f"it was written with the callbacks {[name for name, _ in kept]}, and {names} are given")
+        for callback, (_, held) in zip(callbacks, kept, strict=False):
+            callback.load_state_dict(held)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise UsageError(
             f"the checkpoint {path} cannot be resumed ({type(error).__name__}: {str(error)[:200]})",

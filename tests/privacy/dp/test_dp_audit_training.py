@@ -124,8 +124,8 @@ def test_what_cannot_be_audited_is_refused() -> None:
         audit_training(lambda model, data, seed: HandWritten(steps=1)(model, data, seed) and None, design=WhiteBox(20, 1))
     with pytest.raises(UsageError, match=r"'gpd'.*Did you mean 'gdp'"):
         audit_training(HandWritten(), bound="gpd")
-    with pytest.raises(UsageError, match="8 trials"):
-        audit_training(HandWritten(), design=WhiteBox(1, 2))
+    with pytest.raises(UsageError, match="4 of each"):
+        audit_training(HandWritten(), design=WhiteBox(1, 6))
     with pytest.raises(DataError, match="black box"):
         audit_training(HandWritten(), design=BlackBox())
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from hauberk.core.data import Split
 from hauberk.core.errors import UsageError
 from hauberk.privacy.dp.accounting import Release
-from hauberk.privacy.dp.distributed import total, world
+from hauberk.privacy.dp.accounting.calibrate import steps_per_epoch
+from hauberk.privacy.dp.distributed import count, first_ones, world
 from hauberk.privacy.dp.noise import SecureSource, SeededSource
 from hauberk.privacy.dp.options import PrivateOptions
 from hauberk.privacy.dp.sampling import fixed_batch, poisson_batch
@@ -26,24 +27,24 @@ class Batches:
         self._open: int | None = None  # examples of the batch handed out; -1 once a step has used it; None outside
 
     def steps(self, epochs: float | None, steps: int | None) -> int:
-        """Return how many batches that is: an epoch is n over the expected batch, rounded."""
+        """Return how many batches that is: an epoch is n over the expected batch, rounded up."""
         if (epochs is None) == (steps is None):
             raise UsageError(f"epochs is {epochs} and steps is {steps}", want="one of the two")
-        count = steps if steps is not None else round((epochs or 0) * max(1, round(self.n / self.batch_size)))
-        if count < 0:
-            raise UsageError(f"{count} steps are asked for", want="at least 0")
-        return count
+        number = steps if steps is not None else round((epochs or 0) * steps_per_epoch(self.batch_size / self.n))
+        if number < 0:
+            raise UsageError(f"{number} steps are asked for", want="at least 0")
+        return number
 
-    def batches(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield x and y of so many batches."""
         if isinstance(self.data, int):
             raise UsageError("only the number of examples is known", want="the data itself",
                              fix="Pass the split or dataset to make_private, or take batches of your own")
-        return map(self._take, self._hand_out(count))
+        return map(self._take, self._hand_out(number))
 
-    def positions(self, count: int) -> Sequence[Tensor]:
+    def positions(self, number: int) -> Sequence[Tensor]:
         """Return so many batches of positions, each drawn when it is asked for."""
-        return _Positions(self, count)
+        return _Positions(self, number)
 
     def release(self, seen: int, noise: float, mechanism: str) -> Release:
         """Return what a step on `seen` examples in this process releases, for the way its batch was drawn.
@@ -62,7 +63,7 @@ class Batches:
                                  fix="Pass a batch larger than memory in parts by options.micro_batch")
             self._open = -1
         else:
-            everywhere = int(total(torch.tensor([seen])))
+            everywhere = count(seen)
             if everywhere > self.batch_size:
                 raise UsageError(f"a batch holds {everywhere} examples", want=f"at most the batch size {self.batch_size}")
             sampling = "shuffled"
@@ -81,9 +82,9 @@ class Batches:
             raise ValueError(f"the run had {state['n']} examples and batches of {state['batch_size']}")
         self.drawn = int(state["drawn"])
 
-    def _hand_out(self, count: int) -> Iterator[Tensor]:
+    def _hand_out(self, number: int) -> Iterator[Tensor]:
         try:
-            for _ in range(count):
+            for _ in range(number):
                 batch = self._draw()
                 self._open = len(batch)
                 yield batch
@@ -100,8 +101,7 @@ class Batches:
             source = SecureSource() if seed is None else SeededSource(seed, "sampling", name, rank)
             return here[poisson_batch(len(here), self.batch_size / self.n, source)]
         batch = fixed_batch(self.n, self.batch_size, SecureSource() if seed is None else SeededSource(seed, "sampling", name))
-        if processes > 1:
-            distributed.broadcast(batch, 0)
+        first_ones([batch])
         return batch[rank::processes]
 
     def _take(self, batch: Tensor) -> tuple[Tensor, Tensor]:

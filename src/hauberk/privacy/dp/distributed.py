@@ -1,8 +1,8 @@
-"""Several processes (`torchrun`): each clips its own examples, the first adds the noise, and the sums are added up once."""
+"""Several processes (`torchrun`): each clips its own examples, the first adds the sums up, adds the noise once, and tells."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, distributed, nn
@@ -15,30 +15,45 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
-def add_up(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its sum over all processes, one message per dtype."""
-    if world()[1] == 1:
+def add_up(tensors: Sequence[Tensor], then: Callable[[Tensor], Tensor]) -> None:
+    """Replace each tensor by its sum over all processes after `then` has changed it in place, which the first one alone does.
+
+    The noise is added to the finished sum, so that its grid is that of what is let out, and no process sees the sum without.
+    """
+    rank, processes = world()
+    if processes == 1:
+        for tensor in tensors:
+            then(tensor)
         return
-    for dtype in {tensor.dtype for tensor in tensors}:
+    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
         group = [tensor for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.reshape(-1) for tensor in group])
-        distributed.all_reduce(flat)
-        for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+        flat = torch.cat([tensor.reshape(-1) for tensor in group]).to(_place(group[0].device))
+        distributed.reduce(flat, 0)
+        parts = flat.split([tensor.numel() for tensor in group])
+        for tensor, part in zip(group, parts, strict=True):
+            if rank == 0:
+                then(part.view_as(tensor))
+        distributed.broadcast(flat, 0)
+        for tensor, part in zip(group, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
 
-def total(value: Tensor) -> Tensor:
-    """Return the sum of a small tensor over all processes."""
-    made = value.clone()
-    add_up([made])
-    return made
+def count(number: int) -> int:
+    """Return the sum of a whole number over all processes."""
+    held = torch.tensor([number])
+    if world()[1] > 1:
+        held = held.to(_place(held.device))
+        distributed.all_reduce(held)
+    return int(held)
 
 
-def same_start(tensors: Iterable[Tensor]) -> None:
-    """Give all processes the first one's values."""
+def first_ones(tensors: Iterable[Tensor]) -> None:
+    """Give the tensors of all processes the first one's values, in place."""
     if world()[1] > 1:
         for tensor in tensors:
-            distributed.broadcast(tensor, 0)
+            sent = tensor.to(_place(tensor.device))
+            distributed.broadcast(sent, 0)
+            tensor.copy_(sent)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -46,3 +61,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     assert isinstance(inner, nn.Module)
     return inner
+
+
+def _place(device: torch.device) -> torch.device:
+    # NCCL carries nothing that lies in the memory of the CPU.
+    return torch.device("cuda") if distributed.get_backend() == "nccl" and device.type == "cpu" else device

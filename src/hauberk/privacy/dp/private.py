@@ -15,11 +15,12 @@ from hauberk.core.data import Split
 from hauberk.core.errors import UsageError
 from hauberk.core.train import Gradients, Loss, Schedule, State
 from hauberk.privacy.dp import distributed
-from hauberk.privacy.dp.accounting import PrivacyLedger, Spent
+from hauberk.privacy.dp.accounting import PrivacyLedger, PrivacyStatement, Spent
+from hauberk.privacy.dp.accounting.statement import make_statement
 from hauberk.privacy.dp.batches import Batches
 from hauberk.privacy.dp.clipping import L1, Clipping, Flat
 from hauberk.privacy.dp.engine import check_model, record
-from hauberk.privacy.dp.noise import SecureSource, SeededSource
+from hauberk.privacy.dp.noise import Gaussian, SecureSource, SeededSource, Source
 from hauberk.privacy.dp.options import Multiplier, PrivateOptions, multiplier_at, population, trained
 
 
@@ -78,6 +79,9 @@ class Private(Gradients):
         self.parameters = trained(self.model, optimizer)
         self.clipping.bind(self.parameters, float(batch_size))
         self.clipping.gradient_multiplier(multiplier_at(noise_multiplier, 0))
+        entries = sum(one.numel() for one in self.parameters.values())
+        if (covered := getattr(noise, "dimensions", entries)) < entries:
+            raise UsageError(f"{noise.name} noise is made for {covered} dimensions", want=f"{entries}, all that is trained")
         self.delta = min(1e-5, 1 / n) if delta is None else delta
         self.batch_size, self.noise_multiplier = batch_size, noise_multiplier
         self.draws = Batches(data, n, batch_size, options)
@@ -86,7 +90,7 @@ class Private(Gradients):
         self._sums: dict[Parameter, Tensor] = {}
         self._seen = 0
         self._tape: Any = None
-        distributed.same_start([one.data for one in (*self.model.parameters(), *self.model.buffers())])
+        distributed.first_ones([one.data for one in (*self.model.parameters(), *self.model.buffers())])
 
     def batches(self, epochs: float | None = None, *, steps: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw batches afresh, as many as `epochs` passes hold on average, or `steps`; yield x and y of each.
@@ -161,6 +165,19 @@ class Private(Gradients):
         """
         return self.ledger.epsilon(self.delta if delta is None else delta, accountant=accountant)
 
+    def statement(self, *, unit: str = "example", accountant: str = "pld") -> PrivacyStatement:
+        """Return the claim of what was spent so far, with all that another needs to compute it again.
+
+        Arguments:
+            unit: what one example stands for, such as "user".
+            accountant: as for `spent`.
+        """
+        said = f"{self.clipping.describe()}; expected batch {self.batch_size}"
+        return make_statement(
+            self.ledger.releases, self.delta, accountant=accountant, unit=unit, seeded=self.options.seed is not None,
+            warnings=[said],
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Return account, clip and draws; model and optimizer have their own."""
         return {
@@ -213,21 +230,24 @@ class Private(Gradients):
         z = multiplier_at(self.noise_multiplier, self.steps)
         noise = self.options.mechanism(self.clipping.gradient_multiplier(z))
         self.ledger.add(self.draws.release(self._seen, z, noise.name))  # before it is made: never less than was let out
-        first = distributed.world()[0] == 0
         seed = self.options.seed
-        source = SecureSource() if seed is None else SeededSource(seed, "noise", self.steps)
+        source: Source = SecureSource() if seed is None else SeededSource(seed, "noise", self.steps)
         made = []
         for parameter in self.parameters.values():
             total = self._sums.pop(parameter, None)
             total = torch.zeros_like(parameter, dtype=_wide(parameter.dtype)) if total is None else total
-            made.append(noise.add_(total, self.clipping.bound, source) if first else total)
-        self.clipping.finish(distributed.total, source.normal if first else torch.zeros_like)
-        distributed.add_up(made)
+            made.append(total)
+        distributed.add_up(made, lambda total: noise.add_(total, self.clipping.bound, source))
         for parameter, total in zip(self.parameters.values(), made, strict=True):
             parameter.grad = total.div_(self.batch_size).to(parameter.dtype)
-        self.empty_batches += int(distributed.total(torch.tensor([self._seen]))) == 0
+        self.clipping.finish(lambda counted, deviation: self._noised(counted, deviation, source))
+        self.empty_batches += distributed.count(self._seen) == 0
         self.steps += 1
         self._forget()
+
+    def _noised(self, counted: Tensor, deviation: float, source: Source) -> Tensor:
+        distributed.add_up([counted], lambda total: Gaussian(deviation).add_(total, 1.0, source))
+        return counted
 
     def _forget(self) -> None:
         if self._tape is not None:

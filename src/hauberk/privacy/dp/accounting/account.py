@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
@@ -10,6 +11,9 @@ from hauberk.core.errors import UsageError, nearest
 from hauberk.privacy.dp.accounting import pld, renyi
 from hauberk.privacy.dp.accounting.gaussian import clt_mu, gaussian_delta, gaussian_epsilon, smallest
 from hauberk.privacy.dp.accounting.release import ACCOUNTANTS, Release, Spent, relation_for
+
+LEAST_RATE = 1e-9  # smaller rates are rounded up to it: they cost next to nothing, and e^ε / rate stays a number
+ROUNDING = 1 + 1e-6  # more than what transforms in double precision lose at any δ they are used for
 
 
 def epsilon(
@@ -30,7 +34,7 @@ def epsilon(
     Raises:
         UsageError: for an unknown accountant or relation, a δ out of range, or releases that the accountant does not cover.
     """
-    listed = [one for one in releases if not one.empty]
+    listed = [_sampled_enough(one) for one in releases if not one.empty]
     check_delta(delta)
     if accountant not in ACCOUNTANTS:
         raise UsageError(
@@ -49,7 +53,7 @@ def delta_for(
     releases: Iterable[Release], epsilon: float, *, accountant: str = "pld", relation: str | None = None
 ) -> float:
     """Return the δ at which the releases are (ε, δ)-private, rounded upward; 1 where nothing bounds the loss."""
-    listed = [one for one in releases if not one.empty]
+    listed = [_sampled_enough(one) for one in releases if not one.empty]
     if not isinstance(epsilon, (int, float)) or not epsilon >= 0:
         raise UsageError(f"ε is {epsilon}", want="a number of 0 or more")
     under = relation_for(listed, relation)
@@ -57,7 +61,7 @@ def delta_for(
         return 0.0
     if not all(one.private for one in listed):
         return 1.0
-    if accountant == "pld":
+    if accountant == "pld" and not any(one.mechanism == "discrete-gaussian" for one in listed):
         found = float(pld.composed(listed, under).get_delta_for_epsilon(float(epsilon)))
         return min(1.0, found + pld.LEAST_DELTA / 10)  # the rounding of the transforms, upward
     spent = globals()["epsilon"]
@@ -109,6 +113,10 @@ def check_delta(delta: float) -> None:
         raise UsageError(f"δ is {delta}", want="a probability from 0 up to 1", fix="A usual one is 1e-5, well below 1 / records")
 
 
+def _sampled_enough(release: Release) -> Release:
+    return release if release.rate >= LEAST_RATE else dataclasses.replace(release, rate=LEAST_RATE)
+
+
 def _factor(epsilon: float, size: int) -> float:
     if size * epsilon > 600:
         return math.inf
@@ -121,7 +129,10 @@ def _pld(listed: Sequence[Release], delta: float, relation: str, notes: list[str
         return plain
     bound = plain
     with contextlib.suppress(UsageError):  # there are kinds that the Rényi accountant does not know
-        bound = min(bound, renyi.rdp_epsilon(listed, delta, relation))
+        bound = min(bound, renyi.rdp_epsilon(listed, delta, relation, quick=True))
+    if any(one.mechanism == "discrete-gaussian" for one in listed):
+        notes.append("discrete Gaussian noise on vectors has no exact distribution of losses: Rényi bound")
+        return min(plain, renyi.rdp_epsilon(listed, delta, relation))
     if delta < pld.LEAST_DELTA:
         notes.append(f"δ is too small for privacy loss distributions in double precision ({pld.LEAST_DELTA:g}): Rényi bound")
         return bound
@@ -130,7 +141,7 @@ def _pld(listed: Sequence[Release], delta: float, relation: str, notes: list[str
         if math.isfinite(bound):
             return bound
     found = float(pld.composed(listed, relation).get_epsilon_for_delta(delta))
-    return min(found, bound) if found >= 0 else bound
+    return min(found * ROUNDING, bound) if found >= 0 else bound
 
 
 def _rdp(listed: Sequence[Release], delta: float, relation: str, _: list[str]) -> float:
@@ -179,8 +190,6 @@ def _notes(listed: Sequence[Release], accountant: str, relation: str) -> list[st
         notes.append("not amplified: one release per record and pass, whatever the order")
     if relation == "replace-one" and any(one.mechanism not in ("pure", "randomized-response") for one in listed):
         notes.append("a replaced record moves the answer by twice what one adds")
-    if accountant == "pld" and any(one.mechanism == "discrete-gaussian" for one in listed):
-        notes.append("discrete Gaussian noise: this figure is for one whole number; for vectors use 'rdp'")
     if accountant == "gdp":
         notes.append("a central-limit estimate: the true loss may be several times as large")
     return notes

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from hauberk.core.errors import UsageError
 from hauberk.privacy.dp.accounting.account import epsilon
 from hauberk.privacy.dp.accounting.release import Release, Spent
+from hauberk.privacy.dp.accounting.statement import PrivacyStatement, make_statement
 
 MOST_ENTRIES = 1_000_000
 
@@ -56,6 +57,16 @@ class PrivacyLedger:
     def epsilon(self, delta: float, *, accountant: str = "pld", relation: str | None = None) -> Spent:
         """Return what was spent so far at δ; see `epsilon`."""
         return epsilon(self._releases, delta, accountant=accountant, relation=relation)
+
+    def statement(
+        self, delta: float, *, unit: str = "example", accountant: str = "pld", relation: str | None = None, seeded: bool = False,
+        tuned: bool = True, warnings: Sequence[str] = (),
+    ) -> PrivacyStatement:
+        """Return the claim that may be published about the releases so far; see `make_statement`."""
+        return make_statement(
+            self._releases, delta, accountant=accountant, relation=relation, unit=unit, seeded=seeded, tuned=tuned,
+            warnings=warnings,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the ledger as plain values, for a checkpoint."""

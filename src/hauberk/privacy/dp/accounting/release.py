@@ -13,6 +13,7 @@ MECHANISMS = (
 SAMPLINGS = ("full", "poisson", "without-replacement", "shuffled")
 RELATIONS = ("add-remove", "replace-one")
 ACCOUNTANTS = ("pld", "rdp", "zcdp", "analytic", "gdp")
+LEAST_NOISE = 1e-5  # less counts as none: its ε is beyond 10^9
 MOST = 10**12  # releases that one entry may stand for
 
 
@@ -24,8 +25,8 @@ class Release:
     removing a record then moves it by C, replacing one by 2C: accountants double the distance for replace-one themselves.
 
     Arguments:
-        mechanism: `gaussian`, `laplace`, `discrete-gaussian` and `discrete-laplace` (whole numbers with C = 1),
-            `randomized-response`, `tree` (DP-FTRL), or `pure` (a plain ε).
+        mechanism: `gaussian`, `laplace`, `discrete-gaussian`, `discrete-laplace`, `randomized-response`, `tree` (DP-FTRL), or
+            `pure` (a plain ε).
         noise: standard deviation (Gaussians, each node of a tree) or scale (Laplace) over C. For `pure` and
             `randomized-response` it is the ε of one answer.
         sampling: how the records of a step are chosen. `poisson`: each with probability `rate` on its own.
@@ -69,7 +70,10 @@ class Release:
                 f"the sampling is 'full' with a rate of {self.rate:g}", want="a rate of 1",
                 fix="Name how records are chosen: poisson, without-replacement or shuffled",
             )
-        sampled = {"gaussian": SAMPLINGS, "laplace": ("full", "poisson"), "pure": ("full", "poisson")}
+        sampled: dict[str, tuple[str, ...]] = dict.fromkeys(
+            ("laplace", "discrete-laplace", "discrete-gaussian", "pure"), ("full", "poisson")
+        )
+        sampled["gaussian"] = SAMPLINGS
         if self.sampling not in sampled.get(self.mechanism, ("full",)):
             raise UsageError(
                 f"the mechanism '{self.mechanism}' has the sampling '{self.sampling}', which no accountant here covers",
@@ -81,7 +85,7 @@ class Release:
     @property
     def private(self) -> bool:
         """Whether anything bounds what it gives away."""
-        return math.isfinite(self.noise) if self.is_pure else self.noise > 0
+        return math.isfinite(self.noise) if self.is_pure else self.noise >= LEAST_NOISE
 
     @property
     def is_pure(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -11,58 +12,102 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import gammaln, logsumexp
 
 from hauberk.core.errors import UsageError
 from hauberk.privacy.dp.accounting.pld import distance, pure_epsilon, spread, thinned
 from hauberk.privacy.dp.accounting.release import Release
 
+MOST_DISTINCT = 150
 Array = npt.NDArray[np.float64]
-# Whole and half orders everywhere, tenths where the best order of a large ε lies.
-ORDERS = tuple(sorted({
-    1.01, *(1 + k / 10 for k in range(1, 100)), *(k / 2 for k in range(22, 128)), *range(64, 132, 4), 160, 192, 256, 384, 512,
-    768, 1024, 2048, 4096,
-}))
+# Whole orders have a closed form. Tenths and halves matter where ε is large, for the best order is then a small one.
+WHOLE = (*range(2, 64), *range(64, 132, 4), 160, 192, 256, 384, 512, 768, 1024, 2048, 4096)
+ORDERS = tuple(sorted({*WHOLE, *((10 + k) / 10 for k in range(1, 100)), *(k / 2 for k in range(22, 66))}))
 
 
-def rdp_epsilon(releases: Sequence[Release], delta: float, relation: str) -> float:
+def rdp_epsilon(releases: Sequence[Release], delta: float, relation: str, *, quick: bool = False) -> float:
     """Return an ε that holds at δ, from the Rényi divergences of all releases together.
+
+    Arguments:
+        releases: private ones that give something away.
+        delta: from 0 up to 1.
+        relation: `add-remove` or `replace-one`.
+        quick: whole orders alone: looser.
 
     Raises:
         UsageError: for Poisson sampling under replace-one, of which no Rényi bound is offered.
     """
-    total = np.zeros(len(ORDERS))
-    for one in thinned(releases):
-        total += one.count * divergences(_one(one), relation) if not _whole(one) else divergences(one, relation)
-    return _to_epsilon(total, delta)
+    orders = WHOLE if quick else ORDERS
+    return _to_epsilon(_total(thinned(releases, most=16 if quick else MOST_DISTINCT), relation, orders, quick), np.array(orders), delta)
 
 
 def naive_epsilon(releases: Sequence[Release], delta: float, relation: str) -> float:
     """Return ε by the first conversion, RDP + ln(1/δ)/(α − 1): looser, and what early tables were made with."""
-    total = sum((one.count * divergences(_one(one), relation) for one in releases), np.zeros(len(ORDERS)))
+    total = _total(releases, relation, ORDERS, False)
     return float(np.min(total + math.log(1 / delta) / (np.array(ORDERS) - 1)))
 
 
-@functools.lru_cache(maxsize=256)
-def divergences(release: Release, relation: str) -> Array:
-    """Return the Rényi divergences of a release at `ORDERS`, infinite where an order is not known."""
-    orders, away, q = np.array(ORDERS), distance(relation), release.rate
+def _total(releases: Sequence[Release], relation: str, orders: tuple[float, ...], quick: bool) -> Array:
+    total = np.zeros(len(orders))
+    for one in releases:
+        part = divergences(one if _whole(one) else dataclasses.replace(one, count=1), relation, orders, quick)
+        total += part if _whole(one) else one.count * part
+    return total
+
+
+@functools.lru_cache(maxsize=1024)
+def divergences(release: Release, relation: str, orders: tuple[float, ...] = ORDERS, quick: bool = False) -> Array:
+    """Return the Rényi divergences of a release at `orders`, infinite where an order is not known."""
+    alphas, away, q = np.array(orders), distance(relation), release.rate
     pure = pure_epsilon(release, relation)
     if pure < math.inf:
-        bounds = _pure(pure, orders)
+        bounds = _pure(pure, alphas)
         if release.sampling == "full" and release.mechanism == "laplace":
-            bounds = np.minimum(bounds, _event("LaplaceDpEvent", release.noise / away, "ADD_OR_REMOVE_ONE"))
+            bounds = np.minimum(bounds, _event("LaplaceDpEvent", release.noise / away, "ADD_OR_REMOVE_ONE", orders))
         return bounds
-    plain = orders * spread(release) * (away / release.noise) ** 2 / 2
-    if _whole(release) or q == 1 or release.mechanism == "discrete-gaussian":
+    plain = alphas * spread(release) * (away / release.noise) ** 2 / 2
+    if _whole(release) or q == 1:
         return plain
     if release.sampling == "without-replacement":
-        return np.minimum(plain, _event("SampledWithoutReplacementDpEvent", release.noise / away, "REPLACE_ONE", q))
+        asked = tuple(alpha for alpha in orders if alpha <= (32 if quick else 1024))
+        known = _event("SampledWithoutReplacementDpEvent", release.noise / away, "REPLACE_ONE", asked, q)
+        return np.minimum(plain, np.concatenate([known, plain[len(asked):]]))
     if relation == "replace-one":
         raise UsageError(
             "the Rényi accountant was asked about Poisson sampling under replace-one", want="add-remove, or accountant 'pld'",
             fix="PLD covers both",
         )
-    return np.minimum(plain, _event("PoissonSampledDpEvent", release.noise, "ADD_OR_REMOVE_ONE", q))
+    if release.mechanism == "discrete-gaussian":
+        return np.minimum(plain, [_sampled(q, release.noise, alpha) for alpha in orders])
+    closed = [alpha for alpha in orders if float(alpha).is_integer()]
+    between = tuple(alpha for alpha in orders if not float(alpha).is_integer())
+    known = np.empty(len(orders))
+    known[[alpha in closed for alpha in orders]] = [sampled_gaussian(q, release.noise, int(alpha)) for alpha in closed]
+    if between:
+        known[[alpha in between for alpha in orders]] = _event(
+            "PoissonSampledDpEvent", release.noise, "ADD_OR_REMOVE_ONE", between, q)
+    return np.minimum(plain, known)
+
+
+def sampled_gaussian(rate: float, noise: float, order: int) -> float:
+    """Return the Rényi divergence of a Poisson-sampled Gaussian at a whole order (Mironov et al. 2019, arXiv:1908.10530)."""
+    k = np.arange(order + 1)
+    binomial = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
+    terms = binomial + k * math.log(rate) + (order - k) * math.log1p(-rate) + k * (k - 1) / (2 * noise**2)
+    return max(0.0, float(logsumexp(terms))) / (order - 1)
+
+
+def _sampled(rate: float, noise: float, order: float) -> float:
+    """The divergence of any sampled mechanism that diverges as a Gaussian does (Zhu and Wang 2019, Theorem 5, PMLR 97)."""
+    if not float(order).is_integer():
+        return math.inf
+    top = int(order)
+    k = np.arange(2, top + 1)
+    binomial = gammaln(top + 1) - gammaln(k + 1) - gammaln(top - k + 1)
+    terms = binomial + k * math.log(rate) + (top - k) * math.log1p(-rate) + k * (k - 1) / (2 * noise**2)
+    terms[1:] += math.log(3)
+    first = (top - 1) * math.log1p(-rate) + math.log1p((top - 1) * rate)
+    return max(0.0, float(np.logaddexp(first, logsumexp(terms)))) / (top - 1)
 
 
 def zcdp_rho(releases: Sequence[Release], relation: str) -> float:
@@ -95,15 +140,13 @@ def advanced_composition(epsilon: float, count: int, delta: float) -> float:
     return min(count * epsilon, advanced)
 
 
-def _to_epsilon(total: Array, delta: float) -> float:
+def _to_epsilon(total: Array, orders: Array, delta: float) -> float:
     """Proposition 12 of Canonne, Kamath and Steinke 2020, arXiv:2004.00010, at the best order."""
-    orders = np.array(ORDERS)
     if delta <= 0:
         return 0.0 if not total.any() else math.inf
     if np.any(np.expm1(-total) + delta**2 > 0):  # by way of Kullback and Leibler: δ ≤ √(1 − e^−KL)
         return 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = total + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
+    found = total + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
     return max(0.0, float(np.min(np.where(np.isnan(found), np.inf, found))))
 
 
@@ -118,13 +161,7 @@ def _whole(release: Release) -> bool:
     return release.mechanism == "tree" or release.sampling == "shuffled"
 
 
-def _one(release: Release) -> Release:
-    if _whole(release):
-        return release
-    return Release(release.mechanism, release.noise, release.sampling, release.rate, 1, release.population)
-
-
-def _event(kind: str, noise: float, relation: str, rate: float | None = None) -> Array:
+def _event(kind: str, noise: float, relation: str, orders: tuple[float, ...], rate: float | None = None) -> Array:
     import dp_accounting as dp
     from dp_accounting.rdp import RdpAccountant
 
@@ -136,7 +173,7 @@ def _event(kind: str, noise: float, relation: str, rate: float | None = None) ->
         assert rate is not None
         whole = 1 << 40  # the accountant only takes the ratio, and rounding it up is the safe side
         event = dp.SampledWithoutReplacementDpEvent(whole, math.ceil(rate * whole), dp.GaussianDpEvent(noise))
-    accountant = RdpAccountant(list(ORDERS), getattr(dp.NeighboringRelation, relation))
+    accountant = RdpAccountant(list(orders), getattr(dp.NeighboringRelation, relation))
     with _quiet(), np.errstate(all="ignore"):
         accountant.compose(event)
     found: Array = accountant.rdp

@@ -105,8 +105,8 @@ def audit_training(
     name = bound or ("gdp" if isinstance(plan, WhiteBox) else "one-run")
     if name not in BOUNDS:
         raise UsageError(f"the bound is '{name}'", want=", ".join(BOUNDS), fix=nearest(name, list(BOUNDS)))
-    if plan.canaries < 1 or plan.runs < 1 or plan.canaries * plan.runs < 8:
-        raise UsageError(f"{plan.canaries} canaries in {plan.runs} runs", want="8 trials at least; hundreds, to see much")
+    if plan.canaries < 1 or plan.runs < 1:
+        raise UsageError(f"{plan.canaries} canaries in {plan.runs} runs", want="one of each; hundreds together")
     if isinstance(plan, WhiteBox):
         coins, signals, claims = _white_box(train, data, model, plan, delta, seed)
     else:
@@ -187,8 +187,14 @@ def _coins(runs: int, canaries: int, seed: int) -> Tensor:
 def _choose(coins: Tensor, signals: dict[str, Floats], rng: np.random.Generator) -> tuple[str, Scores, float]:
     """Return the signal and the cut that a quarter of the trials speak for, and its scores in the other three quarters."""
     inside = coins.flatten().numpy()
-    order = rng.permutation(len(inside))
-    first, rest = order[: len(order) // 4], order[len(order) // 4 :]
+    sides = [rng.permutation(np.flatnonzero(inside == side)) for side in (True, False)]
+    if min(map(len, sides)) < 4:
+        raise UsageError(
+            f"{len(sides[0])} trials are in and {len(sides[1])} out", want="4 of each at least; hundreds, to see much",
+            fix="Ask for more runs or canaries",
+        )
+    first = np.concatenate([side[: len(side) // 4] for side in sides])
+    rest = np.concatenate([side[len(side) // 4 :] for side in sides])
     found: list[tuple[float, str, float]] = []
     for name, values in signals.items():
         scores = _scores(values.reshape(-1)[first], inside[first])
@@ -206,12 +212,9 @@ def _scores(values: Floats, inside: NDArray[np.bool_]) -> Scores:
 
 
 def _claim(returned: Any, delta: float) -> float | None:
-    if hasattr(returned, "spent"):
-        returned = returned.spent(delta)
+    returned = returned.spent(delta) if hasattr(returned, "spent") else returned
     returned = getattr(returned, "epsilon", returned)
-    if returned is None or (isinstance(returned, (int, float)) and not isinstance(returned, bool)):
-        return None if returned is None else float(returned)
-    return None
+    return float(returned) if isinstance(returned, (int, float)) and not isinstance(returned, bool) else None
 
 
 def _threat(plan: WhiteBox | BlackBox) -> str:

@@ -13,7 +13,7 @@ from hauberk.core.errors import UsageError
 
 Norms = Mapping[Parameter, Tensor]
 Weights = Tensor | dict[Parameter, Tensor]
-Over = Callable[[Tensor], Tensor]
+Noised = Callable[[Tensor, float], Tensor]
 
 
 class Clipping:
@@ -46,12 +46,11 @@ class Clipping:
         """Return the noise multiplier of the gradient, so that with what the strategy itself releases it costs the given one."""
         return noise_multiplier
 
-    def finish(self, total: Over, normal: Over) -> None:
+    def finish(self, noised: Noised) -> None:
         """Adapt after a batch.
 
         Arguments:
-            total: the sum over all processes of a tensor.
-            normal: standard normal noise like a tensor in the first process, zeros in the others: it is added before the sum.
+            noised: of a tensor and a deviation, the sum of the tensor over all processes with normal noise of that deviation.
         """
 
     def describe(self) -> str:

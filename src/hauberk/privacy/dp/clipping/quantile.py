@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from hauberk.core.errors import UsageError
-from hauberk.privacy.dp.clipping.base import Clipping, Norms, Over, shrunk, whole
+from hauberk.privacy.dp.clipping.base import Clipping, Noised, Norms, shrunk, whole
 
 
 class Quantile(Clipping):
@@ -70,12 +70,12 @@ class Quantile(Clipping):
         self.centred += float(((norm <= self.clip).double() - 0.5).sum())
         return shrunk(norm, self.clip)
 
-    def finish(self, total: Over, normal: Over) -> None:
+    def finish(self, noised: Noised) -> None:
         """Release the count, and move the clip."""
         assert self.count_noise is not None
         here = torch.tensor([self.centred], dtype=torch.float64)
         self.centred = 0.0
-        noisy = float(total(here + self.count_noise * normal(here)))
+        noisy = float(noised(here, self.count_noise))
         step = self.rate * (noisy / self.expected + 0.5 - self.quantile)
         moved = self.clip * math.exp(-step) if self.update == "geometric" else self.clip - step
         self.clip = max(self.least, moved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hauberk.core.errors import ModelError
+from hauberk.privacy.dp.engine.layout import FIRST, Layout
 from hauberk.privacy.dp.engine.per_example import SCRATCH, Dense, PerExample
 from hauberk.privacy.dp.engine.registry import Gradients, tensors
 
@@ -23,7 +25,8 @@ def refuse(func: Any, why: str) -> ModelError:
     return ModelError(
         f"per-example gradients cannot be taken through '{name}', which a trained parameter enters: {why}",
         want="an operation that keeps the examples apart along its first dimension",
-        fix="Freeze the parameter, put a layer of torch.nn in its place, or give the operation a rule (treat).",
+        fix="Put a layer of torch.nn in its place, freeze the parameter, or give the operation a rule (treat); "
+        "take penalties on weights out of the loss (the optimizer's weight_decay costs no privacy).",
     )
 
 
@@ -65,7 +68,9 @@ def fallback(state: Interceptor, func: Any, args: Any, kwargs: Any) -> Tensor:
     names = {str(i): leaves[i] for i in own}
     data = [fixed[i] for i in batched]
 
-    def gradients(g: Tensor) -> Gradients:
+    def gradients(g: Tensor, layout: Layout) -> Gradients:
+        if layout != FIRST:
+            raise refuse(func, "the examples do not lie along its first dimension")
         values = _each(call, own, [fixed[i] for i in own], batched, data, g, func)
         return {str(i): _constant(value) for i, value in zip(own, values, strict=True)}
 
@@ -94,7 +99,8 @@ def _each(
         return [p.new_zeros(0, *p.shape) for p in parameters]
     each = sum(p.numel() * p.element_size() for p in parameters)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # A slow batching rule is a right one.
             return list(torch.func.vmap(one, chunk_size=max(1, SCRATCH // max(each, 1)))(g, *data))
     except RuntimeError:
         found = []
@@ -127,7 +133,9 @@ def spread(state: Interceptor, func: Any, args: Any, kwargs: Any) -> Tensor | No
     def run(inner: list[Tensor]) -> Tensor:
         return cast(Tensor, func(*[one.detach() if isinstance(one, Tensor) else one for one in args], **kwargs)).clone()
 
-    def gradients(g: Tensor) -> Gradients:
+    def gradients(g: Tensor, layout: Layout) -> Gradients:
+        if layout != FIRST:
+            raise refuse(func, "the examples do not lie along its first dimension")
         ones = (1,) * (g.dim() - 1 - len(shape))
         return {"0": lambda: Dense(g.sum_to_size(len(g), *ones, *shape).reshape(len(g), *own.shape))}
 

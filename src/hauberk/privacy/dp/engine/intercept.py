@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from hauberk.core.errors import ModelError
 from hauberk.privacy.dp.engine.fallback import fallback, spread
-from hauberk.privacy.dp.engine.registry import REWRITES, RULES, Gradients, tensors
+from hauberk.privacy.dp.engine.layout import FIRST, Layout
+from hauberk.privacy.dp.engine.per_example import merged
+from hauberk.privacy.dp.engine.registry import REWRITES, RULES, Gradients, Rule, tensors
 
 Operation = Callable[..., Any]
 # The derived tensor is the parameter with its entries in another order.
@@ -37,15 +39,16 @@ class Use:
     Arguments:
         name: of the operation, for messages.
         entered: tracked tensors, parameters or derived ones, by the name the rule knows them under.
-        gradients: from the output gradient to each name's per-example gradient; dropped once used.
+        gradients: from the output gradient and its layout to each name's per-example gradient; dropped once used.
         data: the tensors whose values the gradient needs, with their version at the time.
     """
 
     name: str
     entered: dict[str, Tensor]
-    gradients: Callable[[Tensor], Gradients] | None
+    gradients: Callable[[Tensor, Layout], Gradients] | None
     data: list[tuple[Tensor, int]] = field(default_factory=list)
-    reached: bool = False
+    shape: tuple[int, ...] = ()
+    layout: Layout = FIRST
 
 
 class _Treated(torch.autograd.Function):
@@ -106,7 +109,6 @@ class Interceptor(TorchFunctionMode):
             self._note_constant(func, given, out)
             return out
         if func in REWRITES:
-            self.learn_batch([one for one in given if self.is_data(one)])
             with self:
                 return REWRITES[func](self, *args, **kwargs)
         data = [one for one in given if self.is_data(one)]
@@ -119,8 +121,17 @@ class Interceptor(TorchFunctionMode):
             entered = {name: bound[name] for name in rule.parameters if id(bound.get(name)) in self.tracked}
             x = bound.get(rule.data)
             if len(entered) == len(entering) and isinstance(x, Tensor) and self.is_data(x) and self._fits(func, x, entered):
-                return self._treat(func, bound, rule.names, rule.gradients, entered)
+                return self._treat(func, bound, rule, entered)
         return fallback(self, func, args, kwargs)
+
+    def run(self, func: Operation, *args: Any) -> Any:
+        """Run a function of our own that has a rule, as if torch had called it."""
+        return self.__torch_function__(func, (), args)
+
+    def as_data(self, one: Tensor) -> Tensor:
+        """Return a tensor that counts as one that depends on the examples: a state of zeros is one for each example."""
+        self.constant.pop(id(one), None)
+        return one
 
     def is_data(self, one: Tensor) -> bool:
         """Whether a tensor may depend on the examples."""
@@ -133,30 +144,42 @@ class Interceptor(TorchFunctionMode):
 
     def treat(
         self, name: str, run: Callable[[list[Tensor]], Tensor], data: list[Tensor], entered: dict[str, Tensor],
-        gradients: Callable[[Tensor], Gradients],
+        gradients: Callable[[Tensor, Layout], Gradients],
     ) -> Tensor:
         """Run an operation on data and detached parameters; its output gradient will go to `gradients`."""
         use = Use(name, entered, gradients, [(one, one._version) for one in data])
-        self.tape.used(use)
-        return cast(Tensor, _Treated.apply(self.anchor, self.tape, use, run, *data))  # type: ignore[no-untyped-call]
+        out = cast(Tensor, _Treated.apply(self.anchor, self.tape, use, run, *data))  # type: ignore[no-untyped-call]
+        use.shape = out.shape
+        self.tape.used(use, out)
+        return out
 
     def _fits(self, func: Operation, x: Tensor, entered: dict[str, Tensor]) -> bool:
-        if x.dim() == 0 or len(x) != self.batch:
+        # A layout with the examples elsewhere is found out before the loss is taken backwards.
+        if not x.dim() or (self.batch and len(x) % self.batch and self.batch not in x.shape):
             return False
         return func not in _PRODUCTS or (x.dim() > 1 and entered["other"].dim() == 2)
 
-    def _treat(
-        self, func: Operation, bound: dict[str, Any], names: tuple[str, ...], rule: Callable[..., Gradients],
-        entered: dict[str, Tensor],
-    ) -> Tensor:
+    def _treat(self, func: Operation, bound: dict[str, Any], rule: Rule, entered: dict[str, Tensor]) -> Tensor:
         plain = {key: value.detach() if isinstance(value, Tensor) else value for key, value in bound.items()}
         data = [key for key, value in bound.items() if isinstance(value, Tensor) and key not in entered]
 
         def run(inner: list[Tensor]) -> Tensor:
             call = {**plain, **dict(zip(data, inner, strict=True))}
-            return cast(Tensor, func(*(call[name] for name in names)))
+            return cast(Tensor, func(*(call[name] for name in rule.names)))
 
-        return self.treat(_name(func), run, [bound[key] for key in data], entered, lambda g: rule(g, **plain))
+        def gradients(g: Tensor, layout: Layout) -> Gradients:
+            batch, call = self.batch or 0, dict(plain)
+            if layout.dim:
+                call.update({key: plain[key].movedim(layout.dim, 0) for key in data if plain[key].dim() > layout.dim})
+                g = g.movedim(layout.dim, 0)
+            if not layout.merged:
+                return rule.gradients(g, **call)
+            if rule.positions:
+                call[rule.data] = call[rule.data].unflatten(0, (batch, -1))
+                return rule.gradients(g.unflatten(0, (batch, -1)), **call)
+            return {name: merged(make, batch) for name, make in rule.gradients(g, **call).items()}
+
+        return self.treat(_name(func), run, [bound[key] for key in data], entered, gradients)
 
     def _derive(self, func: Operation, args: Any, kwargs: Any, entering: list[Tensor]) -> Any:
         """Track what is made of parameters and constants; give each example its own copy where one is spread over the batch."""

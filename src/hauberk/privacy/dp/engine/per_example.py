@@ -5,6 +5,7 @@ Nothing here holds more than `SCRATCH` bytes beyond its inputs, except a dense g
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -130,6 +131,53 @@ class Outer:
 
     def rows(self, index: Tensor) -> Outer:
         return Outer([(left[index], right[index]) for left, right in self.pairs], self.shape)
+
+
+class Blocks:
+    """Gradients of a parameter in blocks along its first dimension, each block as it comes."""
+
+    def __init__(self, blocks: Sequence[PerExample]) -> None:
+        self.blocks = blocks
+
+    def norms(self, norm: Norm) -> Tensor:
+        parts = torch.stack([block.norms(norm) for block in self.blocks])
+        return torch.linalg.vector_norm(parts, 2 if norm == "l2" else 1, dim=0)
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        return torch.cat([block.weighted(weights) for block in self.blocks])
+
+    def dense(self) -> Tensor:
+        return torch.cat([block.dense() for block in self.blocks], 1)
+
+    def rows(self, index: Tensor) -> Blocks:
+        return Blocks([block.rows(index) for block in self.blocks])
+
+
+class Merged:
+    """Gradients of examples that are each the sum over as many rows of `base` (the frames of a film, merged with the batch)."""
+
+    def __init__(self, base: PerExample, batch: int) -> None:
+        self.base, self.batch = base, batch
+        self.summed: Tensor | None = None
+
+    def norms(self, norm: Norm) -> Tensor:
+        return size(self.dense(), norm)
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        return Dense(self.dense()).weighted(weights)
+
+    def dense(self) -> Tensor:
+        if self.summed is None:
+            self.summed = self.base.dense().unflatten(0, (self.batch, -1)).sum(1)
+        return self.summed
+
+    def rows(self, index: Tensor) -> Dense:
+        return Dense(self.dense()[index])
+
+
+def merged(make: Callable[[], PerExample], batch: int) -> Callable[[], PerExample]:
+    """Return what makes the gradients of `batch` examples from those of their rows."""
+    return lambda: Merged(make(), batch)
 
 
 class Pulled:

@@ -25,6 +25,7 @@ class Rule:
         names: of all arguments, in order.
         defaults: of the arguments that have one.
         data: name of the argument with the examples along its first dimension.
+        positions: whether any dimensions may stand between the examples and the features.
     """
 
     gradients: Callable[..., Gradients]
@@ -32,6 +33,7 @@ class Rule:
     names: tuple[str, ...]
     defaults: dict[str, Any]
     data: str
+    positions: bool
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the call's arguments by name."""
@@ -42,13 +44,22 @@ RULES: dict[Callable[..., Any], Rule] = {}
 REWRITES: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
-def treat(*operations: Callable[..., Any], parameters: tuple[str, ...], data: str = "input") -> Callable[[Any], Any]:
-    """Register `gradients(g, …the operation's arguments…)` for operations of one signature."""
+def treat(
+    *operations: Callable[..., Any], parameters: tuple[str, ...], data: str = "input", positions: bool = False
+) -> Callable[[Any], Any]:
+    """Register `gradients(g, …the operation's arguments…)` for operations of one signature.
+
+    Arguments:
+        operations: torch functions, as torch calls them.
+        parameters: names of the arguments that may be trained parameters.
+        data: name of the argument with the examples along its first dimension.
+        positions: whether any dimensions may stand between the examples and the features, as in a linear layer.
+    """
 
     def register(gradients: Callable[..., Gradients]) -> Callable[..., Gradients]:
         rest = list(inspect.signature(gradients).parameters.values())[1:]
         defaults = {one.name: one.default for one in rest if one.default is not inspect.Parameter.empty}
-        rule = Rule(gradients, parameters, tuple(one.name for one in rest), defaults, data)
+        rule = Rule(gradients, parameters, tuple(one.name for one in rest), defaults, data, positions)
         RULES.update(dict.fromkeys(operations, rule))
         return gradients
 

@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from hauberk.core.errors import ModelError, UsageError
 from hauberk.privacy.dp.engine.intercept import Interceptor, Use
+from hauberk.privacy.dp.engine.layout import Call, layouts
 from hauberk.privacy.dp.engine.per_example import Norm, PerExample, Pulled, together, wide
 
 
@@ -29,7 +31,8 @@ class Tape:
         self._sums: dict[nn.Parameter, PerExample] = {}
         self._norms: dict[nn.Parameter, Tensor] = {}
         self._factor = 1.0
-        self._batch: int | None = None
+        self._open = False  # whether the backward pass that counts is under way
+        self._calls: list[Call] = []
         self._versions = [one._version for one in self._parameters]
 
     @property
@@ -61,14 +64,24 @@ class Tape:
         self._check_versions()
         self._mode.active = False
         if self.batch_size and loss.requires_grad:
-            found = torch.autograd.grad(loss, [self._mode.anchor, *self._parameters], torch.ones_like(loss), allow_unused=True)
+            found_out = layouts(self._model, self._parameters, self._calls, self._uses, self.batch_size)
+            for use, layout in zip(self._uses, found_out, strict=True):
+                use.layout = layout
+            self._calls.clear()
+            self._open = True
+            try:
+                found = torch.autograd.grad(
+                    loss, [self._mode.anchor, *self._parameters], torch.ones_like(loss), allow_unused=True
+                )
+            finally:
+                self._open = False
             past = {id(p) for p, one in zip(self._parameters, found[1:], strict=True) if one is not None}
             if past:
                 names = [name for name, p in self._model.named_parameters() if id(p) in past]
                 raise ModelError(
                     f"the loss depends on {', '.join(names) or 'a parameter'} past every layer",
                     want="parameters that act through the examples alone",
-                    fix="Take penalties on weights out of the loss (the optimizer's weight_decay is free of privacy cost).",
+                    fix="Take penalties on weights out of the loss (the optimizer's weight_decay costs no privacy).",
                 )
         self._gather()
 
@@ -105,7 +118,7 @@ class Tape:
         for held in (self._uses, self._parts, self._sums, self._norms, mode.derived, mode.constant, mode.tracked):
             held.clear()
 
-    def used(self, use: Use) -> None:
+    def used(self, use: Use, out: Tensor) -> None:
         """Note an operation that tracked tensors entered (called by the interceptor)."""
         self._uses.append(use)
         for one in use.entered.values():
@@ -113,6 +126,11 @@ class Tape:
 
     def reached(self, use: Use, g: Tensor) -> None:
         """Take the output gradient of a use: work out norms at once where it is the parameter's only one."""
+        if not self._open:  # a backward pass inside the block, such as an attack's search: its gradients are not the loss's
+            use.gradients, use.data = None, []
+            for one in use.entered.values():
+                self._count[id(one)] -= 1
+            return
         if any(one._version != version for one, version in use.data):
             raise ModelError(
                 f"an input of '{use.name}' was changed in place after it was used", want="the input as the layer met it",
@@ -120,7 +138,7 @@ class Tape:
             )
         assert use.gradients is not None
         # Half precision would round the weights, and with them let an example exceed its clip.
-        found = use.gradients(g.detach().to(wide(g.dtype)))
+        found = use.gradients(g.detach().to(wide(g.dtype)), use.layout)
         use.gradients, use.data = None, []
         for name, one in use.entered.items():
             part = found[name]()
@@ -178,15 +196,22 @@ def record(model: nn.Module, parameters: Sequence[nn.Parameter] | None = None, *
     tape = Tape(model, tracked, norm)
     mode = tape._mode
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if mode.batch is None:
-            first = next((one for one in [*args, *kwargs.values()] if isinstance(one, Tensor) and one.dim()), None)
-            mode.batch = None if first is None else len(first)
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim()]
+        if mode.batch is None and given:
+            mode.batch = len(given[0])
+        for one in given:  # Even where they were made inside the block.
+            mode.as_data(one)
+        tape._calls.append(Call(args, kwargs, len(tape._uses)))
 
-    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    def end(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        tape._calls[-1].last = len(tape._uses)
+
+    handles = [model.register_forward_pre_hook(begin, with_kwargs=True), model.register_forward_hook(end)]
     try:
         with mode:
             yield tape
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         mode.active = False

@@ -10,7 +10,7 @@ from hauberk.privacy.dp.engine.per_example import Outer
 from hauberk.privacy.dp.engine.registry import Gradients, treat
 
 
-@treat(functional.embedding, parameters=("weight",))
+@treat(functional.embedding, parameters=("weight",), positions=True)
 def embedding(
     g: Tensor, input: Tensor, weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None,
     norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,

@@ -10,7 +10,7 @@ from hauberk.privacy.dp.engine.per_example import Dense, Outer, PerExample
 from hauberk.privacy.dp.engine.registry import Gradients, treat
 
 
-@treat(functional.linear, parameters=("weight", "bias"))
+@treat(functional.linear, parameters=("weight", "bias"), positions=True)
 def linear(g: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Gradients:
     """y = x Wᵀ + b, with any number of positions between examples and features."""
     positions = g.reshape(len(g), g.shape[1:-1].numel(), g.shape[-1])  # (B, T, p)
@@ -24,7 +24,7 @@ def linear(g: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None)
     return {"weight": weight_gradient, "bias": lambda: Dense(positions.sum(1) if positions.shape[1] != 1 else positions[:, 0])}
 
 
-@treat(torch.matmul, Tensor.matmul, Tensor.__matmul__, parameters=("other",))
+@treat(torch.matmul, Tensor.matmul, Tensor.__matmul__, parameters=("other",), positions=True)
 def matmul(g: Tensor, input: Tensor, other: Tensor) -> Gradients:
     """y = x W with W of shape (d, p)."""
     x = input.to(g.dtype).reshape(len(g), g.shape[1:-1].numel(), input.shape[-1])

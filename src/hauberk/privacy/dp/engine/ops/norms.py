@@ -21,7 +21,7 @@ def _channels(g: Tensor) -> Dense:
     return Dense(g.flatten(2).sum(2) if g.dim() > 2 else g)
 
 
-@treat(functional.layer_norm, parameters=("weight", "bias"))
+@treat(functional.layer_norm, parameters=("weight", "bias"), positions=True)
 def layer_norm(
     g: Tensor, input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, bias: Tensor | None = None,
     eps: float = 1e-5,
@@ -34,7 +34,7 @@ def layer_norm(
     }
 
 
-@treat(functional.rms_norm, parameters=("weight",))
+@treat(functional.rms_norm, parameters=("weight",), positions=True)
 def rms_norm(
     g: Tensor, input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Gradients:
