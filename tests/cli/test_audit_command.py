@@ -39,7 +39,8 @@ def test_the_recipe_of_the_library_stands(hauberk: Run) -> None:
     run = hauberk("audit", "--noise", 2, "--rate", 1, "--steps", 4, "--canaries", 200, "--output-format", "json", "--seed", 1)
     assert run.exit_code == 0, run.stderr
     told = json.loads(run.stdout)
-    assert (told["violated"], told["n"], told["confidence"], told["bound"]) == (False, 600, 0.95, "gdp")
+    assert (told["violated"], told["confidence"], told["bound"]) == (False, 0.95, "gdp")
+    assert 600 <= told["n"] <= 602  # three quarters of the trials
     assert 1 < told["audited"] < told["claimed"] and abs(told["claimed"] - 4.377) < 0.02
     assert hauberk("audit", "--noise", 2, "--rate", 1, "--steps", 4, "--canaries", 200, "--epsilon", 0.5).exit_code == 1
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 from trainers import HandWritten
@@ -15,6 +16,8 @@ from hauberk.core.errors import DataError, ModelError, UsageError
 from hauberk.privacy.dp import Private, PrivateOptions, make_private
 from hauberk.privacy.dp.accounting import gaussian_epsilon
 from hauberk.privacy.dp.audit import BlackBox, WhiteBox, audit_training
+from hauberk.privacy.dp.audit.canaries import ProbeModel, rows_of
+from hauberk.privacy.dp.audit.watching import Transcript, likelihood_ratios
 
 
 def mean_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -128,6 +131,34 @@ def test_what_cannot_be_audited_is_refused() -> None:
         audit_training(HandWritten(), design=WhiteBox(1, 6))
     with pytest.raises(DataError, match="black box"):
         audit_training(HandWritten(), design=BlackBox())
+
+
+def test_the_likelihood_ratio_is_the_one_written_out() -> None:
+    """Two canaries, the first of them in and taking part in one step of two: rate 1/2, size 2, spread of the rest known."""
+    probed = ProbeModel(nn.Linear(1, 2), (1,), canaries=2, spare=0)
+    told = Transcript(probed)
+    told.gradients = [torch.tensor([2.0, 0.5], dtype=torch.float64), torch.tensor([-0.5, 1.0], dtype=torch.float64)]
+    told.seen = [{1}, set()]
+    spread = float(torch.tensor([0.5, -0.5, 1.0]).std())
+    found = likelihood_ratios([told], torch.tensor([[True, False]]))
+    for canary, values in enumerate(((2.0, -0.5), (0.5, 1.0))):
+        expected = sum(
+            math.log((stats.norm.pdf(one, 2, spread) + stats.norm.pdf(one, 0, spread)) / 2 / stats.norm.pdf(one, 0, spread))
+            for one in values
+        )
+        assert found[0, canary] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_probe_puts_out_nothing_and_has_the_gradient_it_is_asked_for() -> None:
+    base = nn.Linear(3, 4)
+    probed = ProbeModel(base, (3,), canaries=2, spare=1)
+    x = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    rows = rows_of(x, torch.tensor([0, 2, -1]), torch.tensor([0.0, -5.0, 0.0]))
+    logits = probed(rows)
+    torch.testing.assert_close(logits, torch.cat([base(x[:1]), torch.zeros(2, 4)]))
+    functional.cross_entropy(logits[1:], torch.tensor([0, 0]), reduction="sum").backward()
+    torch.testing.assert_close(probed.probe.weight.grad, torch.tensor([[0.0, 5.0, 0.0]]))
+    assert not bool(base.weight.grad.any()) and not bool(base.bias.grad.any())
 
 
 def test_a_trainer_without_an_optimizer_is_seen_by_its_weights() -> None:
