@@ -105,14 +105,14 @@ def main() -> None:
                 errors, ratio = inverted(model, x, layer)
                 band, level = mean_interval(errors.numpy()), mean_interval(ratio.numpy())
                 row.append(
-                    f"{float(errors.mean()):.4f} [{max(band.low, 0):.4f} to {band.high:.4f}]; "
+                    f"{float(errors.mean()):.2g} [{max(band.low, 0):.2g} to {band.high:.2g}]; "
                     f"{float(ratio.mean()):.1f} dB [{level.low:.1f} to {level.high:.1f}]"
                 )
                 figures[called] = {"mse": errors.tolist(), "psnr": ratio.tolist()}
             rows.append(row)
             content[f"{name}, {way} {told}"] = {"accuracy": right / len(data.test), **figures}
             print(row, flush=True)
-        rows.append([name, "the mean image", "", "", *[f"{float(guess.mean()):.4f}"] * 2])
+        rows.append([name, "the mean image", "", "", *[f"{float(guess.mean()):.2g}"] * 2])
     save(
         "suppression", "What inner features give back: plain, suppressed and private training", content,
         ["data", "training", "", "test accuracy", *(f"MSE; PSNR, {called}" for called in LAYERS.values())], rows,
