@@ -22,7 +22,7 @@ from hauberk.privacy.dp import PrivateOptions, make_private
 from hauberk.privacy.inversion import feature_inversion
 from hauberk.privacy.suppress import Suppression, SuppressTraining
 
-INVERTED, STEPS = 48, 300
+INVERTED, STEPS = 32, 200
 LAYERS = {"3": "second convolution", "6": "hidden layer"}
 DELTA = 1e-5
 
@@ -45,8 +45,8 @@ def sets() -> dict[str, Data]:
     if place.exists():
         mnist = hauberk.load_data(str(place))
         assert mnist.train is not None
-        found["MNIST, 6,000 of 60,000"] = Data(
-            Split(*mnist.test.first(2000)), Split(*mnist.train.first(6000)), bounds=(0, 1), classes=10
+        found["MNIST, 3,000 of 60,000"] = Data(
+            Split(*mnist.test.first(1000)), Split(*mnist.train.first(3000)), bounds=(0, 1), classes=10
         )
     return found
 
