@@ -1,4 +1,4 @@
-"""What every reconstruction from a gradient promises, over the registry."""
+"""What every reconstruction promises, over the registry: those from the gradient of a sample, and those from features."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from hauberk.core.kinds import Reconstruction
 from hauberk.core.rng import isolated
 from hauberk.methods import load_methods
 
-CARDS = list(load_methods().cards("reconstruction"))
+ALL = list(load_methods().cards("reconstruction"))
+FROM_FEATURES = [card for card in ALL if card.facts.get("sees") == "features"]
+CARDS = [card for card in ALL if card not in FROM_FEATURES]
 
 
 def setting(label: int = 2, classes: int = 4) -> tuple[nn.Module, dict[str, Tensor], Tensor]:
@@ -65,5 +67,50 @@ class TestEveryReconstruction:
             card.function(setting()[0], {})
 
 
-def test_there_are_both() -> None:
+def images(classes: int = 4) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a net whose first layer loses nothing, three inputs, and what that layer says of them."""
+    with isolated(7):
+        model = nn.Sequential(nn.Linear(9, 20), nn.ReLU(), nn.Linear(20, classes)).double()
+    x = torch.rand(3, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return model, x, model[0](x).detach()
+
+
+@pytest.mark.parametrize("card", FROM_FEATURES, ids=lambda card: card.name)
+class TestEveryReconstructionFromFeatures:
+    def test_features_that_lose_nothing_give_the_input(self, card: Card) -> None:
+        model, x, features = images()
+        found = card.function(model, features)
+        assert found.x.shape == x.shape and float((found.x - x).square().mean()) <= 1e-6
+        assert found.loss is not None and float(found.loss.max()) <= 1e-6
+
+    def test_the_size_of_the_features_does_not_matter(self, card: Card) -> None:
+        model, _, features = images()
+        x = card.function(model, features).x
+        for part in (model[0].weight, model[0].bias):
+            part.data *= 1e-12
+        torch.testing.assert_close(card.function(model, features * 1e-12).x, x, atol=1e-6, rtol=1e-6)
+
+    def test_samples_are_searched_for_by_themselves_and_the_seed_decides(self, card: Card) -> None:
+        model, _, features = images()
+        whole = card.function(model, features, seed=3).x
+        assert torch.equal(whole, card.function(model, features, seed=3).x)
+        torch.testing.assert_close(card.function(model, features[:1], seed=3).x, whole[:1])
+
+    def test_nothing_given_is_changed(self, card: Card) -> None:
+        model, _, features = images()
+        model.train()
+        weights, given, state = [one.clone() for one in model.parameters()], features.clone(), torch.get_rng_state()
+        card.function(model, features)
+        assert torch.equal(state, torch.get_rng_state()) and torch.equal(given, features) and model.training
+        assert all(torch.equal(a, b) and b.grad is None for a, b in zip(weights, model.parameters(), strict=True))
+
+    def test_missing_features_are_refused(self, card: Card) -> None:
+        model, _, features = images()
+        for wrong in ({}, features.double() * float("nan"), features[:, :5]):
+            with pytest.raises(HauberkError, match="features"):
+                card.function(model, wrong)
+
+
+def test_there_are_all_kinds() -> None:
     assert {"first-linear-layer", "idlg"} <= {card.name for card in CARDS}
+    assert {"feature-inversion"} <= {card.name for card in FROM_FEATURES}

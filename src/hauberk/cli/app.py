@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hauberk.cli import account, assess, attack, diagnose, diff, fuzz, gate, init, methods
+from hauberk.cli import account, assess, attack, audit, diagnose, diff, fuzz, gate, init, methods
 
 app = typer.Typer(
     name="hauberk", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -22,6 +22,7 @@ app.command("list")(methods.list_methods)
 app.command("explain")(methods.explain)
 app.command("attack")(attack.attack)
 app.command("diagnose")(diagnose.diagnose)
+app.command("audit")(audit.audit)
 app.command("fuzz")(fuzz.fuzz)
 app.command("account")(account.account)
 app.command("calibrate")(account.calibrate)

@@ -32,20 +32,49 @@ def from_code(source: str) -> tuple[Any, list[Path]]:
     Raises:
         ModelError: when the module, the attribute or the call fails; the cause is named.
     """
-    place, _, attribute = source.rpartition(":")
-    file = existing(place, "Python file").resolve() if place.endswith(".py") else None
-    with _importable(file.parent if file is not None else Path.cwd()):
-        module = _import(place, file)
-        found: Any = module
-        for part in attribute.split("."):
-            if not hasattr(found, part):
-                known = [name for name in dir(found) if not name.startswith("_")]
-                want = "a torch module, or a function that makes one"
-                raise ModelError(f"{place} has no '{attribute}'", want=want, fix=nearest(part, known))
-            found = getattr(found, part)
+    with _importable(_folder(source)):
+        found, files = _find(source, "a torch module, or a function that makes one")
         # A function of one argument is the model itself; one that needs none makes it.
         if isinstance(found, type) or (_is_function(found) and (_takes(found, 0) or not _takes(found, 1))):
             found = _call(found, source)
+    return found, files
+
+
+def function_from_code(source: str, *, arguments: int, want: str) -> Any:
+    """Return the function that `source` names, itself, not called.
+
+    Arguments:
+        source: `package.module:attr` or `file.py:attr`.
+        arguments: how many it has to take, by position.
+        want: what is expected, for the error.
+
+    Raises:
+        ModelError: when the module or the attribute fails, or it does not take so many arguments.
+    """
+    if not named_in_code(source):
+        raise ModelError(f"'{source}' names no function", want=f"package.module:attr or file.py:attr, {want}")
+    with _importable(_folder(source)):
+        found, _ = _find(source, want)
+    if not callable(found) or not _takes(found, arguments):
+        raise ModelError(f"{source} is no function of {arguments} arguments", want=want)
+    return found
+
+
+def _folder(source: str) -> Path:
+    place = source.rpartition(":")[0]
+    return existing(place, "Python file").resolve().parent if place.endswith(".py") else Path.cwd()
+
+
+def _find(source: str, want: str) -> tuple[Any, list[Path]]:
+    place, _, attribute = source.rpartition(":")
+    file = existing(place, "Python file").resolve() if place.endswith(".py") else None
+    module = _import(place, file)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            known = [name for name in dir(found) if not name.startswith("_")]
+            raise ModelError(f"{place} has no '{attribute}'", want=want, fix=nearest(part, known))
+        found = getattr(found, part)
     made_in = file or getattr(module, "__file__", None)
     return found, [Path(made_in)] if made_in else []
 

@@ -1,0 +1,121 @@
+"""hauberk audit: the ε that training claims, beside the ε that an attack on it shows."""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hauberk.cli import options
+from hauberk.cli.console import command
+from hauberk.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from hauberk.core.data import Split
+    from hauberk.privacy.dp.audit import Audit
+
+_CANARIES, _RECIPE = "What the adversary does", "The built-in recipe"
+
+
+class Format(enum.StrEnum):
+    """What is written on stdout."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@command
+def audit(
+    trainer: Annotated[str, typer.Argument(
+        metavar="TRAINER", help="A function (model, data, seed) that trains in place: package.module:attr or file.py:attr. "
+        "Without one, DP-SGD of this library.", show_default=False,
+    )] = "",
+    *,
+    epsilon: Annotated[float | None, typer.Option(
+        "--epsilon", help="The ε claimed; else what the trainer returns.", min=0)] = None,
+    delta: Annotated[float, typer.Option("--delta", help="δ of the claim.")] = 1e-5,
+    model: options.Model = "", data: options.TestData = "", label: options.Label = "",
+    black_box: Annotated[bool, typer.Option(
+        "--black-box", help="Put in mislabelled records and see losses alone; needs --model and --data.",
+        rich_help_panel=_CANARIES)] = False,
+    canaries: Annotated[int, typer.Option(help="Records that are in or out by a coin.", rich_help_panel=_CANARIES, min=1)] = 500,
+    runs: Annotated[int, typer.Option(help="Trainings.", rich_help_panel=_CANARIES, min=1)] = 4,
+    companions: Annotated[int, typer.Option(
+        help="Records against each canary: what groups that are clipped together give away.", rich_help_panel=_CANARIES, min=0,
+    )] = 0,
+    spare: Annotated[int, typer.Option(
+        help="Weights that show the size of the noise; thousands, with --canaries 1.", rich_help_panel=_CANARIES, min=0)] = 0,
+    remove: Annotated[bool, typer.Option(
+        "--remove", help="A canary that is out is missing, not replaced by a record without a gradient.",
+        rich_help_panel=_CANARIES)] = False,
+    bound: Annotated[str, typer.Option(
+        help="gdp, f-dp, one-run or clopper-pearson; empty: gdp for a white box, one-run for a black box.",
+        rich_help_panel=_CANARIES)] = "",
+    noise: Annotated[float, typer.Option("--noise", help="Noise multiplier.", rich_help_panel=_RECIPE, min=0)] = 1.0,
+    clip: Annotated[float, typer.Option(help="Largest norm of a gradient.", rich_help_panel=_RECIPE)] = 1.0,
+    rate: Annotated[float, typer.Option(help="Share of the records in a batch.", rich_help_panel=_RECIPE)] = 0.1,
+    steps: Annotated[int, typer.Option(help="Steps of training.", rich_help_panel=_RECIPE, min=1)] = 20,
+    lr: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=_RECIPE)] = 0.1,
+    seed: options.Seed = None, trust: options.Trust = False,
+    output_format: Annotated[Format, typer.Option(help="What to write on stdout.")] = Format.TEXT,
+    verbose: options.Verbose = False,
+) -> None:
+    """Train with canaries, and set the ε that they show beside the ε that is claimed.
+
+    Exit codes: 0 the claim stands, 1 an attack shows more than is claimed, 2 usage error.
+    """
+    if bool(model) != bool(data):
+        raise UsageError("one of --model and --data is given", want="both, or neither")
+    if black_box and not model:
+        raise UsageError("--black-box is given without --model and --data", want="the model to train and its data")
+    from hauberk.io.code import function_from_code
+    from hauberk.privacy.dp.audit import BlackBox, WhiteBox, audit_training
+
+    module, split = _material(model, data, label, trust) if model else (None, None)
+    if trainer:
+        train = function_from_code(trainer, arguments=3, want="a function (model, data, seed) that trains the model in place")
+    else:
+        from hauberk.privacy.dp.audit.recipe import dp_sgd
+
+        train = dp_sgd(noise=noise, clip=clip, rate=rate, steps=steps, lr=lr)
+    design: WhiteBox | BlackBox = WhiteBox(canaries, runs, companions, spare, remove)
+    if black_box:
+        design = BlackBox(canaries, runs)
+    found = audit_training(
+        train, split, model=module, claimed=epsilon, delta=delta, design=design, bound=bound or None, seed=seed or 0
+    )
+    typer.echo(json.dumps(found.to_dict(), ensure_ascii=False, indent=1) if output_format is Format.JSON else describe(found))
+    raise typer.Exit(1 if found.violated else 0)
+
+
+def describe(found: Audit) -> str:
+    """Return the audit as text: both ε, what they rest on, the verdict."""
+    from hauberk.privacy.dp.audit.training import MEANING
+
+    rows = [
+        ("claimed", f"ε = {found.claimed:.3f} at δ = {found.delta:g}"),
+        ("audited", f"ε ≥ {found.audited:.3f} at δ = {found.delta:g}, confidence {found.interval.confidence:.0%}"),
+        ("trials", f"{found.n}"), ("adversary", found.threat), ("signal", found.signal),
+        ("bound", f"{found.bound}: {MEANING[found.bound]}"),
+    ]
+    verdict = "the claim stands: this attack shows less than is claimed" if not found.violated else (
+        "the claim does not stand: an attack shows more than is claimed. Look at how examples are clipped, how much noise is "
+        "added, how batches are drawn, and whether every release is in the account"
+    )
+    return "\n".join([*(f"{key:<10} {value}" for key, value in rows), "", f"verdict: {verdict}"])
+
+
+def _material(model: str, data: str, label: str, trust: bool) -> tuple[Any, Split]:
+    from hauberk.core.access import Access
+    from hauberk.core.errors import ModelError
+    from hauberk.io.datasets import load_data
+    from hauberk.io.models import load_model
+
+    loaded = load_data(Path(data) if Path(data).exists() else data, label=label or None)
+    target = load_model(model, bounds=loaded.bounds, trust=trust)
+    if target.access < Access.GRADIENT:
+        raise ModelError(f"the model {model} cannot be trained here", want="a torch module")
+    return target.module, loaded.train if loaded.train is not None else loaded.test
