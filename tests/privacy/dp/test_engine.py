@@ -64,7 +64,7 @@ def test_raw_parameters_tied_weights_and_positions(batch: int) -> None:
     assert_equals_loop(seeded(make), tokens, norm="l1", reduction="sum")
 
 
-@pytest.mark.parametrize("batch", [1, 4, 7])  # 4: as many examples as positions.
+@pytest.mark.parametrize("batch", [1, 2, 4, 7])  # 4: as many examples as positions.
 @pytest.mark.parametrize("flat", [False, True])
 def test_examples_along_another_dimension_inside_the_model(flat: bool, batch: int) -> None:
     """Inside, positions come first, or are merged with the examples: shapes alone would not tell."""
@@ -294,6 +294,27 @@ def test_bad_arguments() -> None:
         pass
     with pytest.raises(UsageError, match="number of examples"):
         _ = empty.batch_size
+
+
+def test_a_rule_of_ones_own() -> None:
+    """A rule registered from outside is asked once, and is right."""
+    from hauberk.privacy.dp.engine.per_example import Dense
+    from hauberk.privacy.dp.engine.registry import RULES, Gradients, treat
+
+    asked = []
+
+    @treat(torch.ldexp, parameters=("other",))
+    def ldexp(g: Tensor, input: Tensor, other: Tensor) -> Gradients:
+        """y = x 2ˢ, one exponent a feature."""
+        asked.append(g.shape)
+        return {"other": lambda: Dense((g * input * other.exp2() * 0.6931471805599453).flatten(1, -2).sum(1))}
+
+    try:
+        model = seeded(lambda: Does(lambda m, x: torch.ldexp(m.linear(x), m.power), linear=nn.Linear(3, 4), power=parameter(4)))
+        assert_equals_loop(model, drawn(7, 5, 3))
+        assert asked == [(7, 5, 4)]
+    finally:
+        del RULES[torch.ldexp]
 
 
 def test_check_model_names_every_layer_and_the_rewriter_mends_them() -> None:
