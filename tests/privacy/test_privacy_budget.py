@@ -167,7 +167,8 @@ def test_an_estimate_is_computed_again_as_a_bound():
 
 @pytest.mark.parametrize(("content", "kind", "message"), [
     ("", DataError, "not JSON"), ("[" * 100_000, DataError, "not JSON"), ('{"epsilon": NaN}', DataError, "NaN is no number"),
-    ('{"epsilon": 1, "epsilon": 2}', DataError, "given twice"), ("[]", DataError, "is wrong"), (b"\xff\xfe", DataError, "not JSON"),
+    ('{"epsilon": 1, "epsilon": 2}', DataError, "given twice"), ("[]", DataError, "is wrong"),
+    (b"\xff\xfe", DataError, "not JSON"),
     (" " * (LARGEST + 1), UnsafeFile, "bytes"),
 ])
 def test_files_that_are_no_statement(tmp_path, content, kind, message):
@@ -178,7 +179,8 @@ def test_files_that_are_no_statement(tmp_path, content, kind, message):
 
 
 @pytest.mark.parametrize("change", [
-    {"epsilon": "1"}, {"epsilon": -1}, {"delta": 1}, {"relation": "none"}, {"accountant": "best"}, {"extra": 1}, {"format": "x/2"},
+    {"epsilon": "1"}, {"epsilon": -1}, {"delta": 1}, {"relation": "none"}, {"accountant": "best"}, {"extra": 1},
+    {"format": "x/2"},
     {"releases": [{"mechanism": "gaussian", "noise": 1, "sampling": "full", "rate": 0.5, "count": 1}]},
     {"releases": [{"mechanism": "gaussian", "noise": 1, "sampling": "full", "rate": 1, "count": 10**13}]},
     {"releases": [{"mechanism": "tree", "noise": 1, "sampling": "full", "rate": 1, "count": 1}]}, {"unit": "x" * 5000},
