@@ -294,3 +294,41 @@ def test_a_callback_that_stops_after_a_step_ends_the_run_there():
     stop = Stop()
     fit(net(), split(), schedule=Schedule(epochs=4, batch_size=16), callbacks=[stop])
     assert stop.steps == 3
+
+class Counter(Callback):
+    """Counts steps, remembers them, and stops before or after one of them."""
+
+    def __init__(self, before=10**9, after=10**9):
+        self.steps, self.before, self.after = 0, before, after
+
+    def before_step(self, state):
+        state.stop = state.stop or self.steps >= self.before
+
+    def after_step(self, state):
+        self.steps += 1
+        state.stop = state.stop or self.steps >= self.after
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+def test_a_callback_ends_the_run_before_or_after_a_step_not_at_the_end_of_the_epoch():
+    for counter in (Counter(before=4), Counter(after=4)):
+        model, seen = nn.Linear(8, 3), []
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer.register_step_post_hook(lambda *_, seen=seen: seen.append(1))
+        history = fit(model, split(90), optimizer=optimizer, schedule=Schedule(epochs=3, batch_size=30), callbacks=[counter])
+        assert len(seen) == counter.steps == 4 and len(history.loss) == 2 and all(map(math.isfinite, history.loss))
+
+
+def test_what_a_callback_remembers_is_in_the_checkpoint_and_goes_to_no_other(tmp_path):
+    place, counter = tmp_path / "run.pt", Counter()
+    fit(net(), split(), schedule=Schedule(epochs=2, batch_size=30, checkpoint=place), callbacks=[counter])
+    again = Counter()
+    fit(net(), split(), schedule=Schedule(epochs=3, batch_size=30, checkpoint=place), callbacks=[again])
+    assert (counter.steps, again.steps) == (6, 9)
+    with pytest.raises(UsageError, match="written with the callbacks"):
+        fit(net(), split(), schedule=Schedule(epochs=4, batch_size=30, checkpoint=place), callbacks=[Callback()])

@@ -9,12 +9,13 @@ from hauberk.checks.context import Context, NotRun
 from hauberk.core.finding import Advice, Finding, Status, Table
 from hauberk.core.kinds import check
 from hauberk.privacy.dp.accounting.statement import NAME, read_statement
+from hauberk.privacy.membership.loss import TAGS
 
 ADJACENT = {"add-remove": "added or removed", "replace-one": "replaced by any other"}
 
 
 @check(
-    "privacy/dp-statement", pillar="privacy", unit="ε", better="lower", warn=10.0, tags=("nist:NISTAML.033", "owasp:ML04"),
+    "privacy/dp-statement", pillar="privacy", unit="ε", better="lower", warn=10.0, tags=TAGS,
     question="How much may one record change what the training gives away, by the maker's own account?",
     paper="Dwork and Roth 2014, The Algorithmic Foundations of Differential Privacy",
     advice=(

@@ -70,6 +70,7 @@ def fingerprint(target: Target, data: Data, settings: Settings, cards: Sequence[
         "radii": [repr(float(radius)) for radius in settings.radii],
         "gates": {name: dict(limits) for name, limits in sorted(settings.gates.items())},
         "preset": settings.preset, "seed": settings.seed, "queries": settings.queries, "trust": settings.trust,
+        "statement": hash_files([Path(settings.statement)]) if Path(settings.statement).is_file() else "",
         "checks": [card.name for card in cards],
     }
 

@@ -30,6 +30,7 @@ from hauberk.io.models import load_model
 from hauberk.io.plan import located
 from hauberk.io.plan_schema import Plan, ThreatTable
 from hauberk.methods import load_methods
+from hauberk.privacy.dp.accounting.statement import read_statement
 
 _LARGEST_CODE = 1_000_000
 
@@ -49,10 +50,13 @@ def prepare(plan: Plan, trust: bool = False) -> Material:
     threats = tuple(planned_threat(one, data.test.shape) for one in plan.threat) or default_threats(data)
     radii = plan.threat[0].eps if plan.threat else []
     queries = next((one.queries for one in plan.threat if one.queries is not None), None)
+    statement = located(plan.privacy.statement, plan.base) if plan.privacy else ""
+    if statement:
+        read_statement(statement)
     settings = Settings(
         preset=plan.run.preset, seed=plan.run.seed, threats=threats, radii=tuple(radii) if len(radii) > 1 else (),
         gates={name: limits.model_dump(exclude_none=True) for name, limits in plan.gate.items()}, queries=queries, trust=trust,
-        statement=located(plan.privacy.statement, plan.base) if plan.privacy else "",
+        statement=statement,
     )
     return load_plan_model(plan, data, trust=trust), data, settings
 
