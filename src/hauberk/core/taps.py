@@ -91,7 +91,9 @@ def first_input(module: nn.Module, inputs: Sequence[object], named: Mapping[str,
     return next(((name, value) for name, value in named.items() if isinstance(value, Tensor)), ("", None))
 
 
-def with_first(value: Tensor, name: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def with_first(
+    value: Tensor, name: str, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a call with another tensor in the place that `first_input` told."""
     return (inputs, {**named, name: value}) if name else ((value, *inputs[1:]), named)
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from hauberk.core.access import Access
 from hauberk.core.attacks import attack
-from hauberk.core.gradients import input_gradient
 from hauberk.core.target import Target
 from hauberk.core.threat import Threat
 from hauberk.robustness.attack.beam_search import beam
 from hauberk.robustness.attack.linear import opening
+from hauberk.robustness.attack.losses import hinge_gradient
 from hauberk.robustness.attack.nearest import Nearest, cosine, fewer
 
 _TINY = 1e-30
@@ -60,8 +60,7 @@ def sigma_zero(
     cut = torch.full_like(span[:, 0], threshold)
     for step in range(steps if len(rows) else 0):
         z, logits, hit = near.follow(change * span, rows)
-        hinge = threat.margin(logits, y[rows]).relu()
-        slope = input_gradient(hinge, z).to(near.dtype).flatten(1) * span
+        slope = hinge_gradient(logits, y[rows], threat, z).to(near.dtype).flatten(1) * span
         count = 2 * sigma * change / (change.square() + sigma).square() / change.shape[1]
         gradient = slope + count
         gradient = gradient / gradient.abs().amax(1, keepdim=True).clamp(min=_TINY)
