@@ -35,7 +35,8 @@ NORMS = ("l0", "l1", "l2", "linf")
 ROUNDS = 10
 MARGIN = 0.005
 # Attacks at a given radius that are run in a bisection, in the norms they know.
-AT_A_RADIUS = {"l0": ("pgd",), "l1": ("apgd", "apgd-t"), "l2": ("apgd", "apgd-t"), "linf": ("apgd", "apgd-t", "pgd")}
+AT_A_RADIUS = {"l0": ("pgd", "pgd-l0"), "l1": ("apgd", "apgd-t"), "l2": ("apgd", "apgd-t"), "linf": ("apgd", "apgd-t", "pgd")}
+ENDS_EARLY = ("beam-search", "deepfool", "jsma", "superdeepfool", "sparse-fool")  # they spend what they need
 _INNER = ("rounds", "restarts", "classes", "inner")
 
 Run = Callable[[nn.Module, Tensor, Tensor], object]
@@ -54,7 +55,7 @@ def ours(norm: str, budget: int) -> dict[str, Run]:
 
 def _steps(card: Card, budget: int) -> dict[str, Any]:
     """Return the options that spend about the budget: a step is a pass forward and one backward, times what goes on inside it."""
-    if "steps" not in card.options or card.name in ("deepfool", "jsma", "superdeepfool", "sparse-fool"):
+    if "steps" not in card.options or card.name in ENDS_EARLY:
         return {}
     inner = math.prod(int(card.options[name].default) for name in _INNER if name in card.options)
     return {"steps": max(2, budget // 2 // inner)}

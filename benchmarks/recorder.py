@@ -84,6 +84,8 @@ class Recorder(nn.Module):
         """
         n, m = len(self.x), len(z)
         away = torch.cdist(z.flatten(1).double(), self.x.flatten(1).double())  # (m, n)
+        if self.norm == "l0":  # a few large changes may lead near another sample, but change few of the own one's features
+            away = away / (1 + away) + torch.cdist(z.flatten(1).double(), self.x.flatten(1).double(), p=0)
         least, nearest = away.min(1)
         most = 1.5 * float(least.sum()) + 1e-9
         if m % n == 0:

@@ -16,6 +16,7 @@ from hauberk.checks.engine import run_check
 from hauberk.core.finding import Curve, Finding, Gallery, Status, Table
 from hauberk.core.stats import wilson
 from hauberk.core.threat import Threat
+from hauberk.core.validate import validate
 from hauberk.methods import load_methods
 
 NAMES = (
@@ -167,3 +168,36 @@ def test_what_cannot_be_asked_is_not_run(digits: Data, digits_model: nn.Module) 
     assert run("pgd-linf", target, digits, patch).value < 0.2
     real = Data(Split(torch.rand(20, 4), torch.rand(20)))
     assert {run(name, target, real).status for name in NAMES} == {Status.NOT_RUN}
+
+
+def test_masking_is_looked_for_also_where_validation_found_no_gradient(digits: Data, digits_model: nn.Module) -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = digits_model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x.detach())
+
+    target = Target(Cut().eval())
+    validate(target, digits)
+    assert target.access is Access.SCORE
+    assert run("pgd-linf", target, digits).status is Status.NOT_RUN
+    found = run("gradient-masking", target, digits)
+    assert found.status is Status.FAIL and "gradients are exactly zero" in found.summary
+    assert any("no gradient gets through the model" in note for note in found.notes)
+    refused = run("gradient-masking", Target(Cut().eval(), access="score"), digits)
+    assert refused.status is Status.NOT_RUN and "it needs GRADIENT access, SCORE is granted" in refused.reason
+
+
+def test_masking_says_in_the_models_own_words_why_it_could_not_look(digits: Data, digits_model: nn.Module) -> None:
+    class Fails(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.requires_grad:
+                raise RuntimeError("the derivative for 'oddity' is not implemented")
+            return digits_model(x)
+
+    target = Target(Fails().eval())
+    validate(target, digits)
+    found = run("gradient-masking", target, digits)
+    assert found.status is Status.NOT_RUN and "the derivative for 'oddity' is not implemented" in found.reason

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hauberk import Access, Budget, Data, Split, Target
 from hauberk.core.errors import BudgetExceeded, DataError, ModelError
-from hauberk.core.validate import validate
+from hauberk.core.validate import unnarrowed, validate
 
 GENERATOR = torch.Generator().manual_seed(3)
 X = torch.rand(40, 6, generator=GENERATOR)
@@ -233,6 +233,24 @@ def test_a_model_that_fails_where_gradients_are_asked_for_is_reported_with_its_o
     (told,) = validate(target, data())
     assert "RuntimeError: the derivative for 'oddity' is not implemented" in told and "no gradient flows" not in told
     assert target.access is Access.SCORE
+
+
+def test_a_narrowed_model_is_seen_whole_by_who_asks_why_and_no_more_than_was_granted() -> None:
+    class Cut(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.detach())
+
+    target = Target(Cut(6, 4).eval())
+    validate(target, data())
+    view = unnarrowed(target.fresh())
+    before = target.ledger.queries
+    assert view.access is Access.GRADIENT and target.access is Access.SCORE
+    view.labels(X[:5])
+    assert target.ledger.queries == before + 5
+    granted = Target(Cut(6, 4).eval(), access=Access.SCORE)
+    validate(granted, data())
+    assert unnarrowed(granted).access is Access.SCORE
+    assert unnarrowed(Target(Cut(6, 4).eval()).seen_at(Access.LABEL)).access is Access.LABEL
 
 
 def test_test_samples_that_are_also_in_the_training_data_are_counted() -> None:

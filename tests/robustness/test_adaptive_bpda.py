@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from hauberk import Data, Linf, Target
 from hauberk.core.errors import ModelError, UsageError
+from hauberk.core.taps import features
 from hauberk.robustness.attack import pgd
 from hauberk.robustness.attack.adaptive import bpda
 
@@ -133,6 +134,38 @@ def test_several_layers_shared_layers_and_hooks_of_others_work_together() -> Non
     wanted = (torch.ones(5, 2, dtype=torch.float64) @ model[3].weight @ model[1].weight).detach()
     torch.testing.assert_close(found, wanted)
     assert len(seen) == 2 and torch.equal(seen[0], Quantise()(x.detach()))
+
+
+class ByName(nn.Module):
+    """Calls its parts by the names of their arguments."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self.word, self.head = word, nn.Linear(4, 2).double()
+        self.round = Quantise() if word == "x" else Scaled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(input=self.round(**({"levels": 4} if self.word == "image" else {}), **{self.word: x}))
+
+
+class Scaled(nn.Module):
+    """Takes its tensor after a number."""
+
+    def forward(self, levels: int, image: Tensor) -> Tensor:
+        return (image * levels).round() / levels
+
+
+@pytest.mark.parametrize("word", ["x", "image"])
+def test_layers_called_by_keyword_are_passed_as_well(word: str) -> None:
+    model = ByName(word).eval()
+    x = torch.rand(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    wanted = model(x)
+    with bpda(model, "round"):
+        answer = model(x)
+        (found,) = torch.autograd.grad(answer.sum(), x)
+    assert torch.equal(answer, wanted)
+    torch.testing.assert_close(found, model.head.weight.sum(0).expand(5, 4).detach())
+    torch.testing.assert_close(features(model, x.detach()), Quantise()(x.detach()))  # the head is called by name as well
 
 
 def test_the_model_is_as_it_was_also_after_an_error(digits: Data, digits_model: nn.Module) -> None:

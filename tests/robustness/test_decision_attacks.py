@@ -230,3 +230,21 @@ def test_rays_finds_the_corner_that_a_search_of_all_corners_finds() -> None:
     torch.testing.assert_close(every, best)
     ratio = threat.distance(rays(model, x, y, threat, queries=600), x) / best
     assert float(ratio.min()) >= 1 and float(ratio.median()) <= 1.003
+
+
+def test_sign_opt_comes_as_near_a_half_space_as_its_queries_allow() -> None:
+    draw = torch.Generator().manual_seed(0)
+    way = torch.randn(50, generator=draw, dtype=torch.float64)
+    x = 0.05 * torch.randn(8, 50, generator=draw, dtype=torch.float64)
+    model = nn.Linear(50, 2).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.stack([torch.zeros_like(way), way]))
+        model.bias.copy_(torch.tensor([0.0, -0.5 * float(way.norm())]))
+    least = -model(x)[:, 1].detach() / way.norm()
+    y, ratio = torch.zeros(8, dtype=torch.long), {}
+    for queries in (500, 3000):
+        z = sign_opt(model, x, y, Threat("l2", math.inf, bounds=(-5.0, 5.0)), queries=queries)
+        ratio[queries] = (z - x).norm(dim=1) / least
+        assert bool((ratio[queries] >= 1).all())
+    # With one precision for all radii it stayed at 1.005 to 1.01, however many queries it had.
+    assert float(ratio[3000].max()) <= 1.002 < float(ratio[500].max())

@@ -82,6 +82,8 @@ def test_a_flawed_model_raises_the_alarms_of_its_flaw(flaw: str, digits: Data, d
         assert found.before / found.n > bare + 0.2
     cost = found.queries + found.gradients
     assert cost <= 2 * 201 * found.n, "twice one PGD-100 is the most that it may cost"
+    if flaw == "graph cut":  # PGD-100 has nothing to send back there: it costs its forward passes alone
+        assert cost <= 1.2 * 101 * found.n
 
 
 @pytest.mark.parametrize("flaw", WAY)

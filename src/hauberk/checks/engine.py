@@ -20,7 +20,7 @@ from hauberk.core.errors import BudgetExceeded, HauberkError, UsageError, neares
 from hauberk.core.finding import PILLARS, Finding, Status
 from hauberk.core.parallel import run_tasks
 from hauberk.core.target import Target
-from hauberk.core.validate import validate
+from hauberk.core.validate import unnarrowed, validate
 
 
 def select_checks(preset: str, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[Card]:
@@ -109,8 +109,9 @@ def run_check(
     budget: Budget | None = None,
 ) -> Finding:
     """Run one check; whatever goes wrong in it is in the finding, never raised. A spent budget ends it at its next question."""
-    if card.access is not None and target.access < card.access:
-        return _not_run(card, f"it needs {card.access.name} access, {target.access.name} is granted", settings)
+    granted = (unnarrowed(target) if card.facts["unnarrowed"] else target).access
+    if card.access is not None and granted < card.access:
+        return _not_run(card, f"it needs {card.access.name} access, {granted.name} is granted", settings)
     limited = target if budget is None else target.seen_at(target.access, budget=budget)
     context = Context(limited, data, settings, card, memos)
     try:

@@ -55,27 +55,24 @@ def diagnose(
     from hauberk.cli.prepare import naming_the_call, prepare
     from hauberk.cli.watch import Watcher
     from hauberk.core.access import Access
-    from hauberk.core.target import Target
-    from hauberk.core.validate import validate
+    from hauberk.core.validate import unnarrowed, validate
     from hauberk.robustness import diagnose as diagnosis
 
     target, samples, settings = prepare(chosen, trust)
     if not samples.is_classification:
         raise DataError("the labels are numbers to predict", want="classes", fix="Give a classifier and its data")
-    # A model without a gradient is what this command is for: it is looked at without narrowing what the target grants.
-    twin = Target(target.predictor, bounds=target.bounds, outputs=target.outputs, batch_size=target.batch_size)
     with naming_the_call(chosen):
-        validate(twin, samples)
+        validate(target, samples)
     assumed = settings.threats[0].within(samples.bounds)
     x, y = samples.test.sample(n, settings.seed, "diagnose")
     with Watcher(quiet=False, verbose=verbose).watching():
         try:
-            found = diagnosis.diagnose(target, x, y, assumed, remedy=remedy, seed=settings.seed)
+            found = diagnosis.diagnose(unnarrowed(target), x, y, assumed, remedy=remedy, seed=settings.seed)
         except RuntimeError as error:
-            if twin.access >= Access.GRADIENT:
+            if target.access >= Access.GRADIENT:
                 raise
             raise ModelError(
-                twin.notices[-1] if twin.notices else f"the model fails where gradients are asked for ({error})",
+                target.notices[-1] if target.notices else f"the model fails where gradients are asked for ({error})",
                 want="a model that can be differentiated", fix="Measure it by scores: hauberk attack square, or hop-skip-jump",
             ) from error
     if not found.told:

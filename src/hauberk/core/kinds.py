@@ -186,7 +186,7 @@ def reconstruction(*, question: str, paper: str = "", tags: Sequence[str] = (), 
 def check(
     name: str, *, pillar: str, question: str, unit: str = "", better: str = "higher", warn: float | None = None,
     fail: float | None = None, preset: str = "quick", access: Access | None = None, paper: str = "",
-    tags: Sequence[str] = (), advice: Sequence[Advice] = (),
+    tags: Sequence[str] = (), advice: Sequence[Advice] = (), unnarrowed: bool = False,
 ) -> Callable[[Function], Function]:
     """Record a check `(context) -> Finding`.
 
@@ -200,8 +200,9 @@ def check(
         preset: the smallest preset that runs it.
         access: the least access it needs.
         advice: what to do when it does not pass.
+        unnarrowed: it asks why no gradient gets through, so that it also runs where none does; what was granted still counts.
     """
     return method(
         "check", question=question, name=name, access=access, paper=paper, tags=tags, preset=preset,
-        pillar=pillar, unit=unit, better=better, warn=warn, fail=fail, advice=tuple(advice),
+        pillar=pillar, unit=unit, better=better, warn=warn, fail=fail, advice=tuple(advice), unnarrowed=unnarrowed,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +78,26 @@ def tap(
     return Tap(model, known if layers is None else layers, read)
 
 
+def first_input(module: nn.Module, inputs: Sequence[object], named: Mapping[str, object]) -> tuple[str, object]:
+    """Return what a module was called with first, and the name it was given by; "" where it stood in its place.
+
+    By name it is the first parameter of `forward` where that is a tensor, else the first tensor named; None where there is none.
+    """
+    if inputs:
+        return "", inputs[0]
+    first = next(iter(inspect.signature(module.forward).parameters), "")
+    if isinstance(named.get(first), Tensor):
+        return first, named[first]
+    return next(((name, value) for name, value in named.items() if isinstance(value, Tensor)), ("", None))
+
+
+def with_first(
+    value: Tensor, name: str, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with another tensor in the place that `first_input` told."""
+    return (inputs, {**named, name: value}) if name else ((value, *inputs[1:]), named)
+
+
 def penultimate(model: nn.Module) -> str:
     """Return the name of the layer whose input is the last feature vector: the last linear layer.
 
@@ -101,8 +123,15 @@ def features(model: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
         raise ModelError(f"there is no layer '{name}'", want="a name of model.named_modules()", fix=nearest(name, list(modules)))
     module = modules[name]
     kept: list[Tensor] = []
+
     # A copy, for the same reason as in `Tap`.
-    handle = module.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].detach().flatten(1).clone()))
+    def keep(called: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        value = first_input(called, inputs, named)[1]
+        if not isinstance(value, Tensor):
+            raise ModelError(f"layer '{name}' is not given a tensor as its first argument", fix="Tap another layer")
+        kept.append(value.detach().flatten(1).clone())
+
+    handle = module.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         with torch.no_grad(), evaluating(model):
             model(x)

@@ -158,7 +158,8 @@ class Target:
         self.need(access, "the view")
         view = object.__new__(Target)
         view.__dict__.update(self.__dict__)
-        view._granted, view.ledger, view._highest = access, Ledger(), max(highest, self._highest)
+        view._granted = access if access < self.access else self._granted
+        view.ledger, view._highest = Ledger(), max(highest, self._highest)
         view._accounts = (*self._accounts, (view.ledger, budget or Budget()))
         return view
 

@@ -140,6 +140,8 @@ class Threat:
             # scatter and not a subtraction of one-hot rows: exact for any logits, two classes included.
             other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
             value = other - own if self.goal is Goal.TARGETED else own - other
+        if _all_finite(logits):
+            return value
         # A quarter, so that the difference of two margins stays finite.
         far = torch.finfo(value.dtype).max / 4
         top = logits.detach().amax(1)  # NaN where any logit is
@@ -194,6 +196,11 @@ class Threat:
         return f"{name}, {size}, {self.goal.value}{_range(self.bounds)}{mask}{f', {form}' if form else ''}"
 
 
+def _all_finite(values: Tensor) -> bool:
+    """Return whether all are finite, where that is cheap to know: an accelerator would have to be waited for."""
+    return values.device.type == "cpu" and math.isfinite(float(values.detach().sum()))
+
+
 def labels_of(logits: Tensor, *, several: bool = False) -> Tensor:
     """Return the label of each row of logits, shape (n,), int64: the arg-max, or a number that is no label.
 
@@ -204,6 +211,8 @@ def labels_of(logits: Tensor, *, several: bool = False) -> Tensor:
         labels = (logits > 0).long().masked_fill(logits.isnan(), NO_LABEL)
         return labels.masked_fill((logits == -torch.inf).all(1, keepdim=True), REFUSED)
     top, labels = logits.max(1)  # NaN where any logit is
+    if _all_finite(top):
+        return labels
     return labels.masked_fill(top.isnan(), NO_LABEL).masked_fill(top == -torch.inf, REFUSED)
 
 

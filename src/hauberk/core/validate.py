@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 
@@ -245,6 +246,18 @@ def _find_gradient(target: Target, view: Target, x: Tensor) -> None:
         return
     if not reached:
         target.limit(Access.SCORE, "no gradient flows from the model's answers to its input")
+
+
+def unnarrowed(target: Target) -> Target:
+    """Return a view with the gradients that were granted, also where validation found that none gets through the model.
+
+    For those who ask why: its account is the target's. A model that was given without them, or told not to grant them, stays so.
+    """
+    view = target.fresh()
+    if view._shared.most is Access.SCORE:
+        view._shared = copy.copy(view._shared)
+        view._shared.most = view.predictor.access
+    return view
 
 
 def _leads_to(answer: Tensor, leaf: Tensor) -> bool:

@@ -9,6 +9,7 @@ from hauberk.robustness.attack.apgd import apgd as apgd
 from hauberk.robustness.attack.apgd import apgd_t as apgd_t
 from hauberk.robustness.attack.auto_attack import auto_attack as auto_attack
 from hauberk.robustness.attack.bandits import bandits as bandits
+from hauberk.robustness.attack.beam_search import beam_search as beam_search
 from hauberk.robustness.attack.bim import bim as bim
 from hauberk.robustness.attack.boundary import boundary as boundary
 from hauberk.robustness.attack.brendel_bethge import brendel_bethge as brendel_bethge

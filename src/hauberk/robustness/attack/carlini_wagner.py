@@ -11,6 +11,7 @@ from hauberk.core.gradients import input_gradient
 from hauberk.core.target import Target
 from hauberk.core.threat import Threat
 from hauberk.robustness.attack.linear import opening
+from hauberk.robustness.attack.losses import hinge_gradient
 from hauberk.robustness.attack.nearest import Nearest, cosine
 
 _STRETCH = 1.1  # the ends of the range lie where tanh still has a slope: at infinity, pixels of exactly 0 or 1 would be frozen
@@ -82,7 +83,7 @@ def _least_weight(near: Nearest, rows: Tensor) -> Tensor:
 
 def _descend(near: Nearest, rows: Tensor, space: _Space, c: Tensor, steps: int, step_size: float) -> Tensor:
     """Run Adam for one c per sample; return which samples reached their goal on the way."""
-    norm = near.threat.norm
+    norm, y = near.threat.norm, near.y[rows]
     w = space.inverse(near.delta(rows))
     mean, square = torch.zeros_like(w), torch.zeros_like(w)
     limit = near.distance[rows].to(near.dtype)  # of a feature's change, for Linf
@@ -91,17 +92,20 @@ def _descend(near: Nearest, rows: Tensor, space: _Space, c: Tensor, steps: int, 
         delta, stretch = space.at(w)
         z, logits, hit = near.follow(delta, rows)
         reached |= hit
-        slope = input_gradient(near.threat.margin(logits, near.y[rows]).relu(), z).to(near.dtype).flatten(1)
+        slope = hinge_gradient(logits, y, near.threat, z).to(near.dtype).flatten(1)
         if norm == "linf":
             share, best = cosine(0.1, 0.005, step, steps), near.distance[rows].to(near.dtype)
             limit = torch.where(hit, torch.minimum(limit, best) * (1 - share), torch.minimum(limit * (1 + share), best))
             pull = delta.sign() * (delta.abs() > limit[:, None])
         else:
             pull = 2 * delta
-        gradient = (pull + c[:, None] * slope) * stretch
-        mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient.square()
-        rise = mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + _TINY)
-        w = (w - cosine(step_size, step_size / 10, step, steps) * rise).clamp(-space.edge, space.edge)
+        # In place, as Adam's own tensors are nobody else's.
+        gradient = slope.mul_(c[:, None]).add_(pull).mul_(stretch)
+        mean.lerp_(gradient, 0.1)
+        square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        size = (square / (1 - 0.999 ** (step + 1))).sqrt_().add_(_TINY)
+        length = cosine(step_size, step_size / 10, step, steps) / (1 - 0.9 ** (step + 1))
+        w.addcdiv_(mean, size, value=-length).clamp_(-space.edge, space.edge)
     return reached | near.ask(space.at(w)[0], rows)[1]
 
 

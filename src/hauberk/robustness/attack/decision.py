@@ -124,15 +124,18 @@ class Walk:
             found[rows[hit]] = tried[hit]
         return found
 
-    def pull(self, path: Callable[[Tensor], Tensor], radius: Tensor, moving: Tensor) -> Tensor:
+    def pull(
+        self, path: Callable[[Tensor], Tensor], radius: Tensor, moving: Tensor, tight: Tensor | float = TIGHT
+    ) -> Tensor:
         """Return the least radii found, (n,), at which the points of `path` are adversarial, as they are at `radius`.
 
-        Ever larger steps inwards until one fails, then bisection: a small gain costs few queries. `moving` are those to search.
+        Ever larger steps inwards until one fails, then bisection: a small gain costs few queries. `moving` are those to search,
+        and `tight`, a number or (n,), the relative precision.
         """
         low, high = torch.zeros_like(radius), radius.clone()
-        step = torch.full_like(radius, 2 * TIGHT)
+        step = torch.full_like(radius, 2.0) * tight
         while True:
-            rows = (moving & (self.left > 0) & (high - low > TIGHT * high)).nonzero()[:, 0]
+            rows = (moving & (self.left > 0) & (high - low > tight * high)).nonzero()[:, 0]
             if not len(rows):
                 return high
             tried = torch.where(low > 0, (low + high) / 2, high * (1 - step))

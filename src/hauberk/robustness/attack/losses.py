@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hauberk.core.errors import UsageError, nearest
+from hauberk.core.gradients import input_gradient
 from hauberk.core.threat import Goal, Threat
 
 LOSSES = ("ce", "margin")
@@ -39,3 +40,17 @@ def known_loss(loss: str) -> None:
     """Raise UsageError for a loss of another name."""
     if loss not in LOSSES:
         raise UsageError(f"loss is '{loss}'", want=" | ".join(LOSSES), fix=nearest(loss, LOSSES))
+
+
+def hinge_gradient(logits: Tensor, y: Tensor, threat: Threat, z: Tensor) -> Tensor:
+    """Return the gradient towards z of what of the margin is above zero: that of `threat.margin(logits, y).relu()`.
+
+    Between two logits it is one up and one down: said to the model directly, that spares a graph of small steps.
+    """
+    if y.ndim == 2 or threat.goal is Goal.CONFIDENCE:
+        return input_gradient(threat.margin(logits, y).relu(), z)
+    known, label = logits.detach(), y[:, None]
+    own, (other, rival) = known.gather(1, label), known.scatter(1, label, -torch.inf).max(1, keepdim=True)
+    away = own < other if threat.goal is Goal.TARGETED else own > other  # false beside a NaN, and of two infinite alike
+    sign = away.to(known.dtype) * (-1 if threat.goal is Goal.TARGETED else 1)
+    return input_gradient(logits, z, torch.zeros_like(known).scatter_(1, label, sign).scatter_(1, rival, -sign))

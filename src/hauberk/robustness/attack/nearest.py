@@ -33,6 +33,7 @@ class Nearest:
         self.low = (box.low.to(self.dtype).flatten(1) - self.clean).clamp(max=0)
         self.high = (box.high.to(self.dtype).flatten(1) - self.clean).clamp(min=0)
         self.width = (self.high - self.low).amax(1)
+        self._rows, self._box = torch.zeros(0, dtype=torch.long), (x, x, x)
         self.best = x.clone()
         self.distance = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         self.clear = torch.zeros(len(x), dtype=torch.bool, device=x.device)  # whether the nearest point is beyond all rounding
@@ -44,8 +45,10 @@ class Nearest:
 
     def point(self, delta: Tensor, rows: Tensor) -> Tensor:
         """Return the changed samples, in x's dtype and inside bounds and mask, shape (rows, ...)."""
-        z = (self.clean[rows] + delta).to(self.x.dtype).view(-1, *self.x.shape[1:])
-        return z.clamp(self._low[rows], self._high[rows])
+        if rows is not self._rows:  # most attacks ask about the same samples at every step
+            self._rows, self._box = rows, (self.clean[rows], self._low[rows], self._high[rows])
+        clean, low, high = self._box
+        return (clean + delta).to(self.x.dtype).view(-1, *self.x.shape[1:]).clamp(low, high)
 
     def ask(self, delta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of the changed samples and which reach the goal, without a gradient."""

@@ -7,13 +7,15 @@ from torch import Tensor
 
 from hauberk.core.access import Access
 from hauberk.core.attacks import attack
-from hauberk.core.gradients import input_gradient
 from hauberk.core.target import Target
 from hauberk.core.threat import Threat
+from hauberk.robustness.attack.beam_search import beam
 from hauberk.robustness.attack.linear import opening
+from hauberk.robustness.attack.losses import hinge_gradient
 from hauberk.robustness.attack.nearest import Nearest, cosine, fewer
 
 _TINY = 1e-30
+_FEATURES, _TRIES = 20, 20  # of the beam search: the most features, and how many are asked about for each set
 
 
 @attack(
@@ -27,7 +29,7 @@ _TINY = 1e-30
 )
 def sigma_zero(
     target: Target, x: Tensor, y: Tensor, threat: Threat, *, steps: int = 300, step_size: float = 1.0, sigma: float = 1e-3,
-    threshold: float = 0.3, trials: int = 5, rivals: int = 9,
+    threshold: float = 0.3, trials: int = 5, rivals: int = 9, width: int = 5,
 ) -> Tensor:
     """Descend the margin plus a smooth count of the changed features, and undo the changes below a threshold that adapts.
 
@@ -42,6 +44,7 @@ def sigma_zero(
         threshold: the first one, in widths; it grows after every success and falls after every failure.
         trials: of the point found, to make do with a feature less, as the paper does not.
         rivals: classes whose planes are looked at to begin with, a gradient each; 0 begins at x.
+        width: of a beam search before the descent, as the paper has none; 0: none. Where few features are enough it finds them.
 
     Returns:
         The point of fewest changes seen of each sample, shape (n, ...).
@@ -51,12 +54,13 @@ def sigma_zero(
     span = (near.high - near.low)[rows].clamp(min=_TINY)  # changes are measured in ranges of their feature
     low, high = near.low[rows] / span, near.high[rows] / span
     change = opening(near, rows, rivals) / span
+    if width:
+        beam(near, rows, _FEATURES, width, _TRIES)
     mean, square = torch.zeros_like(span), torch.zeros_like(span)
     cut = torch.full_like(span[:, 0], threshold)
     for step in range(steps if len(rows) else 0):
         z, logits, hit = near.follow(change * span, rows)
-        hinge = threat.margin(logits, y[rows]).relu()
-        slope = input_gradient(hinge, z).to(near.dtype).flatten(1) * span
+        slope = hinge_gradient(logits, y[rows], threat, z).to(near.dtype).flatten(1) * span
         count = 2 * sigma * change / (change.square() + sigma).square() / change.shape[1]
         gradient = slope + count
         gradient = gradient / gradient.abs().amax(1, keepdim=True).clamp(min=_TINY)

@@ -13,7 +13,7 @@ from hauberk.core.threat import Threat
 from hauberk.robustness.attack.decision import TIGHT, Walk, begin, starts
 
 _PROBE = 0.01  # length of the changes of direction that are tried, for directions of length 1
-_SHORTEST = 0.02
+_SHORTEST, _FINEST = 0.005, 1e-5  # step length, and relative precision of a radius
 _TRIALS = 4  # step lengths tried before a new slope is estimated
 
 
@@ -58,24 +58,27 @@ def sign_opt(
     radius = walk.size(delta)
     way, everybody = _unit(delta), torch.ones_like(radius, dtype=torch.bool)
     radius = walk.pull(lambda r: walk.clamp(way * r[:, None]), radius, everybody)
-    length = torch.full_like(radius, 0.2)
+    length, tight = torch.full_like(radius, 0.2), torch.full_like(radius, TIGHT)
     while True:
         count = walk.affordable(torch.full_like(walk.left, directions), _TRIALS + 8)
         going = count > 0
         walk, way, radius, length, count = walk.at(going), way[going], radius[going], length[going], count[going]
+        tight = tight[going]
         if not len(walk):
             return record.best
         # All on one sphere around x: an adversarial answer says that the boundary lies nearer that way.
         slope = -walk.direction(walk.clamp(way * radius[:, None]), _PROBE * radius, count, noise, equidistant=True)
-        way, radius, length = _descend(walk, way, radius, slope, length)
+        way, radius, length, tight = _descend(walk, way, radius, slope, length, tight)
 
 
 def _unit(way: Tensor) -> Tensor:
     return way / way.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def _descend(walk: Walk, way: Tensor, radius: Tensor, slope: Tensor, length: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return directions, radii and step lengths after the best of a few steps down the slope: longer ones while they gain."""
+def _descend(
+    walk: Walk, way: Tensor, radius: Tensor, slope: Tensor, length: Tensor, tight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return directions, radii, step lengths and precision after a few steps down the slope: longer ones while they gain."""
     base, before, gained = way, length, torch.zeros_like(radius, dtype=torch.bool)
     searching = torch.ones_like(gained)
     for _ in range(_TRIALS):
@@ -83,13 +86,15 @@ def _descend(walk: Walk, way: Tensor, radius: Tensor, slope: Tensor, length: Ten
         if not len(rows):
             break
         tried = _unit(base - length[:, None] * slope)
-        nearer, hit = radius * (1 - 2 * TIGHT), torch.zeros_like(gained)
+        nearer, hit = radius * (1 - 2 * tight), torch.zeros_like(gained)
         hit[rows] = walk.ask(walk.clamp(tried * nearer[:, None])[rows], rows)
         way, radius = torch.where(hit[:, None], tried, way), torch.where(hit, nearer, radius)
         line = way  # bound now: the path is asked about within this turn alone
-        radius = walk.pull(lambda r, line=line: walk.clamp(line * r[:, None]), radius, hit)  # type: ignore[misc]
+        radius = walk.pull(lambda r, line=line: walk.clamp(line * r[:, None]), radius, hit, tight)  # type: ignore[misc]
         searching &= hit | ~gained
         length = torch.where(hit, length * 1.5, torch.where(searching, length / 3, length))
         gained |= hit
-    # A slope that led nowhere may have been a poor one: the next gets a fair chance.
-    return way, radius, torch.where(gained, length, before / 1.5).clamp(_SHORTEST, 2.0)
+    # A slope that led nowhere may have been a poor one: the next gets a fair chance. Near the end gains become small: they are
+    # looked for with more precision.
+    tight = torch.where(gained, tight, tight / 2).clamp(min=_FINEST)
+    return way, radius, torch.where(gained, length, before / 1.5).clamp(_SHORTEST, 2.0), tight

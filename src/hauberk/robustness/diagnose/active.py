@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hauberk.core.errors import ModelError
 from hauberk.core.rng import derive_seed, generator, normal
 from hauberk.core.stats import wilson
-from hauberk.core.taps import penultimate
+from hauberk.core.taps import first_input, penultimate
 from hauberk.robustness.diagnose.alarm import Alarm, not_run
 from hauberk.robustness.diagnose.case import Case, owners
 
@@ -103,8 +103,8 @@ class _Hidden:
         self.whole = layer is self.module
         self.owner = torch.zeros(0, dtype=torch.long)
 
-    def _features(self, inputs: tuple[Any, ...], output: object) -> Tensor:
-        found = output if self.whole else inputs[0]
+    def _features(self, inputs: tuple[Any, ...], named: dict[str, Any], output: object) -> Tensor:
+        found = output if self.whole else first_input(self.layer, inputs, named)[1]
         if not isinstance(found, Tensor) or found.ndim != 2:
             raise _Unfit("the last linear layer does not see one row of features per sample")
         return found
@@ -113,10 +113,10 @@ class _Hidden:
         """Return features (n, d) and the layer's own answers (n, classes) for points z, shape (n, ...)."""
         kept: list[tuple[Tensor, Tensor]] = []
 
-        def keep(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            kept.append((self._features(inputs, output).detach().double(), output.detach().double()))
+        def keep(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+            kept.append((self._features(inputs, named, output).detach().double(), output.detach().double()))
 
-        handle = self.layer.register_forward_hook(keep)
+        handle = self.layer.register_forward_hook(keep, with_kwargs=True)
         try:
             self.case.view.labels(z)
         finally:
@@ -132,14 +132,14 @@ class _Hidden:
         def arrive(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             self.owner = owners(inputs[0].detach().to(heads.x), heads.x)
 
-        def answer(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            score = heads.score(self._features(inputs, output), self.owner.to(output.device))
+        def answer(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+            score = heads.score(self._features(inputs, named, output), self.owner.to(output.device))
             if output.ndim == 1 or output.shape[1] == 1:
                 return score.view_as(output)
             rest = output.new_full((len(score), output.shape[1] - 2), _FAR)
             return torch.cat([torch.zeros_like(score)[:, None], score[:, None], rest], 1)
 
-        handles = [self.module.register_forward_pre_hook(arrive), self.layer.register_forward_hook(answer)]
+        handles = [self.module.register_forward_pre_hook(arrive), self.layer.register_forward_hook(answer, with_kwargs=True)]
         try:
             yield
         finally:

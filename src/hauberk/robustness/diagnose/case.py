@@ -14,6 +14,7 @@ from hauberk.core.target import ModulePredictor, Target
 from hauberk.core.threat import Threat, labels_of
 from hauberk.robustness.attack.pgd import pgd
 
+_UNLED = 2
 Finder = Callable[[Target, Tensor, Tensor, Threat], Tensor]
 
 
@@ -45,6 +46,7 @@ class Case:
         search: how to search.
         seed: of everything drawn.
         asks: how often a label is asked for; the majority counts. 1 where answers repeat.
+        blind: no sample has a gradient of any loss, so that more than a first step from a random start has nothing to follow.
     """
 
     view: Target
@@ -54,6 +56,7 @@ class Case:
     search: Search
     seed: int
     asks: int = 1
+    blind: bool = False
 
     def __len__(self) -> int:
         return len(self.x)
@@ -81,7 +84,11 @@ class Case:
     def climb(self, loss: str, times: int, name: str) -> Tensor:
         """Return what PGD finds with that loss in `times` the usual steps, shape (n, ...)."""
         seed = rng.derive_seed(self.seed, name)
-        return pgd(self.view, self.x, self.y, self.threat, steps=times * self.search.steps, loss=loss, seed=seed)
+        return pgd(self.view, self.x, self.y, self.threat, steps=self.steps(times), loss=loss, seed=seed)
+
+    def steps(self, times: int = 1) -> int:
+        """Return so many times the usual steps; where there is no gradient, the few that try a random start or two."""
+        return _UNLED if self.blind else times * self.search.steps
 
     def tried(self, index: Tensor, attack: Callable[[Case], Tensor]) -> Tensor:
         """Return which samples of the whole case the attack breaks when it is sent against those at `index` alone, (n,)."""

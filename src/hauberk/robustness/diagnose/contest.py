@@ -47,6 +47,9 @@ def contest(case: Case) -> Contest:
     search, n = case.search, len(case)
     with watching(case) as passed:
         z = case.plain()
+    silence, promise = silent(case), linearity(case)
+    # What asks whether more gradients would find more is answered where there are none.
+    case = dataclasses.replace(case, blind=silence.value == 1 and promise.value == 0)
     plain = case.broken(z)
     fast = case.broken(fgm(case.view, case.x, case.y, case.threat))
     near = _nearest(case, z, ~plain)
@@ -66,7 +69,7 @@ def contest(case: Case) -> Contest:
     order = torch.randperm(n, generator=rng.generator(case.seed, "order")).to(case.x.device)
     some, few = order[:_WIDE].sort().values, _distinct(case, order)[:_TASKS].sort().values
     alarms = [
-        outputs(case), silent(case), linearity(case),
+        outputs(case), silence, promise,
         share(
             "one step beats many", fast & ~plain, 0.0,
             "FGSM breaks samples that the attack does not: the loss surface misleads it",
@@ -121,7 +124,7 @@ def contest(case: Case) -> Contest:
         "examples made on another model break samples that this model's own gradients do not",
         _THROUGH.format("transfer attacks"),
     ))
-    alarms.append(missed(case.at(few)))
+    alarms.append(missed(dataclasses.replace(case.at(few), blind=False)))  # there it is the attack itself that is tried
     return Contest(alarms, plain, known | fast | noise | black | sister)
 
 

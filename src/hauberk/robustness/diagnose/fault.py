@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from hauberk.core import rng
 from hauberk.core.data import Split
+from hauberk.core.taps import first_input, with_first
 from hauberk.core.train import Schedule, fit
 from hauberk.robustness.attack.adaptive.bpda import bpda
 from hauberk.robustness.diagnose.case import Case
@@ -61,7 +62,7 @@ class _Trail:
         self.found, handles = {}, []
         for name, module in self.case.view.module.named_modules():
             # The last word of the hooks: a part that is bridged is seen with its bridge.
-            handles.append(module.register_forward_pre_hook(self._keep_input(name)))
+            handles.append(module.register_forward_pre_hook(self._keep_input(name), with_kwargs=True))
             handles.append(module.register_forward_hook(self._keep_output(name)))
         try:
             with rng.isolated(rng.derive_seed(self.case.seed, "trail"), z.device):
@@ -84,9 +85,10 @@ class _Trail:
         return None
 
     def _keep_input(self, name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            other = self._note(name, "in", inputs[0] if inputs else None)
-            return None if other is None else (other, *inputs[1:])
+        def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+            word, value = first_input(module, inputs, named)
+            other = self._note(name, "in", value)
+            return None if other is None else with_first(other, word, inputs, named)
 
         return hook
 
@@ -176,8 +178,12 @@ def passed_by(case: Case, fault: Fault) -> Iterator[str]:
         return
     modules, kept = dict(case.view.module.named_modules()), list[Tensor]()
 
-    def take(_: nn.Module, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:
-        kept[:] = [inputs[0] if output is None else output]
+    def take(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        kept[:] = [cast(Tensor, first_input(module, inputs, named)[1])]
+
+    def lend_input(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        word, value = first_input(module, inputs, named)
+        return with_first(lend(cast(Tensor, value)), word, inputs, named)
 
     def lend(value: Tensor) -> Tensor:
         smooth = kept[0] if stand_in is None else stand_in(kept[0])
@@ -185,8 +191,9 @@ def passed_by(case: Case, fault: Fault) -> Iterator[str]:
 
     start, end = modules[fault.start[0]], modules[fault.end[0]]
     handles = [
-        start.register_forward_pre_hook(take) if fault.start[1] == "in" else start.register_forward_hook(take),
-        end.register_forward_pre_hook(lambda _, inputs: (lend(inputs[0]), *inputs[1:])) if fault.end[1] == "in"
+        start.register_forward_pre_hook(take, with_kwargs=True) if fault.start[1] == "in"
+        else start.register_forward_hook(lambda _, inputs, output: kept.__setitem__(slice(None), [output])),
+        end.register_forward_pre_hook(lend_input, with_kwargs=True) if fault.end[1] == "in"
         else end.register_forward_hook(lambda _, inputs, output: lend(output)),
     ]
     try:

@@ -113,7 +113,7 @@ def unbounded(case: Case, plain: Tensor) -> Alarm:
     many = case.repeated(times)
     wider = dataclasses.replace(case.threat, eps=radii, mask=mask)
     seed = rng.derive_seed(case.seed, "unbounded")
-    z = pgd(case.view, many.x, many.y, wider, steps=case.search.steps, loss="margin", seed=seed)
+    z = pgd(case.view, many.x, many.y, wider, steps=case.steps(), loss="margin", seed=seed)
     won = many.broken(z).view(times, n)
     shares = [float(plain.double().mean()), *won.double().mean(1).tolist()]
     falls = max(before - after for before, after in itertools.pairwise(shares))

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core.errors import ModelError, UsageError, nearest
+from hauberk.core.taps import first_input, with_first
 
 Smooth = Callable[[Tensor], Tensor]
+_Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @contextlib.contextmanager
@@ -25,7 +27,8 @@ def bpda(model: nn.Module, layers: str | Sequence[str], *, backward: str | Smoot
 
     Arguments:
         model: the module to attack.
-        layers: names of `model.named_modules()`; each takes a tensor as its first argument and returns a tensor.
+        layers: names of `model.named_modules()`; each takes a tensor first, in its place or by name, and returns a
+            tensor.
         backward: `identity`, also called straight-through: the gradient is passed on as it comes, for layers that return the
             shape they are given; or a differentiable function that resembles the layer and returns what it returns in shape.
 
@@ -46,7 +49,7 @@ def bpda(model: nn.Module, layers: str | Sequence[str], *, backward: str | Smoot
     try:
         for name in names:
             given: list[Tensor] = []
-            handles.append(modules[name].register_forward_pre_hook(_detach(name, given)))
+            handles.append(modules[name].register_forward_pre_hook(_detach(name, given), with_kwargs=True))
             # First of the layer's hooks: those of others see what the layer answered, as they would without this block.
             handles.append(modules[name].register_forward_hook(_replace(name, given, smooth), prepend=True))
         yield model
@@ -55,14 +58,15 @@ def bpda(model: nn.Module, layers: str | Sequence[str], *, backward: str | Smoot
             handle.remove()
 
 
-def _detach(name: str, given: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-    """Return a hook that keeps what the layer is given, and hands it on without its graph."""
+def _detach(name: str, given: list[Tensor]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], _Call]:
+    """Return a hook that keeps what the layer is given, in its place or by name, and hands it on without its graph."""
 
-    def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not inputs or not isinstance(inputs[0], Tensor):
+    def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> _Call:
+        word, value = first_input(module, inputs, named)
+        if not isinstance(value, Tensor):
             raise ModelError(f"layer '{name}' is not given a tensor as its first argument", fix="Name the layer around it")
-        given.append(inputs[0])
-        return (inputs[0].detach().clone(), *inputs[1:])  # a copy: the layer may write on it
+        given.append(value)
+        return with_first(value.detach().clone(), word, inputs, named)  # a copy: the layer may write on it
 
     return hook
 
