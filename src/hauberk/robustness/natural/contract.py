@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -230,10 +231,11 @@ def _in_blocks(
 ) -> Tensor:
     """Run the work on blocks of images scaled to [0, 1], and scale back."""
     plain = low.numel() == high.numel() == 1 and float(low) == 0 and float(high) == 1
-    step = max(1, (CACHED if x.device.type == "cpu" else FAST) // max(1, x[0].numel()))
+    most = max(1, (CACHED if x.device.type == "cpu" else FAST) // max(1, x[0].numel()))
+    step = math.ceil(len(x) / math.ceil(len(x) / most))  # blocks alike in size
     through = x.requires_grad and torch.is_grad_enabled()
     parts: list[Tensor] = []
-    out = x if through else torch.empty_like(x, memory_format=torch.contiguous_format)
+    out: Tensor | None = None
     for start in range(0, len(x), step):
         block = slice(start, start + step)
         exact = x[block] if x.dtype in (torch.float32, torch.float64) else x[block].float()
@@ -243,7 +245,10 @@ def _in_blocks(
             exact = (exact - ends[0]) / span
         unit = exact if plain and inside else exact.clamp(0, 1)
         done = work(unit, Draws(len(unit), generator, unit), block)
-        if plain and not through and out.dtype == done.dtype:
+        if plain and not through and x.dtype == done.dtype:
+            if step == len(x) and _alone(done, x):  # fresh memory costs more than the arithmetic
+                return done.clamp_(0, 1)
+            out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
             torch.clamp(done, 0, 1, out=out[block])
             continue
         done = done.clamp(0, 1)
@@ -252,9 +257,19 @@ def _in_blocks(
         done = (done if x.is_floating_point() else done.round()).to(x.dtype)
         if through:
             parts.append(done)
-        else:
-            out[block] = done
-    return torch.cat(parts) if through else out
+            continue
+        out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+        out[block] = done
+    return torch.cat(parts) if out is None else out
+
+
+def _alone(done: Tensor, x: Tensor) -> bool:
+    """Whether a result has memory of its own, and none beside it."""
+    held = done.untyped_storage()
+    return (
+        done.is_contiguous() and held.nbytes() == done.numel() * done.element_size()
+        and held.data_ptr() != x.untyped_storage().data_ptr()
+    )
 
 
 def _known(severity: object) -> None:
@@ -270,15 +285,22 @@ def _ends(name: str, x: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor, bool]:
             want="images (n, channels, height, width), floating or bytes", fix="Scale other whole numbers first: x.float() / top",
         )
     low, high = (torch.as_tensor(end, device=x.device, dtype=torch.float64) for end in bounds)
-    if not bool((low.isfinite() & high.isfinite() & (low <= high)).all()):
+    single = low.numel() == high.numel() == 1
+    if single:  # as plain numbers: a hundredfold quicker than operations on tensors of one number
+        bottom, top = float(low), float(high)
+        known = math.isfinite(bottom) and math.isfinite(top) and bottom <= top
+    else:
+        known = bool((low.isfinite() & high.isfinite() & (low <= high)).all())
+    if not known:
         raise UsageError(f"bounds are {bounds}", want="two finite ends, the lower first")
     if not x.numel():
         return low, high, True
-    slack = 1e-5 * float((high - low).max())
-    if low.numel() == high.numel() == 1:
+    if single:
+        slack = 1e-5 * (top - bottom)
         least, most = (float(end) for end in x.detach().aminmax())
-        fits, inside = least >= float(low) - slack and most <= float(high) + slack, least >= float(low) and most <= float(high)
+        fits, inside = least >= bottom - slack and most <= top + slack, least >= bottom and most <= top
     else:
+        slack = 1e-5 * float((high - low).max())
         fits, inside = bool(((x >= low - slack) & (x <= high + slack)).all()), False
     if not fits:
         raise DataError(
