@@ -27,7 +27,7 @@ from hauberk.robustness.fuzz.campaign import prepare
 from hauberk.robustness.fuzz.coverage import multisection_coverage
 from hauberk.robustness.fuzz.loop import Search
 
-SEEDS = range(100, 105)  # how seeds and mutators are chosen was settled on seeds 0 to 2, on the same digits and net
+SEEDS = range(100, 105)  # how seeds and mutators are chosen was settled on seeds 0 to 2, on the same data and nets
 BUDGET = 2000
 
 
@@ -76,9 +76,9 @@ def pooled(found: list[Campaign]) -> tuple[float, float, float]:
     return float(rows[:, 0].sum() / rows[:, 1].sum()), span.low, span.high
 
 
-def gain(model: nn.Module, data: Data, names: list[str], seed: int) -> tuple[float, float, float]:
+def gain(model: nn.Module, data: Data, names: list[str], seed: int, per_seed: int) -> tuple[float, float, float]:
     """Return KMNC(100) of 100 seeds, with 10 x 20 guided mutants, and with as many random ones."""
-    options = Options(budget=200, per_seed=1, batch=20, seed=seed, aim="coverage")
+    options = Options(budget=200, per_seed=per_seed, batch=20, seed=seed, aim="coverage")
     after = []
     for guided in (True, False):
         bench, known = prepare(Target(model), data, 100, options, (), names)
@@ -117,23 +117,24 @@ def main() -> None:
                 f"{sum(control)} ({', '.join(map(str, control))})", f"{ratio:.2f} [{low:.2f}, {high:.2f}]",
             ])
     if images is not None:
-        gains = np.array([gain(models["MNIST"][0], images, natural_names(), seed) for seed in SEEDS])
-        content["gain"] = gains.tolist()
-        before, guided_after, control_after = gains.mean(0)
-        each = gains[:, 1] - gains[:, 0]
-        rows.append([
-            "KMNC(100), LeNet on MNIST, 100 seeds, 200 mutants", f"{before:.4f} -> {guided_after:.4f}",
-            f"{before:.4f} -> {control_after:.4f}",
-            f"gain {guided_after - before:.4f} [{each.min():.4f}, {each.max():.4f}]",
-        ])
+        for per_seed, how in ((1, "of 20 seeds"), (20, "of one seed, as published")):
+            gains = np.array([gain(models["MNIST"][0], images, natural_names(), seed, per_seed) for seed in SEEDS])
+            content[f"gain, 20 mutants {how}"] = gains.tolist()
+            before, guided_after, control_after = gains.mean(0)
+            each = gains[:, 1] - gains[:, 0]
+            rows.append([
+                f"KMNC(100), LeNet on MNIST, 100 seeds, 10 iterations of 20 mutants {how}",
+                f"{before:.4f} -> {guided_after:.4f}", f"{before:.4f} -> {control_after:.4f}",
+                f"gain {guided_after - before:.4f} [{each.min():.4f}, {each.max():.4f}], by campaign seed",
+            ])
     save(
         "fuzz", f"The fuzzer against random mutation, {BUDGET:,} valid mutants each", content,
         ["what", "guided (by campaign seed)", "random control", "ratio, pooled, with its 95 % interval over clean seeds"], rows,
         ["Both sides have the same clean seeds, mutators, rule of validity and number of mutants sent to the model. Distinct:",
          "failures of one true and one answered label whose features lie within the median distance of natural neighbours count",
          "once.",
-         "Published gain of KMNC(100) in that budget: .3152 -> .4384 (+.1232), on another net, with another start. The 20",
-         "mutants of an iteration are of 20 seeds here, and of one seed in the published loop: the gains do not compare there.",
+         "Published gain of KMNC(100) in that budget: .3152 -> .4384 (+.1232), on another net, with another start, and without a",
+         "rule of validity that holds anything back.",
          "Made by `benchmarks/fuzz.py`."],
     )
 

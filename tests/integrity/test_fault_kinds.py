@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk import Data, Target
-from hauberk.core.errors import ModelError, UsageError
+from hauberk.core.errors import DataError, ModelError, UsageError
 from hauberk.integrity.faults import (
     KINDS,
     activation_ranges,
@@ -263,3 +263,10 @@ def test_what_cannot_be_meant_is_refused() -> None:
         fewest_flips(module, x, y, until=0.1, stored="int4")
     with pytest.raises(ModelError, match="no weights"), faulty_weights(nn.ReLU(), "zero", 1, generator=draws()):
         pass
+    with pytest.raises(UsageError, match="trials is 0"):
+        fault_campaign(module, x, y, trials=0)
+    for wrong in (x[:0], x[:3]):
+        with pytest.raises(DataError, match="samples and"):
+            time_to_failure(module, wrong, y[: 4 if len(wrong) else 0], until=0.1)
+        with pytest.raises(DataError, match="one label for each"):
+            fewest_flips(module, wrong, y[: 4 if len(wrong) else 0], until=0.1)

@@ -362,6 +362,7 @@ def test_coverage_of_clean_digits_in_one_pass_is_that_of_each_criterion(digits: 
     for part in parts:
         part.base = part.units
     assert set(found) == set(cov.CRITERIA)
+    assert cov.coverage(reader, known, x.split(25), base=x) == found  # nothing adds up across calls
     for name in cov.CRITERIA:
         one = cov.criterion(name, known)
         followed(one, parts)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core import progress, rng
-from hauberk.core.errors import UsageError, nearest
+from hauberk.core.errors import DataError, UsageError, nearest
 from hauberk.core.target import Target, as_target
 from hauberk.integrity.faults.bits import bit_count, drawn_bits, flipped
 from hauberk.integrity.faults.places import faulty_activations, faulty_inputs, faulty_weights, layers_with_weights
@@ -90,6 +90,7 @@ def time_to_failure(
     Returns:
         Counts, shape (trials,), float64.
     """
+    refuse(x, y, trials)
     target = as_target(model)
     most = min(most, bit_count(target.module, part))
 
@@ -116,6 +117,7 @@ def time_to_failure(
 def _outcomes(
     target: Target, x: Tensor, y: Tensor, jobs: Sequence[tuple[str, str, str]], share: float, trials: int, seed: int
 ) -> list[FaultOutcome]:
+    refuse(x, y, trials)
     for _, place, _ in jobs:
         if place not in PLACES:
             raise UsageError(f"place is '{place}'", want=" | ".join(PLACES), fix=nearest(place, PLACES))
@@ -147,6 +149,14 @@ def _struck(module: nn.Module, x: Tensor, kind: str, place: str, layer: str, sha
     else:
         with faulty_activations(module, kind, share, seed=seed, layers=only):
             yield x
+
+
+def refuse(x: Tensor, y: Tensor, trials: int = 1) -> None:
+    """Raise DataError for no samples, or not one label for each; UsageError for no trials."""
+    if len(x) != len(y) or not len(x):
+        raise DataError(f"there are {len(x)} samples and {len(y)} labels", want="one sample or more, and one label for each")
+    if trials < 1:
+        raise UsageError(f"trials is {trials}", want="1 or more")
 
 
 def right_answers(logits: Tensor, y: Tensor) -> Tensor:

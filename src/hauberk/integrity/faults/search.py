@@ -14,7 +14,7 @@ from hauberk.core import progress
 from hauberk.core.errors import ModelError, UsageError
 from hauberk.core.target import Target, as_target
 from hauberk.integrity.faults.bits import LAYOUT, Flip, bit_mask, place_of
-from hauberk.integrity.faults.campaign import right_answers
+from hauberk.integrity.faults.campaign import refuse, right_answers
 
 _FORMATS = ("own", "int8")
 _REACH = 64.0  # a gain is only trusted this many largest weights away: the slope says nothing of a leap to 1e38
@@ -60,6 +60,7 @@ def fewest_flips(
         ModelError: for a model without floating weights in matrices or kernels.
         UsageError: for another storage, or an accuracy outside 0 to 1.
     """
+    refuse(x, y)
     if stored not in _FORMATS:
         raise UsageError(f"stored is '{stored}'", want=" | ".join(_FORMATS))
     if not 0 <= until <= 1:

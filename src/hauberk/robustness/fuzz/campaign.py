@@ -27,7 +27,7 @@ from hauberk.robustness.fuzz.mutate import ATTACKS, Job, Mutator, mutators
 from hauberk.robustness.fuzz.objectives import Case, Objective, misclassification, not_a_number
 from hauberk.robustness.fuzz.results import Campaign, failure_row, notes_of, outcome
 
-FORMAT = 1
+FORMAT = 2
 PROFILED = 2000  # training samples that the ranges of the neurons are taken from
 SMALLEST = 100  # faults that are made small, at most
 

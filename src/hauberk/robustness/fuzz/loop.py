@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,12 @@ from hauberk.robustness.fuzz.coverage import Criterion, Reader, Reading
 from hauberk.robustness.fuzz.judge import ask, kinds_of, margins_of
 from hauberk.robustness.fuzz.mutate import AFFINE, LEVELS, Job, Mutator, Step, mutated
 from hauberk.robustness.fuzz.objectives import Case, Objective
+from hauberk.robustness.fuzz.schedule import GROUP, Scheduler, Tally
 from hauberk.robustness.fuzz.validity import Rule
 
-GROUP = 16  # mutants that one call of a mutator makes
 HOPELESS = 50  # mutants made for each one of the budget, after which a search gives up on finding valid ones
 LONGEST = 8  # steps in a lineage
 COUNTS = ("confusion", "broken", "tried", "fresh", "gained")  # what a search counts in tensors
-FOLLOW = 12  # mutators are chosen so many times as often by what they led to as evenly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Options:
 
     Arguments:
         budget: valid mutants that are sent to the model; the control gets as many.
-        per_seed: mutants made of a seed each time it is chosen.
+        per_seed: about how many mutants are made in a round of a seed that is chosen.
         batch: mutants made in a round.
         steering: the criterion that decides which mutants become seeds.
         aim: what seeds and mutators are chosen for: `faults` or `coverage`.
@@ -47,7 +45,7 @@ class Options:
     """
 
     budget: int = 2000
-    per_seed: int = 5
+    per_seed: int = 1
     batch: int = 256
     steering: str = "kmnc"
     aim: str = "faults"
@@ -55,20 +53,6 @@ class Options:
     rule: Rule = dataclasses.field(default_factory=Rule)
     eps: float = 0.1
     seed: int = 0
-
-
-@dataclasses.dataclass
-class Tally:
-    """What one mutator did at one level, or over all: counts and sums over its mutants."""
-
-    made: float = 0
-    valid: float = 0
-    failing: float = 0
-    fresh: float = 0  # failures that were new faults
-    gain: float = 0
-    rms: float = 0
-    linf: float = 0
-    drop: float = 0  # of the margin, against that of the clean seed
 
 
 @dataclasses.dataclass
@@ -136,7 +120,11 @@ class Search:
         self.scale = max(float(self.margins.abs().median()), 1e-6)
         # One tensor is image and reference of a clean seed: an affine mutation is then done once.
         self.queue = [Entry(row, (), one, one, margin=float(self.margins[row])) for row, one in enumerate(seeds.x.unbind(0))]
-        self.pixel = any(one.kind != AFFINE for one in bench.mutators.values())
+        affine = {name: one.kind == AFFINE for name, one in bench.mutators.items()}
+        self.pixel = not all(affine.values())
+        self.scheduler = Scheduler(
+            affine, bench.options.per_seed, bench.options.batch, bench.options.aim == "coverage", self.scale
+        )
         self.failures: list[Failure] = []
         self.tallies = {(name, level): Tally() for name in bench.mutators for level in LEVELS}
         width = seeds.reading.answers.shape[1] if seeds.classes else 1
@@ -192,20 +180,14 @@ class Search:
     def _mutants(self, count: int, draw: torch.Generator) -> tuple[list[Entry], Tensor, Tensor, list[Step], list[bool]]:
         """Make mutants; return parents, mutants and their references, (n, ...) each, the steps, and whether they moved."""
         options, bench = self.bench.options, self.bench
-        rows = self._parents(count, draw)
-        groups = math.ceil(len(rows) / GROUP)
-        chosen = self._choices(groups, draw)
-        # What has moved already takes no affine mutation: rows that may move go to the affine groups, which come first.
-        chosen.sort(key=lambda one: bench.mutators[one[0]].kind != AFFINE)
-        rows.sort(key=lambda entry: entry.moved)
-        calm = self._choices(groups, draw, calm=True) if self.pixel else []
         parents: list[Entry] = []
         steps: list[Step] = []
         parts: list[tuple[Tensor, Tensor]] = []
-        for group, (name, level) in enumerate(chosen):
-            batch = rows[group * GROUP : (group + 1) * GROUP]
-            if bench.mutators[name].kind == AFFINE and any(entry.moved for entry in batch):
-                name, level = calm[group]  # nothing that has moved is in the queue where there are none
+        if self.guided:
+            groups = self.scheduler.guided(self.queue, self.tallies, self._rates(), count, draw)
+        else:
+            groups = self.scheduler.evenly(self.queue, self.tallies, count, draw)
+        for group, ((name, level), batch) in enumerate(groups):
             seed = rng.derive_seed(options.seed, self.name, self.round, group)
             y = bench.seeds.y[[entry.origin for entry in batch]]
             image, reference = torch.stack([one.image for one in batch]), torch.stack([one.reference for one in batch])
@@ -219,52 +201,12 @@ class Search:
         moved = [one.moved or bench.mutators[step.mutator].kind == AFFINE for one, step in zip(parents, steps, strict=True)]
         return parents, torch.cat([one for one, _ in parts]), torch.cat([one for _, one in parts]), steps, moved
 
-    def _parents(self, count: int, draw: torch.Generator) -> list[Entry]:
-        """Choose seeds, `per_seed` children each, in random order."""
-        per_seed = min(self.bench.options.per_seed, count)
-        if not self.guided:
-            places = torch.randint(len(self.queue), (count,), generator=draw)
-            return [self.queue[place] for place in places.tolist()]
-        places = torch.multinomial(self._energies(), math.ceil(count / per_seed), replacement=True, generator=draw)
-        for place in places.tolist():
-            self.queue[place].picks += 1
-        order = torch.randperm(len(places) * per_seed, generator=draw)[:count]
-        return [self.queue[place] for place in places.repeat_interleave(per_seed)[order].tolist()]
-
-    def _energies(self) -> Tensor:
-        """Return how likely each seed of the queue is to be chosen, shape (queue,), not normalised.
-
-        High where seldom chosen, and for clean samples on whose mutants new faults, or new coverage, keep being found. Near a
-        border a fault is more likely.
-        """
+    def _rates(self) -> Tensor:
+        """Return how much new a mutant of each clean sample leads to, shape (seeds,): faults, or coverage."""
         if self.bench.options.aim == "coverage":
-            rates = ((self.gained / self._unit() + 5) / (self.tried + 5)).tolist()
-            return torch.tensor([rates[one.origin] / (1 + one.picks) for one in self.queue], dtype=torch.float64)
-        rates = ((self.fresh + 1) / (self.tried + 10)).tolist()
-        return torch.tensor([
-            math.exp(-0.5 * max(one.margin, 0.0) / self.scale) * rates[one.origin] / (1 + one.picks) for one in self.queue
-        ], dtype=torch.float64)
-
-    def _unit(self) -> float:
-        """Return the mean gain of a mutant so far."""
-        return max(float(self.gained.sum()) / max(self.done, 1), 1e-12)
-
-    def _choices(self, count: int, draw: torch.Generator, *, calm: bool = False) -> list[tuple[str, int]]:
-        """Choose mutators and levels: evenly, or mostly by how often they led to a new fault, or to new coverage."""
-        keys = list(self.tallies)
-        weights = torch.ones(len(keys), dtype=torch.float64)
-        if self.guided:
-            if self.bench.options.aim == "coverage":
-                unit = self._unit()
-                found = [(one.gain / unit + 5) / (one.made + 5) for one in self.tallies.values()]
-            else:
-                found = [(one.fresh + 0.5) / (one.made + 10) for one in self.tallies.values()]
-            rates = torch.tensor(found, dtype=torch.float64)
-            valid = torch.tensor([(one.valid + 2) / (one.made + 2) for one in self.tallies.values()], dtype=torch.float64)
-            weights = (weights / len(keys) + FOLLOW * rates / rates.sum()) * valid
-        if calm:  # without affine ones
-            weights *= torch.tensor([self.bench.mutators[name].kind != AFFINE for name, _ in keys])
-        return [keys[place] for place in torch.multinomial(weights, count, replacement=True, generator=draw).tolist()]
+            unit = max(float(self.gained.sum()) / max(self.done, 1), 1e-12)
+            return (self.gained / unit + 5) / (self.tried + 5)
+        return (self.fresh.double() + 3) / (self.tried + 10)
 
     def _judge(
         self, x: Tensor, references: Tensor, parents: list[Entry], steps: list[Step], moved: list[bool]
@@ -287,7 +229,8 @@ class Search:
                     one.update(told)
         self.gained.index_add_(0, origins, gains.double())
         margins = margins_of(reading.answers, y)
-        self._count(x, torch.stack([one.image for one in parents]), steps, failing, gains, self.margins[origins] - margins)
+        before = torch.tensor([one.margin for one in parents])
+        self._count(x, parents, steps, failing, gains, self.margins[origins] - margins, before - margins.cpu())
         if seeds.classes:
             width = len(self.confusion)
             answers = torch.where(crashed | (reading.labels < 0), torch.full_like(reading.labels, width), reading.labels)
@@ -321,20 +264,24 @@ class Search:
             self.tallies[step.mutator, step.level].fresh += 1
 
     def _count(
-        self, x: Tensor, before: Tensor, steps: list[Step], failing: list[str], gains: Tensor, drops: Tensor
+        self, x: Tensor, parents: list[Entry], steps: list[Step], failing: list[str], gains: Tensor, drops: Tensor, falls: Tensor,
     ) -> None:
+        before = torch.stack([one.image for one in parents])
         low, high = (torch.as_tensor(end).to(x) for end in self.bench.job.bounds)
         clean = torch.where(high > low, high - low, torch.ones_like(high))
         change = (x - before).abs_().div_(clean).flatten(1)
         rms, linf = (change.norm(dim=1) / change.shape[1] ** 0.5).tolist(), change.amax(1).tolist()
-        told = zip(steps, failing, gains.tolist(), rms, linf, drops.nan_to_num(0.0, 0.0, 0.0).tolist(), strict=True)
-        for step, kind, gain, mean, most, drop in told:
+        drop_rows, fall_rows = (one.nan_to_num(0.0, 0.0, 0.0).tolist() for one in (drops, falls))
+        told = zip(steps, failing, gains.tolist(), rms, linf, drop_rows, fall_rows, strict=True)
+        for step, kind, gain, mean, most, drop, fall in told:
             tally = self.tallies[step.mutator, step.level]
             tally.failing += bool(kind)
             tally.gain += gain
             tally.rms += mean
             tally.linf += most
             tally.drop += drop
+            tally.fall += fall
+            tally.fall_squared += fall**2
 
     def _state(self) -> tuple[dict[str, Any], Arrays]:
         head = {

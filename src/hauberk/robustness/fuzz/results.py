@@ -15,7 +15,8 @@ from hauberk.core.finding import Interval
 from hauberk.core.stats import bootstrap, wilson
 from hauberk.robustness.fuzz.cluster import leaders_of
 from hauberk.robustness.fuzz.corpus import Failure
-from hauberk.robustness.fuzz.loop import Search, Tally
+from hauberk.robustness.fuzz.loop import Search
+from hauberk.robustness.fuzz.schedule import Tally
 
 CRITIQUE = (
     "coverage is reported as diversity of the tests, never as security: tests of higher coverage were found to show fewer faults "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -22,7 +23,9 @@ Size = tuple[int, int]
 Points = Callable[[Tensor], Tensor]
 HENDRYCKS = "Hendrycks and Dietterich 2019, arXiv:1903.12261"
 SMALL_SIDE = 64
-CACHED, FAST = 2**19, 2**24  # values worked on at a time, on a CPU (so that they stay in its cache) and elsewhere
+CACHED, LIGHT, FAST = 2**19, 2**21, 2**24  # values worked on at a time, on a CPU (so that they stay in its cache) and elsewhere
+# What needs little memory beside its result wins more by making few results than by keeping all in the cache.
+LIGHTER = ("noise", "light", "geometry")
 SHARED = """
 
     Arguments:
@@ -127,7 +130,7 @@ def natural(
             def work(unit: Tensor, draws: Draws, block: slice) -> Tensor:
                 return function(unit, level if sample is None else sample(level, draws.exact(), size), draws)
 
-            return _in_blocks(work, x, generator or rng.generator(0, "corruption", called), *ends)
+            return _in_blocks(work, x, generator or rng.generator(0, "corruption", called), ends, family in LIGHTER)
 
         run.__doc__ = (inspect.getdoc(function) or "") + SHARED
         run.__signature__ = inspect.signature(Corruption.__call__).replace(  # type: ignore[attr-defined]
@@ -200,7 +203,7 @@ def applied(
     def work(unit: Tensor, draws: Draws, block: slice) -> Tensor:
         return recipe.function(unit, {key: value[block] for key, value in each.items()}, draws)
 
-    return _in_blocks(work, x, generator or rng.generator(0, "corruption", name), *ends)
+    return _in_blocks(work, x, generator or rng.generator(0, "corruption", name), ends)
 
 
 def recipe_of(name: str) -> Recipe:
@@ -225,36 +228,52 @@ def like_images(value: Tensor, x: Tensor) -> Tensor:
 
 
 def _in_blocks(
-    work: Callable[[Tensor, Draws, slice], Tensor], x: Tensor, generator: torch.Generator, low: Tensor, high: Tensor,
-    inside: bool,
+    work: Callable[[Tensor, Draws, slice], Tensor], x: Tensor, generator: torch.Generator, ends: tuple[Tensor, Tensor, bool],
+    light: bool = False,
 ) -> Tensor:
     """Run the work on blocks of images scaled to [0, 1], and scale back."""
+    low, high, inside = ends
     plain = low.numel() == high.numel() == 1 and float(low) == 0 and float(high) == 1
-    step = max(1, (CACHED if x.device.type == "cpu" else FAST) // max(1, x[0].numel()))
+    size = FAST if x.device.type != "cpu" else LIGHT if light else CACHED
+    most = max(1, size // max(1, x[0].numel()))
+    step = math.ceil(len(x) / math.ceil(len(x) / most))  # blocks alike in size
     through = x.requires_grad and torch.is_grad_enabled()
     parts: list[Tensor] = []
-    out = x if through else torch.empty_like(x, memory_format=torch.contiguous_format)
+    out: Tensor | None = None
     for start in range(0, len(x), step):
         block = slice(start, start + step)
         exact = x[block] if x.dtype in (torch.float32, torch.float64) else x[block].float()
-        ends = low.to(exact), high.to(exact)
         if not plain:
-            span = torch.where(ends[1] > ends[0], ends[1] - ends[0], torch.ones_like(ends[1]))
-            exact = (exact - ends[0]) / span
+            least, top = low.to(exact), high.to(exact)
+            span = torch.where(top > least, top - least, torch.ones_like(top))
+            exact = (exact - least) / span
         unit = exact if plain and inside else exact.clamp(0, 1)
         done = work(unit, Draws(len(unit), generator, unit), block)
-        if plain and not through and out.dtype == done.dtype:
+        if plain and not through and x.dtype == done.dtype:
+            if step == len(x) and _alone(done, x):  # fresh memory costs more than the arithmetic
+                return done.clamp_(0, 1)
+            out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
             torch.clamp(done, 0, 1, out=out[block])
             continue
         done = done.clamp(0, 1)
         if not plain:
-            done = torch.minimum(torch.maximum(ends[0] + done * (ends[1] - ends[0]), ends[0]), ends[1])
+            done = torch.minimum(torch.maximum(least + done * (top - least), least), top)
         done = (done if x.is_floating_point() else done.round()).to(x.dtype)
         if through:
             parts.append(done)
-        else:
-            out[block] = done
-    return torch.cat(parts) if through else out
+            continue
+        out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+        out[block] = done
+    return torch.cat(parts) if out is None else out
+
+
+def _alone(done: Tensor, x: Tensor) -> bool:
+    """Whether a result has memory of its own, and none beside it."""
+    held = done.untyped_storage()
+    return (
+        done.is_contiguous() and held.nbytes() == done.numel() * done.element_size()
+        and held.data_ptr() != x.untyped_storage().data_ptr()
+    )
 
 
 def _known(severity: object) -> None:
@@ -270,15 +289,22 @@ def _ends(name: str, x: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor, bool]:
             want="images (n, channels, height, width), floating or bytes", fix="Scale other whole numbers first: x.float() / top",
         )
     low, high = (torch.as_tensor(end, device=x.device, dtype=torch.float64) for end in bounds)
-    if not bool((low.isfinite() & high.isfinite() & (low <= high)).all()):
+    single = low.numel() == high.numel() == 1
+    if single:  # as plain numbers: a hundredfold quicker than operations on tensors of one number
+        bottom, top = float(low), float(high)
+        known = math.isfinite(bottom) and math.isfinite(top) and bottom <= top
+    else:
+        known = bool((low.isfinite() & high.isfinite() & (low <= high)).all())
+    if not known:
         raise UsageError(f"bounds are {bounds}", want="two finite ends, the lower first")
     if not x.numel():
         return low, high, True
-    slack = 1e-5 * float((high - low).max())
-    if low.numel() == high.numel() == 1:
+    if single:
+        slack = 1e-5 * (top - bottom)
         least, most = (float(end) for end in x.detach().aminmax())
-        fits, inside = least >= float(low) - slack and most <= float(high) + slack, least >= float(low) and most <= float(high)
+        fits, inside = least >= bottom - slack and most <= top + slack, least >= bottom and most <= top
     else:
+        slack = 1e-5 * float((high - low).max())
         fits, inside = bool(((x >= low - slack) & (x <= high + slack)).all()), False
     if not fits:
         raise DataError(

@@ -72,9 +72,8 @@ def uniform_noise_by(x: Tensor, reach: Tensor | float, source: Draws | torch.Gen
     Returns:
         The noisy images, not clipped.
     """
-    noise = Draws.of(source, x).uniform(*x.shape[1:])
-    far = spread(reach, x, "reach")
-    return _added(x - like_images(far, x), noise, 2 * far)
+    noise = Draws.of(source, x).uniform(*x.shape[1:]).sub_(0.5)
+    return _added(x, noise, 2 * spread(reach, x, "reach"))
 
 
 @natural(
@@ -184,5 +183,5 @@ def _added(x: Tensor, noise: Tensor, strength: Tensor) -> Tensor:
 def _struck(x: Tensor, draw: Tensor, share: Tensor) -> Tensor:
     """Return x with a share of its values black and white, where the draw is lowest and highest; the draw is overwritten."""
     middle, reach = draw.sub_(0.5), 0.5 - share / 2
-    over = middle - torch.minimum(torch.maximum(middle, -reach), reach)  # 0 but for the share at both ends
+    over = middle.sub_(middle.clamp(-reach, reach))  # 0 but for the share at both ends
     return torch.add(x, over, alpha=1e30).clamp_(0, 1)  # faster than to choose

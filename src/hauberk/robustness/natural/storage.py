@@ -48,27 +48,34 @@ def pixelate(x: Tensor, share: float, draws: Draws) -> Tensor:
     Each pixel of the thumbnail is the mean of the whole pixels whose centres it covers, and each pixel of the result is the one
     of the thumbnail over its centre. Since only whole pixels count, a smaller thumbnail can fit better: 28 of 32 do than 30.
     """
+    height, width = x.shape[2:]
     # Rows lie together in memory and columns do not: turning the image costs less than to pick columns.
-    small = _shrunk(_shrunk(x, share).mT.contiguous(), share).mT  # (n, c, few rows, few columns)
-    return functional.interpolate(small, size=x.shape[2:], mode="nearest-exact")
+    sums = _summed(_summed(x, share).mT.contiguous(), share)  # (n, c, few columns, few rows)
+    small = sums / (_borders(width, share).diff()[:, None] * _borders(height, share).diff()).to(x)
+    wide = small.index_select(2, _covering(width, share).to(x.device)).mT.contiguous()  # (n, c, few rows, w)
+    return wide.index_select(2, _covering(height, share).to(x.device))
 
 
-def _shrunk(x: Tensor, share: float) -> Tensor:
-    """Return images whose rows are means of groups of rows, shape (n, c, few, w)."""
-    rows, weights = (one.to(x.device) for one in _groups(x.shape[2], share))
-    weights = weights.to(x)[..., None]  # (most, few, 1)
-    total = x.index_select(2, rows[0]).mul_(weights[0])
-    for row, weight in zip(rows[1:], weights[1:], strict=True):
-        total.addcmul_(x.index_select(2, row), weight)
-    return total
+def _summed(x: Tensor, share: float) -> Tensor:
+    """Return images whose rows are sums of groups of rows, shape (n, c, few, w)."""
+    n, channels, height, width = x.shape
+    # A bag of embeddings is a sum of rows: one pass over the image, several times as quick as sums of indexed rows.
+    index = torch.arange(n * channels * height, device=x.device)
+    first = torch.arange(n * channels)[:, None] * height + _borders(height, share)[:-1]
+    sums = functional.embedding_bag(index, x.reshape(-1, width), first.flatten().to(x.device), mode="sum")
+    return sums.view(n, channels, -1, width)
 
 
-@functools.lru_cache(maxsize=32)
-def _groups(side: int, share: float) -> tuple[Tensor, Tensor]:
-    """Return for each pixel of the thumbnail the pixels it is the mean of, and their weights, shape (most, few) each."""
+@functools.lru_cache(maxsize=64)
+def _borders(side: int, share: float) -> Tensor:
+    """Return where the pixels of the thumbnail begin, and where the last one ends, shape (few + 1,)."""
     few = max(1, int(side * share))
     # A pixel of the thumbnail spans side / few pixels, from one rounded border to the next.
-    borders = torch.tensor([math.floor(index * side / few + 0.5) for index in range(few + 1)])
-    counts = borders.diff()
-    place = torch.arange(int(counts.max()))[:, None]
-    return torch.minimum(borders[:-1] + place, borders[1:] - 1), torch.where(place < counts, 1 / counts.double(), 0.0)
+    return torch.tensor([math.floor(index * side / few + 0.5) for index in range(few + 1)])
+
+
+@functools.lru_cache(maxsize=64)
+def _covering(side: int, share: float) -> Tensor:
+    """Return for each pixel of a side the pixel of the thumbnail that lies over its centre."""
+    few = max(1, int(side * share))
+    return torch.tensor([(2 * index + 1) * few // (2 * side) for index in range(side)])
