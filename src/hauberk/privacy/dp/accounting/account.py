@@ -136,16 +136,28 @@ def _pld(listed: Sequence[Release], delta: float, relation: str, notes: list[str
     if delta < pld.LEAST_DELTA:
         notes.append(f"δ is too small for privacy loss distributions in double precision ({pld.LEAST_DELTA:g}): Rényi bound")
         return _by_renyi(listed, delta, relation, plain)
-    if bound > pld.LARGEST:
+    gauge = min(bound, _gauge(listed, delta, relation))
+    if gauge > pld.LARGEST:
         bound = _by_renyi(listed, delta, relation, plain)
-        if math.isfinite(bound) and bound > pld.LARGEST:
+        if all(one.mechanism in ("gaussian", "tree") for one in listed):
+            bound = min(bound, gaussian_epsilon(delta, _mu(listed, relation)))  # sampling never adds to the loss
+        gauge = min(gauge, bound)
+        if math.isfinite(bound) and gauge > pld.LARGEST:
             notes.append("ε is so large that it was left at the Rényi bound")
             return bound
-    found = float(pld.composed(listed, relation, bound if math.isfinite(bound) else 0.0).get_epsilon_for_delta(delta))
+    found = float(pld.composed(listed, relation, gauge if math.isfinite(gauge) else 0.0).get_epsilon_for_delta(delta))
     if 0 <= found * ROUNDING <= bound:
         return found * ROUNDING
     # So many releases that each moves the loss by less than the grid: rounding outweighs it, and the Rényi bound is the tighter.
     return min(bound, _by_renyi(listed, delta, relation, plain))
+
+
+def _gauge(listed: Sequence[Release], delta: float, relation: str) -> float:
+    """Return about how large ε is where no Rényi bound is known, to choose a grid by: replacing a record moves twice as far."""
+    if relation != "replace-one":
+        return math.inf
+    near = [one if one.is_pure else dataclasses.replace(one, noise=one.noise / 2) for one in listed]
+    return renyi.rdp_epsilon(near, delta, "add-remove", quick=True)
 
 
 def _by_renyi(listed: Sequence[Release], delta: float, relation: str, plain: float) -> float:
@@ -170,8 +182,12 @@ def _analytic(listed: Sequence[Release], delta: float, relation: str, _: list[st
             f"the analytic accountant was asked about {wrong[0].mechanism} noise with sampling '{wrong[0].sampling}'",
             want="Gaussian releases that use all records", fix="Use the accountant 'pld'",
         )
-    mu = pld.distance(relation) * math.sqrt(sum(pld.spread(one) / one.noise**2 for one in listed))
-    return gaussian_epsilon(delta, mu)
+    return gaussian_epsilon(delta, _mu(listed, relation))
+
+
+def _mu(listed: Sequence[Release], relation: str) -> float:
+    """Return the μ of Gaussian releases together, were each to use all records."""
+    return pld.distance(relation) * math.sqrt(sum(pld.spread(one) / one.noise**2 for one in listed))
 
 
 def _gdp(listed: Sequence[Release], delta: float, relation: str, _: list[str]) -> float:
