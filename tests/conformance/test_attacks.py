@@ -22,7 +22,7 @@ ATTACKS = list(load_methods().cards("attack"))
 CASES = [pytest.param(card, norm, id=f"{card.name}-{norm}") for card in ATTACKS for norm in card.facts["norms"]]
 RADIUS = {"linf": 0.15, "l2": 0.5, "l1": 1.5, "l0": 3.0}
 each_case = pytest.mark.parametrize(("card", "norm"), CASES)
-# What hardly depends on the norm is looked at in every norm by `make test-all`, and by `make test` in the first an attack names.
+# What hardly depends on the norm, or takes long: in every norm by `make test-all`, in the first an attack names by `make test`.
 FIRST = [
     pytest.param(card, norm, id=f"{card.name}-{norm}", marks=[pytest.mark.slow] if place else [])
     for card in ATTACKS for place, norm in enumerate(card.facts["norms"])
@@ -259,7 +259,7 @@ def test_two_classes_no_radius_and_no_samples(card: Card, norm: str) -> None:
     assert empty.shape == (0, 1, 4, 4) and empty.dtype is x.dtype and target.ledger.queries == 0
 
 
-@each_case
+@each_first
 def test_success_is_never_below_random_noise(card: Card, norm: str) -> None:
     net = Net()
     x, y = labelled(net, 64)
@@ -289,15 +289,7 @@ def halfspace(norm: str) -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
     return net.eval(), x, y, high
 
 
-# The ensemble of 4 attacks, each of which is held to its closed form in every norm, is so held itself in its first alone.
-CLOSED = [
-    pytest.param(*case.values, id=case.id, marks=[pytest.mark.slow] if case.values[0].name == "auto-attack" and
-                 case.values[1] != case.values[0].facts["norms"][0] else [])
-    for case in CASES
-]
-
-
-@pytest.mark.parametrize(("card", "norm"), CLOSED)
+@each_first
 def test_on_a_linear_model_it_is_as_good_as_the_closed_form(card: Card, norm: str) -> None:
     net, x, y, least = halfspace(norm)
     short, enough = (least - 1, least) if norm == "l0" else (0.99 * least, 1.02 * least)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import hauberk
 from hauberk import Data, Linf, Split, Target
 from hauberk.checks.context import Settings
 from hauberk.checks.engine import run_check
 from hauberk.checks.privacy import _verdict
+from hauberk.cli.app import app
 from hauberk.core.finding import Finding, Interval, Status
 from hauberk.core.rng import isolated
 from hauberk.core.roc import Roc
@@ -129,13 +134,18 @@ def test_labels_of_two_classes_can_leak(first: int, status: Status) -> None:
     assert any("more samples would decide it" in note for note in found.notes) is (status is Status.PASS)
 
 
-def test_the_advice_runs_as_it_is_printed() -> None:
+def test_the_advice_runs_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     commands = {
         one.command for card in load_methods().cards("check") if card.name.startswith(("privacy/", "assets/"))
         for one in card.facts["advice"] if one.command
     }
     assert commands
     for command in sorted(commands):
+        if command.startswith("hauberk "):
+            told = CliRunner().invoke(app, shlex.split(command)[1:])
+            assert told.exit_code == 0, (command, told.output)
+            continue
         y = torch.arange(40) % 2
         with isolated(0):
             model = nn.Linear(20, 2)

@@ -14,6 +14,7 @@ from hauberk.robustness.attack.auto_attack import auto_attack_members, auto_atta
 from hauberk.robustness.attack.union import Member, UnionReport, attack_in_turn
 
 THREATS = [Linf(0.1), L2(0.5), L1(1.5)]
+QUICK = [("linf", 2), ("linf", 10), ("l2", 3)]  # the others: make test-all
 by_threat = pytest.mark.parametrize("threat", THREATS, ids=[threat.norm for threat in THREATS])
 
 
@@ -95,8 +96,11 @@ def test_what_a_member_breaks_alone_is_broken_by_the_union(
     ))
 
 
-@by_threat
-@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize(("threat", "classes"), [
+    pytest.param(threat, classes, id=f"{threat.norm}-{classes}",
+                 marks=[] if (threat.norm, classes) in QUICK else [pytest.mark.slow])
+    for threat in THREATS for classes in (2, 3, 10)
+])
 def test_on_a_linear_model_it_breaks_all_that_can_be_broken_for_any_number_of_classes(threat: Threat, classes: int) -> None:
     """The reference fails here with an IndexError for 2 and 3 classes, as soon as one sample holds against its first attack."""
     draw = torch.Generator().manual_seed(classes)

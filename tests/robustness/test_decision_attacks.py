@@ -19,6 +19,12 @@ DISTANT = [
 ]
 SPARSE = [(pointwise, "l0"), (salt_and_pepper, "l0")]
 each_distant = pytest.mark.parametrize(("method", "norm"), DISTANT, ids=[f"{one.__name__}-{norm}" for one, norm in DISTANT])
+# Long tests look at every norm in `make test-all`, and at the first of each attack in `make test`.
+LATER = [at for at, (one, _) in enumerate(DISTANT) if one in [other for other, _ in DISTANT[:at]]]
+each_distant_first = pytest.mark.parametrize(("method", "norm"), [
+    pytest.param(one, norm, id=f"{one.__name__}-{norm}", marks=[pytest.mark.slow] if at in LATER else [])
+    for at, (one, norm) in enumerate(DISTANT)
+])
 EVERY = DISTANT + SPARSE
 each = pytest.mark.parametrize(("method", "norm"), EVERY, ids=[f"{one.__name__}-{norm}" for one, norm in EVERY])
 WIDE = (-50.0, 50.0)
@@ -57,7 +63,7 @@ class Rule(nn.Module):
         return torch.stack([0.5 - hit, hit - 0.5], 1)
 
 
-@each_distant
+@each_distant_first
 def test_the_distance_to_a_half_space_is_reached_with_queries(method: Attack, norm: str) -> None:
     model, x, y, w = plane()
     threat = Threat(norm, math.inf, bounds=WIDE)
@@ -143,7 +149,7 @@ def test_owned_inputs_are_asked_about_nearest_first_and_no_more_than_needed() ->
     assert torch.equal(z, pool[2:3]) and target.ledger.queries == 3  # x, the miss at 0.3, the hit
 
 
-@each_distant
+@each_distant_first
 def test_infinite_bounds_with_a_finite_radius(method: Attack, norm: str) -> None:
     model, x, y, w = plane()
     exact = least(x, w, norm)

@@ -99,8 +99,8 @@ def _descend(near: Nearest, rows: Tensor, space: _Space, c: Tensor, steps: int, 
             pull = delta.sign() * (delta.abs() > limit[:, None])
         else:
             pull = 2 * delta
-        # In place, as Adam's own tensors are nobody else's.
-        gradient = slope.mul_(c[:, None]).add_(pull).mul_(stretch)
+        # In place from here: Adam's own tensors are nobody else's. A gradient that comes from a model may be.
+        gradient = (slope * c[:, None]).add_(pull).mul_(stretch)
         mean.lerp_(gradient, 0.1)
         square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
         size = (square / (1 - 0.999 ** (step + 1))).sqrt_().add_(_TINY)
