@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import re
+import shutil
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rich.console
+from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.testing import Result
 
@@ -157,6 +159,30 @@ def test_options_come_before_the_plan(hauberk: Run, shop: Path) -> None:
     assert lock["threat"] == [{"norm": "linf", "eps": [0.05, 0.2]}, {"norm": "l2", "eps": 1.0}]
     assert lock["model"] == {"path": "net.py:build", "weights": "weights.safetensors", "access": "gradient"}
     assert lock["data"]["test"] == str(shop / "train.npz")
+
+
+def test_a_lock_notices_another_model_and_other_data(hauberk: Run, shop: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shop, copy)
+    assert hauberk("assess", copy, "--select", CLEAN).exit_code == 0
+    lock = tomllib.loads(Path("report/plan.lock.toml").read_text())
+    before = Report.load("report").scope
+    assert lock["hashes"] == {"model": before["model"]["sha256"], "data": before["data"]["sha256"]}
+    same = hauberk("assess", "report/plan.lock.toml", "--output", "same")
+    assert "recorded" not in same.stderr and "recorded" not in Path("same/report.json").read_text()
+
+    weights = load_file(copy / "weights.safetensors")
+    last = next(reversed(weights))
+    save_file({**weights, last: weights[last] + 1e-3}, copy / "weights.safetensors")
+    x, y = (np.load(copy / "test.npz")[name] for name in ("x", "y"))
+    np.savez(copy / "test.npz", x=x[:150], y=y[:150])
+    other = hauberk("assess", "report/plan.lock.toml", "--output", "other", "--quiet")
+    now = Report.load("other").scope
+    for part in ("model", "data"):
+        told = [one for one in now["notices"] if one.startswith(f"the {part} ") and "recorded" in one]
+        assert len(told) == 1 and before[part]["sha256"] in told[0] and now[part]["sha256"] in told[0]
+        assert f"notice: {told[0]}" in other.stderr
+        assert now[part]["sha256"] == tomllib.loads(Path("other/plan.lock.toml").read_text())["hashes"][part]
 
 
 def test_a_run_is_repeated_from_its_lock(hauberk: Run, shop: Path) -> None:

@@ -109,7 +109,7 @@ def run_check(
     budget: Budget | None = None,
 ) -> Finding:
     """Run one check; whatever goes wrong in it is in the finding, never raised. A spent budget ends it at its next question."""
-    granted = (unnarrowed(target) if card.facts["unnarrowed"] else target).access
+    granted = (unnarrowed(target) if card.facts.get("unnarrowed") else target).access
     if card.access is not None and granted < card.access:
         return _not_run(card, f"it needs {card.access.name} access, {granted.name} is granted", settings)
     limited = target if budget is None else target.seen_at(target.access, budget=budget)

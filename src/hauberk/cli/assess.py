@@ -162,12 +162,15 @@ def _carry_out(plan: Plan, output: Path, *, resume: bool, trust: bool, quiet: bo
                 found = "1 finding is" if count == 1 else f"{count} findings are"
                 watcher.say(f"{found} taken over from the interrupted run in {output}")
 
+            def noticed(text: str) -> None:
+                remark(f"notice: {text}")  # whatever else is quiet
+
             run = Run(
                 select=names, output=output, resume=resume, seconds=None if minutes is None else minutes * 60,
                 workers=plan.run.workers, material=functools.partial(prepare, plan, trust), plan=resolved(plan, output=output),
             )
             with naming_the_call(plan):
-                return carry_out(target, data, settings, run, watch=watcher.finding, taken_over=told)
+                return carry_out(target, data, settings, run, watch=watcher.finding, taken_over=told, notice=noticed)
     except KeyboardInterrupt as error:
         kept = f"{watcher.findings} findings are kept in {output}: " if watcher.findings else ""
         complain(f"interrupted; {kept}the same command with --resume goes on from there")

@@ -20,7 +20,8 @@ _PROGRAMS = ("hauberk", "pip", "python")
 def lock_toml(report: Report) -> str:
     """Return the plan that was followed, with the versions and the seed of the run, as TOML that `hauberk assess` reads.
 
-    What the plan does not hold (a model that came as a Python object) is said in a comment at the top; hashes are comments too.
+    What the plan does not hold (a model that came as a Python object) is said in a comment at the top. The hashes of model and
+    data go into a table, by which a later run notices that one of them has changed.
     """
     import tomli_w
 
@@ -37,6 +38,11 @@ def lock_toml(report: Report) -> str:
             run["preset"] = report.scope["preset"]
     if not run:
         del table["run"]
+    table.pop("hashes", None)  # of an earlier run, where the plan itself was a lock
+    parts = {key: report.scope[key] for key in ("model", "data") if isinstance(report.scope.get(key), Mapping)}
+    hashes = {key: part["sha256"] for key, part in parts.items() if isinstance(part.get("sha256"), str) and part["sha256"]}
+    if hashes:
+        table["hashes"] = hashes
     # Plain keys stand before tables in TOML, and read best at the top.
     ordered = dict(sorted(table.items(), key=lambda item: isinstance(item[1], (dict, list))))
     return "".join(f"# {one}\n" for one in _remarks(report)) + "\n" + tomli_w.dumps(ordered)
