@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -73,6 +75,36 @@ def test_every_card_is_explained(card: Card) -> None:
     for advice in card.facts.get("advice", ()):
         assert advice.text in out
         assert all(f"{prompt} {step}" in out for prompt, step in steps(with_plan(advice.command, "PLAN")))
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: f"{card.kind}:{card.name}")
+def test_explain_says_how_every_method_is_run(card: Card) -> None:
+    _, out, _ = call("explain", card.name, "--kind", card.kind)
+    run = out.split("\nRun it\n")[1].split("\n\n")[0]
+    if card.kind == "check":
+        assert run.strip() == f"hauberk assess PLAN --select {card.name}"
+        return
+    assert run.startswith("  hauberk attack ") == (card.kind == "attack")
+    line, said = (one.strip() for one in run.rstrip().splitlines()[-2:])
+    scope: dict[str, object] = {}
+    exec(line, scope)  # the line is of a card of ours
+    assert scope[card.function.__name__] is card.function
+    assert card.home.count(".") < card.function.__module__.count("."), "a package is named, not a file of it"
+    tree = ast.parse(said.replace("…", "0")).body[0].value
+    tree = tree.func.value if card.kind == "detector" else tree
+    inspect.signature(card.function).bind(*tree.args, **{one.arg: 0 for one in tree.keywords})
+
+
+@pytest.mark.parametrize(("name", "kind", "package"), [
+    ("universal-pgd", "universal", "robustness.attack.physical"), ("spatial-grid", "semantic", "robustness.attack.physical"),
+    ("gaussian-noise", "corruption", "robustness.natural"), ("dag", "detection-attack", "robustness.attack.detection"),
+])
+def test_a_method_of_another_kind_is_named_with_its_import(name: str, kind: str, package: str, shop: Path) -> None:
+    code, _, err = call("attack", name, str(shop))
+    line = f"from hauberk.{package} import {name.replace('-', '_')}"
+    assert (code, err) == (
+        2, f"error: '{name}' is no attack, but of kind {kind}; in Python: {line}. How: hauberk explain {name}.\n"
+    )
 
 
 def test_explain_names_the_nearest() -> None:

@@ -80,10 +80,11 @@ def _explained(card: Card) -> str:
         width = max(map(len, card.options))
         rows = [f"  {one.name:<{width}}  {_type(one)}{_default(one)}" for one in card.options.values()]
         parts.append("Options\n" + "\n".join(rows))
-    if card.kind == "attack":
-        parts.append(f"Run it\n  hauberk attack {card.name} --model MODEL --data DATA --threat linf:8/255")
-    elif card.kind == "check":
+    if card.kind == "check":
         parts.append(f"Run it\n  hauberk assess PLAN --select {card.name}")
+    else:
+        shell = f"  hauberk attack {card.name} --model MODEL --data DATA --threat linf:8/255\n" if card.kind == "attack" else ""
+        parts.append(f"Run it\n{shell}  in Python:\n    {card.import_line}\n    {card.call}")
     advice = [_advice(one) for one in card.facts.get("advice", ())]
     if advice:
         parts.append("When it does not pass\n" + "\n".join(advice))
