@@ -17,10 +17,10 @@ import pytest
 import torch
 from typer.testing import Result
 
-from hauberk.cli.prepare import prepare
+from hauberk.cli.prepare import load_plan_data, load_plan_model, prepare
 from hauberk.core.access import Access
 from hauberk.core.errors import DataError, ModelError, UsageError
-from hauberk.io.plan import parse_plan, read_plan
+from hauberk.io.plan import changed, parse_plan, read_plan
 from hauberk.report.report import Report
 
 WEIGHT = torch.tensor([[1.0, -2.0, 0.5], [0.25, 1.0, -1.0]])
@@ -228,3 +228,23 @@ def test_a_threat_says_what_a_row_of_a_table_can_be(folder: Path) -> None:
             prepare(plan_in(folder, data={"bounds": [0, 5]}, threat=[{"norm": "linf", "eps": 1, **wrong}]))
     with pytest.raises(UsageError, match="frozen"):
         plan_in(folder, threat=[{"norm": "linf", "eps": 1, "frozen": [-1]}])
+
+
+def test_a_model_without_weights_is_told_and_is_the_same_for_the_same_plan(tmp_path: Path) -> None:
+    """Its first weights are drawn under the plan's seed: the same twice, others under another seed, the global state kept."""
+    (tmp_path / "net.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Linear(4, 3)\n")
+    plan = parse_plan({"model": {"path": "net.py:build"}, "data": {"test": "sklearn:iris"}}, source=tmp_path / "plan.toml")
+    data = load_plan_data(plan)
+    torch.manual_seed(5)
+    first = load_plan_model(plan, data)
+    after = torch.rand(3)
+    second = load_plan_model(plan, data)
+    other = load_plan_model(changed(plan, {"run": {"seed": 1}}, name="test"), data)
+    assert torch.equal(first.module.weight, second.module.weight)
+    assert not torch.equal(first.module.weight, other.module.weight)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), after)
+    assert any("no weights named: random initialisation by net.py:build" in one for one in first.notices)
+    torch.save(first.module.state_dict(), tmp_path / "w.pt")
+    weighted = load_plan_model(changed(plan, {"model": {"weights": "w.pt"}}, name="test"), data)
+    assert not any("no weights" in one for one in weighted.notices)

@@ -17,6 +17,7 @@ from torch import Tensor
 from hauberk.assessment import Material, default_threats
 from hauberk.checks.context import Settings
 from hauberk.checks.engine import select_checks
+from hauberk.core import rng
 from hauberk.core.access import Access
 from hauberk.core.data import Data
 from hauberk.core.errors import ModelError, UsageError, nearest
@@ -141,7 +142,8 @@ def load_plan_model(plan: Plan, data: Data, *, trust: bool = False) -> Target:
         )
         source = source if table.template is None else dataclasses.replace(source, template=table.template)
         source = source if table.response is None else dataclasses.replace(source, response=table.response)
-    with _importing_from(base):
+    # What a model of code draws for its first weights hangs on the plan alone, so that the run can be repeated.
+    with _importing_from(base), rng.isolated(rng.derive_seed(plan.run.seed, "model")):
         target = load_model(
             source, weights=located(table.weights, base) or None, bounds=data.bounds, outputs=table.outputs,
             normalize=table.normalize.pair if table.normalize else None, batch_size=table.batch_size, trust=trust,
