@@ -21,8 +21,9 @@ from torch import nn
 from typer.testing import Result
 
 from hauberk import Data
+from hauberk import planned as prepare
 from hauberk.checks.context import Context
-from hauberk.cli import assess, prepare
+from hauberk.cli import assess
 from hauberk.cli.watch import Watcher, finding_line
 from hauberk.core import progress
 from hauberk.core.card import Card, registry

@@ -148,8 +148,8 @@ def _carry_out(plan: Plan, output: Path, *, resume: bool, trust: bool, quiet: bo
         with watcher.watching():
             watcher.say("loading")
             from hauberk.assessment import Run, carry_out
-            from hauberk.cli.prepare import naming_the_call, prepare, selection
             from hauberk.io.plan import resolved
+            from hauberk.planned import naming_the_call, prepare, selection
 
             names = selection(plan)
             left_out = [name for name in plan.gate if name not in names]

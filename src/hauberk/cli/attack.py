@@ -52,10 +52,10 @@ def attack(
         data={"test": data, "label": label, "bounds": bounds, "classes": classes}, threats=threat,
         run={"seed": seed, "device": device},
     )
-    from hauberk.cli.prepare import naming_the_call, prepare
     from hauberk.cli.watch import Watcher
     from hauberk.core.validate import validate
     from hauberk.methods import load_methods
+    from hauberk.planned import naming_the_call, prepare
 
     card = load_methods().get(name, "attack")
     given = parse_options(card, option or ())

@@ -61,9 +61,9 @@ def fuzz(
         data={"test": data, "train": train, "label": label, "bounds": bounds, "classes": classes}, threats=None,
         run={"seed": seed, "device": device},
     )
-    from hauberk.cli.prepare import naming_the_call, prepare
     from hauberk.cli.watch import Watcher
     from hauberk.core.validate import validate
+    from hauberk.planned import naming_the_call, prepare
     from hauberk.robustness.fuzz import Options
     from hauberk.robustness.fuzz import fuzz as run
     from hauberk.robustness.fuzz.coverage import CRITERIA

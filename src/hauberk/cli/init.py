@@ -62,8 +62,8 @@ def _look(plan: Plan, output: Path, *, trust: bool) -> str:
     """Return the text of the plan after a look at what it names; a model and data that do not fit are refused here."""
     import torch
 
-    from hauberk.cli.prepare import load_plan_data, load_plan_model, naming_the_call
     from hauberk.core.validate import validate
+    from hauberk.planned import load_plan_data, load_plan_model, naming_the_call
 
     data = load_plan_data(plan)
     target = load_plan_model(plan, data, trust=trust)

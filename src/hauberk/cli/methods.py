@@ -87,6 +87,11 @@ def _explained(card: Card) -> str:
         parts.append(f"Run it\n{shell}  in Python:\n    {card.import_line}\n    {card.call}")
     advice = [_advice(one) for one in card.facts.get("advice", ())]
     if advice:
+        from hauberk.report.lock import preamble
+
+        given = preamble([one.command for one in card.facts["advice"]], place="PLAN")
+        if given:
+            advice.append("  In Python, first:" + "".join(f"\n    {prompt} {step}" for prompt, step in given))
         parts.append("When it does not pass\n" + "\n".join(advice))
     return "\n\n".join(parts)
 
