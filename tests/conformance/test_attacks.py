@@ -218,8 +218,9 @@ def test_a_budget_is_never_passed(card: Card) -> None:
     target = Target(net, budget=Budget(queries=9))
     try:
         play(card, target, x, y, threat)
-    except BudgetExceeded:
+    except BudgetExceeded as error:
         assert card.name not in ("fgm", "fgsm")
+        assert threat.within((0.0, 1.0)).contains(error.partial, x).all()
     assert net.rows == target.ledger.queries <= 9
     with pytest.raises(BudgetExceeded):
         play(card, Target(net, budget=Budget(queries=7)), x, y, threat)

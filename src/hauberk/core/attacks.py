@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from hauberk.core import progress, rng
 from hauberk.core.access import Access
 from hauberk.core.card import Card, registry
-from hauberk.core.errors import DataError, UsageError, nearest
+from hauberk.core.errors import BudgetExceeded, DataError, UsageError, nearest
+from hauberk.core.sofar import SoFar, limited
 from hauberk.core.target import Target, as_target
 from hauberk.core.threat import NORMS, Goal, Threat
 
@@ -83,6 +84,7 @@ def attack(
                 if facts.get("fine_steps"):
                     whole.notice(f"{called} learns from small changes: of features that move in whole steps it sees little")
             seed = int(options.get("seed", 0))
+            bounded = limited(whole)
             portion = len(x) if facts.get("undivided") else whole.batch_size
             parts = range(0, len(x), max(portion, 1))
             for number, start in enumerate(progress.track(parts, called)):
@@ -92,11 +94,17 @@ def attack(
                 part, part_threat = x[index].detach(), threat.subset(index, x)
                 # A caller's `torch.no_grad()` block must not switch the attack's own gradients off.
                 quiet = rng.isolated(rng.derive_seed(seed, called, number), x.device)
+                ball, spent = part_threat.around(part), None
+                sofar = SoFar(view, part, y[index], part_threat, whole._watch) if bounded else None
                 with torch.inference_mode(False), torch.enable_grad(), quiet:
-                    z = function(view, part, y[index], part_threat, **options).detach()
+                    try:
+                        z = function(view, part, y[index], part_threat, **options).detach()
+                    except BudgetExceeded as error:
+                        z, spent = part if sofar is None else sofar.best, error
                 z = torch.where(z.isfinite(), z, part)
-                ball = part_threat.around(part)
                 found.append(ball.seal(z.to(x.dtype)) if threat.structure is None else threat.structure.settle(z, ball))
+                if spent is not None:
+                    raise spent.keeping(torch.cat([*found, x[start + portion:].detach()])) from spent
             return torch.cat(found) if found else x.detach().clone()
 
         known_facts = {"norms": tuple(norms), "goals": tuple(goals), **{name: bool(facts.get(name)) for name in _FACTS}}
