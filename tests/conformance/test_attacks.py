@@ -218,12 +218,13 @@ def test_a_budget_is_never_passed(card: Card) -> None:
     target = Target(net, budget=Budget(queries=9))
     try:
         play(card, target, x, y, threat)
-    except BudgetExceeded as error:
+    except BudgetExceeded:
         assert card.name not in ("fgm", "fgsm")
-        assert threat.within((0.0, 1.0)).contains(error.partial, x).all()
     assert net.rows == target.ledger.queries <= 9
-    with pytest.raises(BudgetExceeded):
-        play(card, Target(net, budget=Budget(queries=7)), x, y, threat)
+    for queries in (7, 0):
+        with pytest.raises(BudgetExceeded) as told:
+            play(card, Target(net, budget=Budget(queries=queries)), x, y, threat)
+        assert threat.within((0.0, 1.0)).contains(told.value.partial, x).all()
 
 
 @each_first
