@@ -58,5 +58,5 @@ def test_an_error_of_the_model_later_on_is_the_models_own() -> None:
                 raise RuntimeError("tired of this shape")
             return torch.stack([x.sum(1) - 3, 3 - x.sum(1)], 1)  # far from turning
 
-    with pytest.raises(RuntimeError, match="^tired"):
+    with pytest.raises(RuntimeError, match="tired of"):
         pgd(Tired(), X, torch.zeros(2, dtype=torch.int64), Linf(0.001))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import typer
 
 from hauberk.cli import options
-from hauberk.cli.console import command
+from hauberk.cli.console import EXIT_INTERRUPTED, command, complain
 from hauberk.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -74,8 +74,14 @@ def attack(
     wanted = y if target_label is None else y.new_full(y.shape, target_label)
     before = target.labels(x)
     view = target.fresh()
-    with Watcher(quiet=False, verbose=verbose).watching():
-        x_adv = card.function(view, x, wanted, assumed, **given)
+    try:
+        with Watcher(quiet=False, verbose=verbose).watching():
+            x_adv = card.function(view, x, wanted, assumed, **given)
+    except KeyboardInterrupt as error:
+        less = next((key for key in ("steps", "queries") if key in card.options), "")
+        how = f", or fewer {less} with --option {less}=…" if less else ""
+        complain(f"interrupted after {view.ledger.queries} queries; nothing is kept: give fewer samples with --n{how}")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
     result = Result(name, assumed, x, x_adv, y, before, target.labels(x_adv), wanted, view.ledger)
     result.save(output)
     typer.echo(result.describe())
