@@ -362,3 +362,22 @@ def test_durations_that_are_none(given: str) -> None:
 
     with pytest.raises(UsageError, match="Expected a duration such as 90s, 10m or 1h"):
         seconds(given)
+
+
+def test_a_fresh_folder_has_nothing_to_go_on_with(hauberk: Run, shop: Path) -> None:
+    run = hauberk("assess", shop, "--select", CLEAN, "--resume")
+    assert run.exit_code == 0
+    assert "report holds no findings to go on with: a new run begins" in run.stderr.splitlines()
+    assert "0 findings" not in run.stderr
+
+
+def test_many_gates_without_a_check_are_counted(hauberk: Run, shop: Path, tmp_path: Path) -> None:
+    names = [card.name for card in registry.cards("check") if card.name != CLEAN][:7]
+    (tmp_path / "gate.toml").write_text("[gate]\n" + "".join(f'"{one}" = {{ run = true }}\n' for one in names))
+    run = hauberk("assess", shop, "--select", CLEAN, "--gate", "gate.toml")
+    assert f"gates without a check in this run: {', '.join(names[:3])} and 4 more" in run.stderr.splitlines()
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_an_attack_runs(hauberk: Run, shop: Path) -> None:
+    run = hauberk("attack", "fgsm", shop, "--output", "/proc/nowhere/adv.npz")
+    assert run.exit_code == 2 and "Choose one with --output" in run.stderr and "success" not in run.stdout

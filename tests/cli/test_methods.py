@@ -156,3 +156,18 @@ def test_the_shell_completes_commands_and_options() -> None:
     assert complete("hauberk as", 1) == ["assess"]
     assert complete("hauberk assess --fail", 2) == ["--fail-on"]
     assert complete("hauberk assess --preset st", 3) == ["standard"]
+
+
+def test_explain_says_first_that_there_are_two() -> None:
+    _, out, _ = call("explain", "salt-and-pepper")
+    assert out.splitlines()[0] == "2 methods are called salt-and-pepper: attack and corruption. One alone: --kind attack"
+    assert out.count("\nRun it\n") == 2
+    _, out, _ = call("explain", "salt-and-pepper", "--kind", "corruption")
+    assert out.splitlines()[0] == "salt-and-pepper"
+
+
+def test_init_alone_says_what_it_needs() -> None:
+    code, _, err = call("init")
+    assert (code, err) == (2, "error: model and data are missing. Expected hauberk init MODEL DATA. For example: hauberk init "
+                           "shop.py:build test.npz, or sklearn:digits for the data.\n")
+    assert "hauberk init net.py:build test.npz" in call("init", "net.py:build")[2]

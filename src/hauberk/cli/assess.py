@@ -154,11 +154,15 @@ def _carry_out(plan: Plan, output: Path, *, resume: bool, trust: bool, quiet: bo
             names = selection(plan)
             left_out = [name for name in plan.gate if name not in names]
             if left_out:
-                watcher.say(f"gates without a check in this run: {', '.join(left_out)}")
+                more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+                watcher.say(f"gates without a check in this run: {', '.join(left_out[:3])}{more}")
             target, data, settings = prepare(plan, trust)
             minutes = plan.run.minutes
 
             def told(count: int) -> None:
+                if not count:
+                    watcher.say(f"{output} holds no findings to go on with: a new run begins")
+                    return
                 found = "1 finding is" if count == 1 else f"{count} findings are"
                 watcher.say(f"{found} taken over from the interrupted run in {output}")
 

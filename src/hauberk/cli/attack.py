@@ -15,6 +15,7 @@ import typer
 from hauberk.cli import options
 from hauberk.cli.console import EXIT_INTERRUPTED, command, complain
 from hauberk.core.errors import UsageError, nearest
+from hauberk.core.files import refuse_unwritable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +48,7 @@ def attack(
     """Run one attack on test samples and keep the examples."""
     if output.exists() and not force:
         raise UsageError(f"{output} exists already", want="a new file", fix="Use --force, or choose another --output")
+    refuse_unwritable(output)
     chosen = options.choose_plan(
         plan, model={"path": model, "weights": weights, "access": access.value if access else None},
         data={"test": data, "label": label, "bounds": bounds, "classes": classes}, threats=threat,

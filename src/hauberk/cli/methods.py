@@ -54,6 +54,9 @@ def explain(
         raise UsageError(f"--kind is '{kind}'", want=" | ".join(KINDS), fix=nearest(kind, KINDS))
     registry = load_methods()
     found = [card for card in registry.cards(kind or None) if card.name == name] or [registry.get(name, kind or None)]
+    kinds = [card.kind for card in found]
+    if len(found) > 1:
+        typer.echo(f"{len(found)} methods are called {name}: {' and '.join(kinds)}. One alone: --kind {kinds[0]}\n")
     typer.echo("\n\n".join(_explained(card) for card in found))
 
 
