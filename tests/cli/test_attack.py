@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from typer.testing import Result
 
 from hauberk.cli.attack import parse_options
-from hauberk.core.card import Card
+from hauberk.core.card import Card, registry
 from hauberk.core.errors import UsageError
 from hauberk.core.stats import wilson
 from hauberk.methods import load_methods
