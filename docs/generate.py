@@ -52,8 +52,7 @@ def section(card: Card) -> str:
         facts.append("**Tags** " + ", ".join(f"`{tag}`" for tag in card.tags))
     lines += [" · ".join(facts), ""] if facts else []
     if card.kind != "check":
-        where = card.function.__module__
-        lines += [f"```text\nfrom {where.rsplit('.', 1)[0]} import {card.function.__name__}\n```", ""]
+        lines += [f"```text\n{card.import_line}\n{card.call}\n```", ""]
     doc = (inspect.getdoc(card.function) or "").strip()
     lines += ["```text", doc, "```", ""]
     if card.options:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from hauberk.methods import load_methods
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "concepts").glob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -92,7 +94,20 @@ def test_every_relative_link_leads_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_readme_has_ten_examples_and_both_commands() -> None:
+def test_the_readme_has_eleven_examples_and_both_commands() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.index("make demo") < text.index("make test") < text.index("## Ten")
-    assert sum(language in ("python", "console") for language, _ in blocks(ROOT / "README.md")) >= 11
+    assert text.index("make demo") < text.index("make test") < text.index("## Eleven")
+    assert re.findall(r"^\*\*(\d+)\. ", text, re.MULTILINE) == [str(number) for number in range(1, 12)]
+
+
+def test_every_kind_is_where_the_docs_say() -> None:
+    """The table of packages, against the registry: all kinds but checks, each package, and calls that the signatures allow."""
+    text = (ROOT / "docs" / "where.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w, -]+) \| (`hauberk[^|]+) \| `(.*)` \|$", text, re.MULTILINE)
+    told = {kind: set(re.findall(r"`([\w.]+)`", packages)) for kinds, packages, _ in rows for kind in kinds.split(", ")}
+    cards = [card for card in load_methods().cards() if card.kind != "check"]
+    assert told.keys() == {card.kind for card in cards}
+    for card in cards:
+        assert card.home in told[card.kind], f"{card.kind} {card.name} is in {card.home}"
+    calls = {card.call for card in cards}
+    assert {call for _, _, call in rows} <= calls

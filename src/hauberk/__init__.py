@@ -18,7 +18,7 @@ _HOMES = {
     "Data": "hauberk.core.data", "Split": "hauberk.core.data", "Finding": "hauberk.core.finding",
     "fit": "hauberk.core.train", "Schedule": "hauberk.core.train", "tap": "hauberk.core.taps",
     "load_model": "hauberk.io.models", "load_data": "hauberk.io.datasets",
-    "assess": "hauberk.assessment", "Report": "hauberk.report.report",
+    "assess": "hauberk.assessment", "load_plan": "hauberk.planned", "Report": "hauberk.report.report",
 }
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from hauberk.core.train import fit as fit
     from hauberk.io.datasets import load_data as load_data
     from hauberk.io.models import load_model as load_model
+    from hauberk.planned import load_plan as load_plan
     from hauberk.report.report import Report as Report
 
 __all__ = [*sorted(_HOMES), "__version__"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def assess(
 
 def carry_out(
     target: Target, data: Data, settings: Settings, run: Run, *, watch: Callable[[Finding], None] | None = None,
-    taken_over: Callable[[int], None] | None = None,
+    taken_over: Callable[[int], None] | None = None, notice: Callable[[str], None] | None = None,
 ) -> Report:
     """Run the checks of a prepared assessment and return the report.
 
@@ -98,6 +98,7 @@ def carry_out(
         target, data, settings, run: what is assessed, and how.
         watch: is told of each finding as it is made.
         taken_over: is told, when a run is resumed, how many findings of the interrupted one are kept.
+        notice: is told, before any check runs, of a model or data other than those that the plan recorded.
     """
     began, seen = time.monotonic(), watch or _ignore
     for threat in settings.threats:
@@ -111,12 +112,16 @@ def carry_out(
                 threat.structure.refuse(x)
     cards = select_checks(settings.preset, run.select, run.ignore)
     notices = validate(target, data)
+    identity = fingerprint(target, data, settings, cards)
+    for one in (changes := changed_since(run.plan.get("hashes", {}), identity)):
+        (notice or _ignore)(one)
+    notices = [*changes, *notices]
     journal = None
     done: dict[str, Finding] = {}
     if run.output is not None:
-        journal = Journal(run.output, fingerprint(target, data, settings, cards), resume=run.resume)
+        journal = Journal(run.output, identity, resume=run.resume)
         done = {finding.id: finding for finding in journal.findings}
-        _lock(run, settings)
+        _lock(run, settings, identity)
         if run.resume and taken_over is not None:
             taken_over(len(done))
     for finding in done.values():
@@ -168,12 +173,12 @@ def _shown(value: object) -> str:
     return str(value) if isinstance(value, (int, float)) or value is None else f"a {type(value).__name__}"
 
 
-def _lock(run: Run, settings: Settings) -> None:
+def _lock(run: Run, settings: Settings, known: Mapping[str, Any]) -> None:
     """Write what is being run before it runs, so that a run that is killed leaves its own plan, not that of an earlier one."""
     assert run.output is not None
     place = run.output / LOCK
     if run.plan:
-        began = {"preset": settings.preset, "seed": settings.seed}
+        began = {"preset": settings.preset, "seed": settings.seed, "model": known["model"], "data": known["data"]}
         write_whole(place, lock_toml(Report([], began, {"hauberk": hauberk.__version__, **run.plan})))
         return
     try:
@@ -194,5 +199,23 @@ def default_threats(data: Data) -> tuple[Threat, ...]:
     return (Linf(round(0.1 * float((high - low).mean()), 6)),)
 
 
-def _ignore(_: Finding) -> None:
+def changed_since(recorded: Mapping[str, str], known: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for the model, and for the data, where it is not what a locked plan recorded.
+
+    Arguments:
+        recorded: by `model` and `data`, the SHA-256 in the plan; one that is missing is not compared.
+        known: the fingerprint of what is assessed now.
+    """
+    told = []
+    for part, verb in (("model", "is"), ("data", "are")):
+        before, now = recorded.get(part, ""), known[part]["sha256"]
+        if before and before != now:
+            told.append(
+                f"the {part} {verb} not what the plan recorded, so figures may differ from those of that run: sha256 was "
+                f"{before} and is {now or 'not known'} now"
+            )
+    return told
+
+
+def _ignore(_: Finding | str) -> None:
     return None

@@ -18,11 +18,11 @@ from hauberk.assessment import Run, carry_out, default_threats
 from hauberk.checks.context import Settings
 from hauberk.checks.engine import TOO_LATE, run_checks, select_checks
 from hauberk.checks.journal import Journal
-from hauberk.cli.prepare import prepare
 from hauberk.core.access import Budget
 from hauberk.core.errors import UsageError
 from hauberk.core.finding import Status
 from hauberk.io.plan import read_plan
+from hauberk.planned import prepare
 
 MODELS = """
 import torch

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import re
+import shutil
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -15,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import rich.console
+from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.testing import Result
 
 from hauberk import Data
+from hauberk import planned as prepare
 from hauberk.checks.context import Context
-from hauberk.cli import assess, prepare
+from hauberk.cli import assess
 from hauberk.cli.watch import Watcher, finding_line
 from hauberk.core import progress
 from hauberk.core.card import Card, registry
@@ -157,6 +160,30 @@ def test_options_come_before_the_plan(hauberk: Run, shop: Path) -> None:
     assert lock["threat"] == [{"norm": "linf", "eps": [0.05, 0.2]}, {"norm": "l2", "eps": 1.0}]
     assert lock["model"] == {"path": "net.py:build", "weights": "weights.safetensors", "access": "gradient"}
     assert lock["data"]["test"] == str(shop / "train.npz")
+
+
+def test_a_lock_notices_another_model_and_other_data(hauberk: Run, shop: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shop, copy)
+    assert hauberk("assess", copy, "--select", CLEAN).exit_code == 0
+    lock = tomllib.loads(Path("report/plan.lock.toml").read_text())
+    before = Report.load("report").scope
+    assert lock["hashes"] == {"model": before["model"]["sha256"], "data": before["data"]["sha256"]}
+    same = hauberk("assess", "report/plan.lock.toml", "--output", "same")
+    assert "recorded" not in same.stderr and "recorded" not in Path("same/report.json").read_text()
+
+    weights = load_file(copy / "weights.safetensors")
+    last = next(reversed(weights))
+    save_file({**weights, last: weights[last] + 1e-3}, copy / "weights.safetensors")
+    x, y = (np.load(copy / "test.npz")[name] for name in ("x", "y"))
+    np.savez(copy / "test.npz", x=x[:150], y=y[:150])
+    other = hauberk("assess", "report/plan.lock.toml", "--output", "other", "--quiet")
+    now = Report.load("other").scope
+    for part in ("model", "data"):
+        told = [one for one in now["notices"] if one.startswith(f"the {part} ") and "recorded" in one]
+        assert len(told) == 1 and before[part]["sha256"] in told[0] and now[part]["sha256"] in told[0]
+        assert f"notice: {told[0]}" in other.stderr
+        assert now[part]["sha256"] == tomllib.loads(Path("other/plan.lock.toml").read_text())["hashes"][part]
 
 
 def test_a_run_is_repeated_from_its_lock(hauberk: Run, shop: Path) -> None:
@@ -335,3 +362,22 @@ def test_durations_that_are_none(given: str) -> None:
 
     with pytest.raises(UsageError, match="Expected a duration such as 90s, 10m or 1h"):
         seconds(given)
+
+
+def test_a_fresh_folder_has_nothing_to_go_on_with(hauberk: Run, shop: Path) -> None:
+    run = hauberk("assess", shop, "--select", CLEAN, "--resume")
+    assert run.exit_code == 0
+    assert "report holds no findings to go on with: a new run begins" in run.stderr.splitlines()
+    assert "0 findings" not in run.stderr
+
+
+def test_many_gates_without_a_check_are_counted(hauberk: Run, shop: Path, tmp_path: Path) -> None:
+    names = [card.name for card in registry.cards("check") if card.name != CLEAN][:7]
+    (tmp_path / "gate.toml").write_text("[gate]\n" + "".join(f'"{one}" = {{ run = true }}\n' for one in names))
+    run = hauberk("assess", shop, "--select", CLEAN, "--gate", "gate.toml")
+    assert f"gates without a check in this run: {', '.join(names[:3])} and 4 more" in run.stderr.splitlines()
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_an_attack_runs(hauberk: Run, shop: Path) -> None:
+    run = hauberk("attack", "fgsm", shop, "--output", "/proc/nowhere/adv.npz")
+    assert run.exit_code == 2 and "Choose one with --output" in run.stderr and "success" not in run.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from typer.testing import Result
 
 from hauberk.cli.attack import parse_options
-from hauberk.core.card import Card
+from hauberk.core.card import Card, registry
 from hauberk.core.errors import UsageError
 from hauberk.core.stats import wilson
 from hauberk.methods import load_methods
@@ -140,3 +141,17 @@ def test_examples_are_not_written_over_unasked(hauberk: Run, shop: Path, tmp_pat
     assert hauberk("attack", "fgsm", shop, "--n", 4, "--force").exit_code == 0
     with np.load(tmp_path / "adv.npz") as kept:
         assert kept["x"].shape == (4, 1, 8, 8)
+
+
+def test_an_interrupt_says_what_to_do(hauberk: Callable[..., Result], shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = load_methods().get("pgd", "attack")
+
+    def stopped(*_: object, steps: int = 40) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(registry._cards["attack"], "pgd", dataclasses.replace(card, function=stopped))
+    run = hauberk("attack", "pgd", shop)
+    assert run.exit_code == 130
+    assert run.stderr.splitlines()[-1] == (
+        "error: interrupted after 0 queries; nothing is kept: give fewer samples with --n, or fewer steps with --option steps=…"
+    )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +61,74 @@ def test_two_models_are_compared(hauberk: Run, shop: Path) -> None:
     sys.path[:] = [one for one in sys.path if one != str(shop)]
     assert run.exit_code == 0, run.stderr
     assert {one["kind"] for one in json.loads(run.stdout)["failures"]} == {"disagreement"}
+
+
+WAITING = """
+import time
+from pathlib import Path
+
+import sys
+sys.path.insert(0, {shop!r})
+from net import build as plain
+from safetensors.torch import load_file
+
+
+def build():
+    net = plain()
+    net.load_state_dict(load_file({weights!r}))
+    net.register_forward_pre_hook(hold)
+    return net
+
+
+def hold(module, given):
+    while Path("hold").exists() and Path("killed", {search!r}, "state.npz").exists():
+        time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize(("search", "stop"), [
+    ("guided", signal.SIGKILL), pytest.param("control", signal.SIGINT, marks=pytest.mark.slow),
+])
+def test_a_campaign_that_was_stopped_goes_on_to_the_same_files(
+    hauberk: Run, start: Callable[..., subprocess.Popen[str]], shop: Path, tmp_path: Path, search: str, stop: signal.Signals
+) -> None:
+    (tmp_path / "waiting.py").write_text(WAITING.format(shop=str(shop), weights=str(shop / "weights.safetensors"), search=search))
+    given = ("fuzz", "--model", "waiting.py:build", "--data", shop / "test.npz", "--bounds", "0,1", *LITTLE)
+    assert hauberk(*given, "--output", "whole").exit_code == 0
+    (tmp_path / "hold").touch()
+    run = start(*given, "--output", "killed")
+    until = time.monotonic() + 120
+    while not (tmp_path / "killed" / search / "state.npz").exists():
+        assert run.poll() is None and time.monotonic() < until, run.communicate()
+        time.sleep(0.02)
+    run.send_signal(stop)
+    _, err = run.communicate()
+    if stop == signal.SIGINT:
+        assert run.returncode == 130
+        assert err.splitlines()[-1].endswith("are kept in killed: the same command with --resume goes on from there")
+    (tmp_path / "hold").unlink()
+    resumed = hauberk(*given, "--output", "killed", "--resume")
+    sys.path[:] = [one for one in sys.path if one != str(shop)]
+    assert resumed.exit_code == 0 and "a new one begins" not in resumed.stderr
+    for path in sorted((tmp_path / "whole").rglob("*")):
+        if path.is_file():
+            assert (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes(), path.name
+
+
+def test_resume_without_a_campaign_says_that_a_new_one_begins(hauberk: Run, shop: Path) -> None:
+    run = hauberk("fuzz", shop, "--budget", 32, "--seeds", 10, "--mutator", "rotate", "--resume")
+    assert run.exit_code == 0
+    assert "fuzz holds no campaign to go on with: a new one begins" in run.stderr.splitlines()
+
+
+def test_mutators_of_images_do_not_fit_a_table(hauberk: Run, shop: Path) -> None:
+    Path("line.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Linear(4, 3)\n")
+    run = hauberk("fuzz", "--model", "line.py:build", "--data", "sklearn:iris", "--mutator", "rotat")
+    assert run.exit_code == 2
+    assert "the mutator 'rotat' is for images (channels, height, width), and a sample here has shape (4,)" in run.stderr
+    assert "jitter | reset" in run.stderr
+    run = hauberk("fuzz", "--model", "line.py:build", "--data", "sklearn:iris", "--objective", "foo")
+    assert run.exit_code == 2 and run.stderr.count("label-invariance") == 1
 
 
 @pytest.mark.parametrize(("option", "named"), [

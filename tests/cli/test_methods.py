@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -75,6 +77,36 @@ def test_every_card_is_explained(card: Card) -> None:
         assert all(f"{prompt} {step}" in out for prompt, step in steps(with_plan(advice.command, "PLAN")))
 
 
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: f"{card.kind}:{card.name}")
+def test_explain_says_how_every_method_is_run(card: Card) -> None:
+    _, out, _ = call("explain", card.name, "--kind", card.kind)
+    run = out.split("\nRun it\n")[1].split("\n\n")[0]
+    if card.kind == "check":
+        assert run.strip() == f"hauberk assess PLAN --select {card.name}"
+        return
+    assert run.startswith("  hauberk attack ") == (card.kind == "attack")
+    line, said = (one.strip() for one in run.rstrip().splitlines()[-2:])
+    scope: dict[str, object] = {}
+    exec(line, scope)  # the line is of a card of ours
+    assert scope[card.function.__name__] is card.function
+    assert card.home.count(".") < card.function.__module__.count("."), "a package is named, not a file of it"
+    tree = ast.parse(said.replace("…", "0")).body[0].value
+    tree = tree.func.value if card.kind == "detector" else tree
+    inspect.signature(card.function).bind(*tree.args, **{one.arg: 0 for one in tree.keywords})
+
+
+@pytest.mark.parametrize(("name", "kind", "package"), [
+    ("universal-pgd", "universal", "robustness.attack.physical"), ("spatial-grid", "semantic", "robustness.attack.physical"),
+    ("gaussian-noise", "corruption", "robustness.natural"), ("dag", "detection-attack", "robustness.attack.detection"),
+])
+def test_a_method_of_another_kind_is_named_with_its_import(name: str, kind: str, package: str, shop: Path) -> None:
+    code, _, err = call("attack", name, str(shop))
+    line = f"from hauberk.{package} import {name.replace('-', '_')}"
+    assert (code, err) == (
+        2, f"error: '{name}' is no attack, but of kind {kind}; in Python: {line}. How: hauberk explain {name}.\n"
+    )
+
+
 def test_explain_names_the_nearest() -> None:
     assert call("explain", "pgdd") == (2, "", "error: there is no method called 'pgdd'. Did you mean 'pgd'?\n")
 
@@ -124,3 +156,18 @@ def test_the_shell_completes_commands_and_options() -> None:
     assert complete("hauberk as", 1) == ["assess"]
     assert complete("hauberk assess --fail", 2) == ["--fail-on"]
     assert complete("hauberk assess --preset st", 3) == ["standard"]
+
+
+def test_explain_says_first_that_there_are_two() -> None:
+    _, out, _ = call("explain", "salt-and-pepper")
+    assert out.splitlines()[0] == "2 methods are called salt-and-pepper: attack and corruption. One alone: --kind attack"
+    assert out.count("\nRun it\n") == 2
+    _, out, _ = call("explain", "salt-and-pepper", "--kind", "corruption")
+    assert out.splitlines()[0] == "salt-and-pepper"
+
+
+def test_init_alone_says_what_it_needs() -> None:
+    code, _, err = call("init")
+    assert (code, err) == (2, "error: model and data are missing. Expected hauberk init MODEL DATA. For example: hauberk init "
+                           "shop.py:build test.npz, or sklearn:digits for the data.\n")
+    assert "hauberk init net.py:build test.npz" in call("init", "net.py:build")[2]

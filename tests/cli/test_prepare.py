@@ -17,10 +17,15 @@ import pytest
 import torch
 from typer.testing import Result
 
-from hauberk.cli.prepare import prepare
+import hauberk as hauberk_package
+from hauberk import Target, load_data
+from hauberk.core import rng
 from hauberk.core.access import Access
 from hauberk.core.errors import DataError, ModelError, UsageError
-from hauberk.io.plan import parse_plan, read_plan
+from hauberk.io.plan import changed, parse_plan, read_plan
+from hauberk.methods import load_methods
+from hauberk.planned import Planned, load_plan_data, load_plan_model, prepare
+from hauberk.report.lock import preamble, steps
 from hauberk.report.report import Report
 
 WEIGHT = torch.tensor([[1.0, -2.0, 0.5], [0.25, 1.0, -1.0]])
@@ -228,3 +233,63 @@ def test_a_threat_says_what_a_row_of_a_table_can_be(folder: Path) -> None:
             prepare(plan_in(folder, data={"bounds": [0, 5]}, threat=[{"norm": "linf", "eps": 1, **wrong}]))
     with pytest.raises(UsageError, match="frozen"):
         plan_in(folder, threat=[{"norm": "linf", "eps": 1, "frozen": [-1]}])
+
+
+def test_a_model_without_weights_is_told_and_is_the_same_for_the_same_plan(tmp_path: Path) -> None:
+    """Its first weights are drawn under the plan's seed: the same twice, others under another seed, the global state kept."""
+    (tmp_path / "net.py").write_text("from torch import nn\n\n\ndef build():\n    return nn.Linear(4, 3)\n")
+    plan = parse_plan({"model": {"path": "net.py:build"}, "data": {"test": "sklearn:iris"}}, source=tmp_path / "plan.toml")
+    data = load_plan_data(plan)
+    torch.manual_seed(5)
+    first = load_plan_model(plan, data)
+    after = torch.rand(3)
+    second = load_plan_model(plan, data)
+    other = load_plan_model(changed(plan, {"run": {"seed": 1}}, name="test"), data)
+    assert torch.equal(first.module.weight, second.module.weight)
+    assert not torch.equal(first.module.weight, other.module.weight)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), after)
+    assert any("no weights named: random initialisation by net.py:build" in one for one in first.notices)
+    torch.save(first.module.state_dict(), tmp_path / "w.pt")
+    weighted = load_plan_model(changed(plan, {"model": {"weights": "w.pt"}}, name="test"), data)
+    assert not any("no weights" in one for one in weighted.notices)
+
+
+def test_what_a_check_advises_in_python_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines that come first, then each action, typed in the folder of the report: no name is missing."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    x, y = load_data("sklearn:digits").test.first(60)
+    np.savez(tmp_path / "test.npz", x=x.numpy(), y=y.numpy())
+    (tmp_path / "plan.lock.toml").write_text(
+        '[model]\npath = "net.py:build"\n[data]\ntest = "test.npz"\ntrain = "test.npz"\nbounds = [0, 1]\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    report = Report([], {}, tomllib.loads(Path("plan.lock.toml").read_text()))
+    advised = {one.command for card in load_methods().cards("check") for one in card.facts["advice"] if one.command}
+    typed = [one for one in sorted(advised) if steps(one, report)[0][0] == ">>>"]
+    assert len(typed) >= 10
+    for command in typed:
+        lines = [step for _, step in (*preamble([command], report), *steps(command, report))]
+        if "groups" in command:
+            assert "groups = next(iter(data.test.groups.values()))" in lines
+            continue  # digits have none
+        scope: dict[str, Any] = {}
+        with rng.isolated(0):
+            for line in lines:
+                exec(line, scope)  # a command of ours
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_plan_is_loaded_for_python(folder: Path) -> None:
+    """`load_plan` gives target, module, data and the threat, with the bounds of the data; what is no module is told."""
+    (folder / "plan.toml").write_text(
+        '[model]\npath = "shopwindow.models:build"\naccess = "label"\n'
+        '[data]\ntest = "test.npz"\nbounds = [0, 1]\n[threat]\neps = 0.2\n'
+    )
+    plan = hauberk_package.load_plan(folder)
+    assert plan.target.access is Access.LABEL and torch.equal(plan.model.weight, WEIGHT)
+    assert plan.threat.eps == 0.2 and plan.threat.bounds == (0.0, 1.0) and len(plan.data.test) == 8
+    with pytest.raises(ModelError, match="no torch module"):
+        _ = Planned(Target(lambda x: x), plan.data, plan.threats).model

@@ -221,8 +221,10 @@ def test_a_budget_is_never_passed(card: Card) -> None:
     except BudgetExceeded:
         assert card.name not in ("fgm", "fgsm")
     assert net.rows == target.ledger.queries <= 9
-    with pytest.raises(BudgetExceeded):
-        play(card, Target(net, budget=Budget(queries=7)), x, y, threat)
+    for queries in (7, 0):
+        with pytest.raises(BudgetExceeded) as told:
+            play(card, Target(net, budget=Budget(queries=queries)), x, y, threat)
+        assert threat.within((0.0, 1.0)).contains(told.value.partial, x).all()
 
 
 @each_first

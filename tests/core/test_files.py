@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hauberk.core.errors import UsageError
-from hauberk.core.files import write_whole
+from hauberk.core.files import refuse_unwritable, write_whole
 
 
 def test_text_and_bytes_are_written_with_their_folders(tmp_path):
@@ -63,3 +63,11 @@ def test_a_folder_that_is_a_file_is_told(tmp_path):
     (tmp_path / "taken").write_text("x")
     with pytest.raises(UsageError, match=r"could not be written.*--output"):
         write_whole(tmp_path / "taken" / "report.json", "x")
+
+
+def test_a_place_that_nobody_can_write_to_is_refused_before_the_work() -> None:
+    place = Path("/proc/nowhere/adv.npz")
+    for call in (refuse_unwritable, lambda place: write_whole(place, "x")):
+        with pytest.raises(UsageError, match="Expected a place that may be written to") as told:
+            call(place)
+        assert "space" not in str(told.value)

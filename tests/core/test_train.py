@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hauberk import Schedule, Split, fit
+from hauberk import Linf, Schedule, Split, fit
 from hauberk.core.errors import DataError, UsageError
-from hauberk.core.train import Callback, Gradients
+from hauberk.core.train import Callback, Gradients, cross_entropy
+from hauberk.robustness.defend import adversarial, trades
 
 
 def net(seed=0):
@@ -332,3 +333,45 @@ def test_what_a_callback_remembers_is_in_the_checkpoint_and_goes_to_no_other(tmp
     assert (counter.steps, again.steps) == (6, 9)
     with pytest.raises(UsageError, match="written with the callbacks"):
         fit(net(), split(), schedule=Schedule(epochs=4, batch_size=30, checkpoint=place), callbacks=[Callback()])
+
+
+class Column(nn.Module):
+    """One logit, that of class 1; the same weights as two columns are the logits 0 and that."""
+
+    def __init__(self, flat: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.inner, self.flat = nn.Linear(8, 1), flat
+
+    def forward(self, x):
+        return self.inner(x)[:, 0] if self.flat else self.inner(x)
+
+
+class Pair(Column):
+    def forward(self, x):
+        logit = self.inner(x)
+        return torch.cat([torch.zeros_like(logit), logit], 1)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("loss", [cross_entropy, adversarial(Linf(0.1), steps=2), trades(Linf(0.1), steps=2)])
+def test_one_column_is_the_logit_of_class_one(flat, loss):
+    """The loss is that of two columns, whose first is zero, and so are the trained weights."""
+    x = torch.rand(40, 8)
+    data = Split(x, (x.sum(1) > 4).long())
+    column, pair = Column(flat), Pair()
+    schedule = Schedule(epochs=3, batch_size=20, validation=data)
+    told = [fit(one, data, loss=loss, schedule=schedule).validation for one in (column, pair)]
+    assert told[0] == pytest.approx(told[1], rel=1e-5)
+    assert torch.allclose(column.inner.weight, pair.inner.weight, atol=1e-5)
+    if loss is cross_entropy:
+        expected = functional.binary_cross_entropy_with_logits(column.inner(x)[:, 0], data.y.float())
+        assert cross_entropy(column, x, data.y).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_labels_that_the_model_has_no_place_for_are_told():
+    for width, classes in ((1, 2), (3, 3)):
+        with pytest.raises(DataError, match=f"labels from 0 to {classes} and the model returns {classes} classes"):
+            fit(nn.Linear(8, width), Split(torch.rand(9, 8), torch.arange(9) % (classes + 1)), epochs=1)
+    with pytest.raises(DataError, match="loss=lambda"):
+        fit(nn.Linear(8, 1), Split(torch.rand(9, 8), torch.rand(9)), epochs=1)

@@ -100,9 +100,10 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_the_lock_is_the_plan_with_versions() -> None:
     report = sample_report.report()
     locked = tomllib.loads(lock_toml(report))
-    assert locked == {**report.plan, "versions": report.scope["versions"]}
+    hashes = {"model": "9f2c" * 16, "data": "71ab" * 16}
+    assert locked == {**report.plan, "versions": report.scope["versions"], "hashes": hashes}
     assert f"# model sha256: {'9f2c' * 16}" in lock_toml(report)
-    assert command(report) == "hauberk assess plan.lock.toml"
+    assert command(report) == "hauberk assess plan.lock.toml --output ../again"  # a report in a report helps nobody
 
 
 def test_the_lock_is_a_plan_that_can_be_read_again() -> None:

@@ -205,6 +205,6 @@ def test_prompts_tell_shell_and_python_apart_and_are_not_copied() -> None:
     shell = '<span class="prompt">$ </span>hauberk assess plan.lock.toml'
     prompt = '<span class="prompt">&gt;&gt;&gt; </span>'
     python = f"{prompt}from a import b\n{prompt}b(x &lt; 1)</code>"
-    assert page.count(f"{shell} --preset thorough</code>") == 3  # do next, the finding, the list of actions
-    assert page.count(python) == 3 and f"{shell}</pre>" in page
+    assert page.count(f"{shell} --preset thorough --output ../again</code>") == 3  # do next, the finding, the list of actions
+    assert page.count(python) == 3 and f"{shell} --output ../again</pre>" in page
     assert "run the command in this folder" in page and re.search(r"\.prompt \{[^}]*user-select: none", page)

@@ -35,7 +35,7 @@ def test_full_ends_with_the_verdict_and_what_to_do() -> None:
     ]
     assert [row[:4] for row in end if re.match(r"  \d\. ", row)] == ["  1.", "  2.", "  3."]
     assert "  2. Train on adversarial examples (AML.M0003 Model Hardening)" in end
-    assert end[-1] == "Again: hauberk assess plan.lock.toml"
+    assert end[-1] == "Again: hauberk assess plan.lock.toml --output ../again"
 
 
 def advised(*commands: str) -> Report:
@@ -48,6 +48,7 @@ def test_commands_can_be_typed_as_they_are_printed() -> None:
     given = "hauberk assess --preset thorough --select robustness", "from a import b; b(model)", "hauberk explain pgd"
     made = summary(advised(*given), "my report/plan.lock.toml").splitlines()
     assert [row.strip() for row in made if row.startswith(("     $", "     >>>"))] == [
+        ">>> import hauberk", ">>> plan = hauberk.load_plan('my report/plan.lock.toml')", ">>> model = plan.model",
         "$ hauberk assess 'my report/plan.lock.toml' --preset thorough --select robustness", ">>> from a import b",
         ">>> b(model)", "$ hauberk explain pgd",
     ]

@@ -139,7 +139,7 @@ def label_noise(context: Context) -> Finding:
     advice=(
         Advice(
             "Look at the samples named for a mark they share, drop them, and train again",
-            "hauberk.integrity.poison.knn_disagreement(data.train)", "AML.M0007",
+            "from hauberk.integrity.poison import knn_disagreement; knn_disagreement(data.train)", "AML.M0007",
         ),
     ),
 )

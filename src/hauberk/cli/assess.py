@@ -148,26 +148,33 @@ def _carry_out(plan: Plan, output: Path, *, resume: bool, trust: bool, quiet: bo
         with watcher.watching():
             watcher.say("loading")
             from hauberk.assessment import Run, carry_out
-            from hauberk.cli.prepare import naming_the_call, prepare, selection
             from hauberk.io.plan import resolved
+            from hauberk.planned import naming_the_call, prepare, selection
 
             names = selection(plan)
             left_out = [name for name in plan.gate if name not in names]
             if left_out:
-                watcher.say(f"gates without a check in this run: {', '.join(left_out)}")
+                more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+                watcher.say(f"gates without a check in this run: {', '.join(left_out[:3])}{more}")
             target, data, settings = prepare(plan, trust)
             minutes = plan.run.minutes
 
             def told(count: int) -> None:
+                if not count:
+                    watcher.say(f"{output} holds no findings to go on with: a new run begins")
+                    return
                 found = "1 finding is" if count == 1 else f"{count} findings are"
                 watcher.say(f"{found} taken over from the interrupted run in {output}")
+
+            def noticed(text: str) -> None:
+                remark(f"notice: {text}")  # whatever else is quiet
 
             run = Run(
                 select=names, output=output, resume=resume, seconds=None if minutes is None else minutes * 60,
                 workers=plan.run.workers, material=functools.partial(prepare, plan, trust), plan=resolved(plan, output=output),
             )
             with naming_the_call(plan):
-                return carry_out(target, data, settings, run, watch=watcher.finding, taken_over=told)
+                return carry_out(target, data, settings, run, watch=watcher.finding, taken_over=told, notice=noticed)
     except KeyboardInterrupt as error:
         kept = f"{watcher.findings} findings are kept in {output}: " if watcher.findings else ""
         complain(f"interrupted; {kept}the same command with --resume goes on from there")

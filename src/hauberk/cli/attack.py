@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import typer
 
 from hauberk.cli import options
-from hauberk.cli.console import command
+from hauberk.cli.console import EXIT_INTERRUPTED, command, complain
 from hauberk.core.errors import UsageError, nearest
+from hauberk.core.files import refuse_unwritable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,15 +48,16 @@ def attack(
     """Run one attack on test samples and keep the examples."""
     if output.exists() and not force:
         raise UsageError(f"{output} exists already", want="a new file", fix="Use --force, or choose another --output")
+    refuse_unwritable(output)
     chosen = options.choose_plan(
         plan, model={"path": model, "weights": weights, "access": access.value if access else None},
         data={"test": data, "label": label, "bounds": bounds, "classes": classes}, threats=threat,
         run={"seed": seed, "device": device},
     )
-    from hauberk.cli.prepare import naming_the_call, prepare
     from hauberk.cli.watch import Watcher
     from hauberk.core.validate import validate
     from hauberk.methods import load_methods
+    from hauberk.planned import naming_the_call, prepare
 
     card = load_methods().get(name, "attack")
     given = parse_options(card, option or ())
@@ -74,8 +76,14 @@ def attack(
     wanted = y if target_label is None else y.new_full(y.shape, target_label)
     before = target.labels(x)
     view = target.fresh()
-    with Watcher(quiet=False, verbose=verbose).watching():
-        x_adv = card.function(view, x, wanted, assumed, **given)
+    try:
+        with Watcher(quiet=False, verbose=verbose).watching():
+            x_adv = card.function(view, x, wanted, assumed, **given)
+    except KeyboardInterrupt as error:
+        less = next((key for key in ("steps", "queries") if key in card.options), "")
+        how = f", or fewer {less} with --option {less}=…" if less else ""
+        complain(f"interrupted after {view.ledger.queries} queries; nothing is kept: give fewer samples with --n{how}")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
     result = Result(name, assumed, x, x_adv, y, before, target.labels(x_adv), wanted, view.ledger)
     result.save(output)
     typer.echo(result.describe())

@@ -52,10 +52,10 @@ def diagnose(
         data={"test": data, "label": label, "bounds": bounds, "classes": classes}, threats=threat,
         run={"seed": seed, "device": device},
     )
-    from hauberk.cli.prepare import naming_the_call, prepare
     from hauberk.cli.watch import Watcher
     from hauberk.core.access import Access
     from hauberk.core.validate import unnarrowed, validate
+    from hauberk.planned import naming_the_call, prepare
     from hauberk.robustness import diagnose as diagnosis
 
     target, samples, settings = prepare(chosen, trust)

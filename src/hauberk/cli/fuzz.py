@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hauberk.cli import options
-from hauberk.cli.console import command, remark
+from hauberk.cli.console import EXIT_INTERRUPTED, command, complain, remark
 from hauberk.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def fuzz(
         help="misclassification, label-invariance, not-a-number, batch-invariance; repeatable, or a comma list.",
         rich_help_panel="How")] = None,
     mutator: Annotated[list[str] | None, typer.Option(
-        help="Corruptions and fgsm, pgd, mdi-fgsm; left out, all that fit; repeatable, or a comma list.",
+        help="Corruptions for images, jitter and reset for other data (a little on every feature; a few drawn anew), and fgsm, "
+        "pgd, mdi-fgsm; left out, all that fit; repeatable, or a comma list.",
         rich_help_panel="How")] = None,
     coverage: Annotated[list[str] | None, typer.Option(
         help="Criteria, the first steers: nc, tknc, tknp, kmnc, nbc, snac, scc, lsc, dsc, mdsc, nlc, novelty.",
@@ -61,11 +62,12 @@ def fuzz(
         data={"test": data, "train": train, "label": label, "bounds": bounds, "classes": classes}, threats=None,
         run={"seed": seed, "device": device},
     )
-    from hauberk.cli.prepare import naming_the_call, prepare
     from hauberk.cli.watch import Watcher
     from hauberk.core.validate import validate
+    from hauberk.planned import naming_the_call, prepare
     from hauberk.robustness.fuzz import Options
     from hauberk.robustness.fuzz import fuzz as run
+    from hauberk.robustness.fuzz.corpus import CAMPAIGN
     from hauberk.robustness.fuzz.coverage import CRITERIA
 
     criteria = options.words(coverage) or []
@@ -79,11 +81,17 @@ def fuzz(
     if criteria:
         how = dataclasses.replace(how, steering=criteria[0], criteria=tuple(criteria[1:]))
     wanted = _objectives(options.words(objective) or [], against, chosen, samples, trust)
-    with Watcher(quiet=output_format is Format.JSON, verbose=verbose).watching():
-        found = run(
-            target, samples, seeds=seeds, options=how, objectives=wanted, with_mutators=options.words(mutator) or (),
-            folder=output, resume=resume,
-        )
+    if resume and not (output / CAMPAIGN).exists():
+        remark(f"{output} holds no campaign to go on with: a new one begins")
+    try:
+        with Watcher(quiet=output_format is Format.JSON, verbose=verbose).watching():
+            found = run(
+                target, samples, seeds=seeds, options=how, objectives=wanted, with_mutators=options.words(mutator) or (),
+                folder=output, resume=resume,
+            )
+    except KeyboardInterrupt as error:
+        complain(f"interrupted; the finished rounds are kept in {output}: the same command with --resume goes on from there")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
     if output_format is Format.JSON:
         typer.echo(json.dumps(found.table(), indent=1))
         return

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 @command
 def init(
     model: Annotated[str, typer.Argument(
-        help="package.module:attr, file.py:attr, a .pt2, .pt, .onnx or .skops file, or an http address.")],
-    data: Annotated[str, typer.Argument(help="Test data: .npz, .csv, .parquet, IDX, an image folder, or sklearn:digits.")],
+        metavar="MODEL", show_default=False,
+        help="package.module:attr, file.py:attr, a .pt2, .pt, .onnx or .skops file, or an http address.")] = "",
+    data: Annotated[str, typer.Argument(
+        metavar="DATA", show_default=False,
+        help="Test data: .npz, .csv, .parquet, IDX, an image folder, or sklearn:digits.")] = "",
     *,
     weights: options.Weights = "", train: options.Train = "", label: options.Label = "",
     classes: options.Classes = None,
@@ -37,10 +40,16 @@ def init(
 ) -> None:
     """Look at a model and data, and write a commented plan that works as it is."""
     from hauberk.core.errors import UsageError
-    from hauberk.core.files import write_whole
+    from hauberk.core.files import refuse_unwritable, write_whole
 
+    if not model or not data:
+        raise UsageError(
+            "the data is missing" if model else "model and data are missing", want="hauberk init MODEL DATA",
+            fix=f"For example: hauberk init {model or 'shop.py:build'} test.npz, or sklearn:digits for the data",
+        )
     if output.exists() and not force:
         raise UsageError(f"{output} exists already", want="a new file", fix="Use --force, or choose another --output")
+    refuse_unwritable(output)
     plan = options.choose_plan(
         None, model={"path": model, "weights": weights, "template": template, "response": response},
         data={"test": data, "train": train, "label": label, "classes": classes}, threats=None, run={},
@@ -62,8 +71,8 @@ def _look(plan: Plan, output: Path, *, trust: bool) -> str:
     """Return the text of the plan after a look at what it names; a model and data that do not fit are refused here."""
     import torch
 
-    from hauberk.cli.prepare import load_plan_data, load_plan_model, naming_the_call
     from hauberk.core.validate import validate
+    from hauberk.planned import load_plan_data, load_plan_model, naming_the_call
 
     data = load_plan_data(plan)
     target = load_plan_model(plan, data, trust=trust)

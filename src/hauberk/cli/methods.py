@@ -54,6 +54,9 @@ def explain(
         raise UsageError(f"--kind is '{kind}'", want=" | ".join(KINDS), fix=nearest(kind, KINDS))
     registry = load_methods()
     found = [card for card in registry.cards(kind or None) if card.name == name] or [registry.get(name, kind or None)]
+    kinds = [card.kind for card in found]
+    if len(found) > 1:
+        typer.echo(f"{len(found)} methods are called {name}: {' and '.join(kinds)}. One alone: --kind {kinds[0]}\n")
     typer.echo("\n\n".join(_explained(card) for card in found))
 
 
@@ -80,12 +83,18 @@ def _explained(card: Card) -> str:
         width = max(map(len, card.options))
         rows = [f"  {one.name:<{width}}  {_type(one)}{_default(one)}" for one in card.options.values()]
         parts.append("Options\n" + "\n".join(rows))
-    if card.kind == "attack":
-        parts.append(f"Run it\n  hauberk attack {card.name} --model MODEL --data DATA --threat linf:8/255")
-    elif card.kind == "check":
+    if card.kind == "check":
         parts.append(f"Run it\n  hauberk assess PLAN --select {card.name}")
+    else:
+        shell = f"  hauberk attack {card.name} --model MODEL --data DATA --threat linf:8/255\n" if card.kind == "attack" else ""
+        parts.append(f"Run it\n{shell}  in Python:\n    {card.import_line}\n    {card.call}")
     advice = [_advice(one) for one in card.facts.get("advice", ())]
     if advice:
+        from hauberk.report.lock import preamble
+
+        given = preamble([one.command for one in card.facts["advice"]], place="PLAN")
+        if given:
+            advice.append("  In Python, first:" + "".join(f"\n    {prompt} {step}" for prompt, step in given))
         parts.append("When it does not pass\n" + "\n".join(advice))
     return "\n\n".join(parts)
 

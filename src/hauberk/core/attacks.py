@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 from hauberk.core import progress, rng
 from hauberk.core.access import Access
 from hauberk.core.card import Card, registry
-from hauberk.core.errors import DataError, UsageError, nearest
+from hauberk.core.errors import BudgetExceeded, DataError, ModelError, UsageError, nearest
+from hauberk.core.sofar import SoFar, limited
 from hauberk.core.target import Target, as_target
 from hauberk.core.threat import NORMS, Goal, Threat
 
 ANY_GOAL = (Goal.UNTARGETED, Goal.TARGETED, Goal.CONFIDENCE)
 LABEL_GOALS = (Goal.UNTARGETED, Goal.TARGETED)
+_OF_SHAPES = re.compile(r"shape|size|dimension|channels|expected .*input", re.IGNORECASE)  # what torch says of a wrong sample
 _FACTS = ("minimum_norm", "undivided", "baseline", "classes_alone", "fine_steps")
 
 
@@ -83,6 +86,7 @@ def attack(
                 if facts.get("fine_steps"):
                     whole.notice(f"{called} learns from small changes: of features that move in whole steps it sees little")
             seed = int(options.get("seed", 0))
+            bounded = limited(whole)
             portion = len(x) if facts.get("undivided") else whole.batch_size
             parts = range(0, len(x), max(portion, 1))
             for number, start in enumerate(progress.track(parts, called)):
@@ -92,11 +96,21 @@ def attack(
                 part, part_threat = x[index].detach(), threat.subset(index, x)
                 # A caller's `torch.no_grad()` block must not switch the attack's own gradients off.
                 quiet = rng.isolated(rng.derive_seed(seed, called, number), x.device)
+                ball, spent = part_threat.around(part), None
+                sofar = SoFar(view, part, y[index], part_threat, whole._watch) if bounded else None
                 with torch.inference_mode(False), torch.enable_grad(), quiet:
-                    z = function(view, part, y[index], part_threat, **options).detach()
+                    try:
+                        z = function(view, part, y[index], part_threat, **options).detach()
+                    except BudgetExceeded as error:
+                        z, spent = part if sofar is None else sofar.best, error
+                    except RuntimeError as error:
+                        if view.ledger.calls or not _OF_SHAPES.search(str(error)):
+                            raise
+                        raise _refused(part, error) from error  # it has not answered once
                 z = torch.where(z.isfinite(), z, part)
-                ball = part_threat.around(part)
                 found.append(ball.seal(z.to(x.dtype)) if threat.structure is None else threat.structure.settle(z, ball))
+                if spent is not None:
+                    raise spent.keeping(torch.cat([*found, x[start + portion:].detach()])) from spent
             return torch.cat(found) if found else x.detach().clone()
 
         known_facts = {"norms": tuple(norms), "goals": tuple(goals), **{name: bool(facts.get(name)) for name in _FACTS}}
@@ -104,6 +118,22 @@ def attack(
         return run
 
     return record
+
+
+def _refused(x: Tensor, error: Exception) -> ModelError:
+    """Return the error for a model that does not take the samples x."""
+    cause = " ".join(str(error).split())[:300]
+    return ModelError(
+        f"the model refused samples of shape {tuple(x.shape[1:])} ({type(error).__name__}: {cause})",
+        want="a model that takes such a batch", fix="Check that model and data belong together, and that axes are in its order",
+    )
+
+
+def refuse_no_tensor(value: object, name: str) -> None:
+    """Raise DataError for anything but a tensor."""
+    if not isinstance(value, Tensor):
+        make = "from_numpy" if type(value).__module__ == "numpy" else "tensor"
+        raise DataError(f"{name} is a {type(value).__name__}", want="a tensor", fix=f"Convert it: torch.{make}({name})")
 
 
 def refuse_options(name: str, options: Iterable[str], known: list[str]) -> None:
@@ -120,7 +150,11 @@ def refuse_bad_input(
     if not isinstance(threat, Threat):
         raise UsageError(f"{name} was given a {type(threat).__name__}", want="a Threat such as Linf(8/255)")
     if threat.norm not in norms:
-        raise UsageError(f"{name} was given the norm '{threat.norm}'", want=" | ".join(norms))
+        other = ", ".join(card.name for card in registry.cards("attack") if threat.norm in card.facts["norms"])
+        raise UsageError(
+            f"{name} was given the norm '{threat.norm}'", want=" | ".join(norms),
+            fix=f"Give another threat, or choose an attack for {threat.norm}, such as {', '.join(other.split(', ')[:4])}",
+        )
     if threat.goal not in goals:
         known = " | ".join(goal.value for goal in goals)
         raise UsageError(f"{name} was given the goal '{threat.goal.value}'", want=known)
@@ -129,13 +163,18 @@ def refuse_bad_input(
 
 def refuse_samples(x: Tensor, y: Tensor, *, several: bool = False) -> None:
     """Raise DataError for anything but finite floating samples (n, ...) with a class label each, or a row of several labels."""
+    refuse_no_tensor(x, "x")
+    refuse_no_tensor(y, "y")
     if x.ndim < 2:
         raise DataError(f"x has shape {tuple(x.shape)}", want="(n, ...): a batch of samples", fix="Add an axis: x[None]")
     if not x.is_floating_point():
         raise DataError(f"x has dtype {x.dtype}", want="floating point inputs", fix="Scale bytes first: x.float() / 255")
     _refuse_labels(y, len(x), several)
     if not bool(x.isfinite().all()):
-        raise DataError(f"x holds {int((~x.isfinite()).sum())} values that are NaN or infinite", want="finite inputs")
+        raise DataError(
+            f"x holds {int((~x.isfinite()).sum())} values that are NaN or infinite", want="finite inputs",
+            fix="Fill in or drop what is missing: x.nan_to_num(0), or x[x.flatten(1).isfinite().all(1)]",
+        )
 
 
 def _refuse_labels(y: Tensor, n: int, several: bool) -> None:

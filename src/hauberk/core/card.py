@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ KINDS = (
     "attack", "universal", "semantic", "detection-attack", "corruption", "table-corruption", "text-corruption", "detector",
     "recipe", "poison", "audit", "bound", "inference", "reconstruction", "check",
 )
+_SPREAD = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 PRESETS = ("quick", "standard", "thorough")
 
 
@@ -51,6 +53,29 @@ class Card:
         return {one.name: one for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
 
     @property
+    def home(self) -> str:
+        """The package that a user imports the method from: the outermost that exports it."""
+        parts = self.function.__module__.split(".")
+        for end in range(1, len(parts)):
+            package = ".".join(parts[:end])
+            if vars(importlib.import_module(package)).get(self.function.__name__) is self.function:
+                return package
+        return self.function.__module__
+
+    @property
+    def import_line(self) -> str:
+        """The line of Python that imports the method."""
+        return f"from {self.home} import {self.function.__name__}"
+
+    @property
+    def call(self) -> str:
+        """How the method is called: what has no default, by the names of the signature."""
+        parameters = inspect.signature(self.function).parameters.values()
+        needed = [one for one in parameters if one.default is inspect.Parameter.empty and one.kind not in _SPREAD]
+        told = [f"{one.name}=…" if one.kind is inspect.Parameter.KEYWORD_ONLY else one.name for one in needed]
+        return f"{self.function.__name__}({', '.join(told)}){'.fit(data)' if self.kind == 'detector' else ''}"
+
+    @property
     def summary(self) -> str:
         """The first line of the docstring."""
         return (inspect.getdoc(self.function) or "").split("\n", 1)[0]
@@ -83,10 +108,14 @@ class Registry:
             yield from self._cards[one].values()
 
     def get(self, name: str, kind: str | None = None) -> Card:
-        """Return the card of that name. Raises UsageError naming the nearest."""
+        """Return the card of that name. Raises UsageError naming the nearest, or how one of another kind is run."""
         for card in self.cards(kind):
             if card.name == name:
                 return card
+        other = next((card for card in self.cards() if card.name == name), None)
+        if other is not None:
+            run = f"hauberk assess PLAN --select {name}" if other.kind == "check" else f"in Python: {other.import_line}"
+            raise UsageError(f"'{name}' is no {kind}, but of kind {other.kind}; {run}", fix=f"How: hauberk explain {name}")
         known = [card.name for card in self.cards(kind)]
         raise UsageError(f"there is no {kind or 'method'} called '{name}'", fix=nearest(name, known))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class HauberkError(Exception):
     """Base of every error raised on purpose.
@@ -39,7 +41,21 @@ class AccessDenied(HauberkError):
 
 
 class BudgetExceeded(HauberkError):
-    """The queries, gradients or seconds granted are spent."""
+    """The queries, gradients or seconds granted are spent.
+
+    `partial` holds what an attack had reached until then: points in the ball, shape (n, ...), the clean inputs where nothing was
+    found. It is None where there is no such thing.
+    """
+
+    partial: Any = None
+
+    def keeping(self, partial: Any) -> BudgetExceeded:
+        """Return the error with what was reached, and a word about it."""
+        told = "What was reached until then is kept in error.partial"
+        fix = self.fix if told in self.fix else f"{self.fix.rstrip('.')}. {told}"  # an attack may run another
+        made = BudgetExceeded(self.problem, want=self.want, fix=fix)
+        made.partial = partial
+        return made
 
 
 class UnsafeFile(HauberkError):

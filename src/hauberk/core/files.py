@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -37,8 +38,18 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> UsageError:
-    """Return the error for a file that could not be written."""
-    return UsageError(
-        f"{path} could not be written ({error.strerror or error})", want="a folder with room that may be written to",
-        fix="Free some space, or choose another folder with --output",
-    )
+    """Return the error for a file that could not be written: for want of room, or because of the place."""
+    found = f"{path} could not be written ({error.strerror or error})"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UsageError(found, want="a folder with room", fix="Free some space, or choose another folder with --output")
+    return UsageError(found, want="a place that may be written to", fix="Choose one with --output, such as in the current folder")
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raise UsageError, before the work whose result it is for, where a file could not be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(path, error) from error

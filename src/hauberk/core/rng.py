@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hauberk.core.errors import UsageError
+
 
 def derive_seed(seed: int, *names: object) -> int:
     """Return a 63-bit seed that depends on `seed` and the names alone, the same in every process and version."""
@@ -28,6 +30,23 @@ def generator(seed: int, *names: object, device: torch.device | str = "cpu") -> 
 def numpy_generator(seed: int, *names: object) -> np.random.Generator:
     """Return a NumPy generator seeded from `seed` and the names."""
     return np.random.default_rng(derive_seed(seed, *names))
+
+
+def given(found: object, seed: int, *names: object) -> torch.Generator:
+    """Return the generator that a caller gave, or for None one that is always seeded alike.
+
+    Raises:
+        UsageError: for anything else, such as a seed.
+    """
+    if found is None:
+        return generator(seed, *names)
+    if not isinstance(found, torch.Generator):
+        number = found if isinstance(found, int) else 0
+        raise UsageError(
+            f"generator is {found!r}", want="a torch.Generator or None",
+            fix=f"Make one: generator=torch.Generator().manual_seed({number})",
+        )
+    return found
 
 
 def uniform(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -90,6 +90,7 @@ class Target:
         self.ledger = Ledger()
         self._accounts: tuple[tuple[Ledger, Budget], ...] = ((self.ledger, budget or Budget()),)
         self._highest = -1
+        self._watch: Callable[[Tensor, Tensor], None] | None = None  # is told of each question and its raw answer
         self._shared = _Shared(read_as, most)
         if isinstance(self._predictor, ModulePredictor):
             self._notice_modes(self._predictor.module)
@@ -269,6 +270,8 @@ class Target:
                 fix="Return class scores for each sample of the batch",
             )
         self._learn(answer)
+        if self._watch is not None:
+            self._watch(x, answer)
         return answer
 
     def _charge(self, gradients: int) -> None:

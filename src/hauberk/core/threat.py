@@ -58,7 +58,14 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise UsageError(f"norm is '{self.norm}'", want=" | ".join(NORMS), fix=nearest(self.norm, NORMS))
-        sizes = torch.as_tensor(self.eps)
+        try:
+            sizes = torch.as_tensor(self.eps)
+        except (TypeError, ValueError, RuntimeError):
+            given: object = self.eps
+            told = f"'{given}'" if isinstance(given, str) else f"a {type(given).__name__}"
+            text = f", or Threat.parse('{self.norm}:{given}')" if isinstance(given, str) else ""
+            fix = f"Write the number without quotes, e.g. 8/255{text}"
+            raise UsageError(f"eps is {told}", want="a number, or a tensor of one per sample", fix=fix) from None
         if not bool((sizes >= 0).all()):
             raise UsageError(f"eps is {self.eps}", want="a radius of 0 or more", fix="Give eps in input units, e.g. 8/255")
         if self.bounds is not None:

@@ -128,8 +128,30 @@ class History:
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Return the mean cross-entropy of a batch: ordinary training."""
-    return functional.cross_entropy(model(x), y)
+    """Return the mean cross-entropy of a batch: ordinary training. One column is the logit of class 1.
+
+    Raises:
+        DataError: for labels that are not classes of the model.
+    """
+    logits = class_logits(model(x))
+    if y.is_floating_point() and y.ndim == 1:
+        raise DataError(
+            f"the labels are numbers of {y.dtype}", want="whole numbers: classes",
+            fix="For numbers to predict give a loss: fit(..., loss=lambda model, x, y: (model(x)[:, 0] - y).square().mean())",
+        )
+    try:
+        return functional.cross_entropy(logits, y)
+    except IndexError as error:
+        raise DataError(
+            f"there are labels from {int(y.min())} to {int(y.max())} and the model returns {logits.shape[1]} classes",
+            want=f"labels from 0 to {logits.shape[1] - 1}", fix="Check that model and labels belong together",
+        ) from error
+
+
+def class_logits(raw: Tensor) -> Tensor:
+    """Return one logit per class, shape (n, classes): of one column, (n,) or (n, 1), which is the logit of class 1, two."""
+    raw = raw[:, None] if raw.ndim == 1 else raw
+    return torch.cat([torch.zeros_like(raw), raw], 1) if raw.ndim == 2 and raw.shape[1] == 1 else raw
 
 
 def fit(
@@ -223,7 +245,7 @@ def _validation_loss(model: nn.Module, split: Split, size: int) -> float:
     total = 0.0
     with torch.no_grad(), evaluating(model):
         for x, y in split.batches(size):
-            total += float(functional.cross_entropy(model(x.to(place)), y.to(place), reduction="sum"))
+            total += float(functional.cross_entropy(class_logits(model(x.to(place))), y.to(place), reduction="sum"))
     mean = total / max(len(split), 1)
     return mean if math.isfinite(mean) else math.inf  # NaN would compare as neither better nor worse
 

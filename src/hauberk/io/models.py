@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hauberk.core.access import Access
@@ -54,7 +55,7 @@ def load_model(
     name, files, notices = "", list[Path](), list[str]()
     model: Any = source
     if isinstance(source, (str, Path)):
-        model, name, files, notices = _open(str(source), outputs, trust)
+        model, name, files, notices = _open(str(source), outputs, trust, weights is not None)
     if isinstance(model, Target):
         raise ModelError("a Target was given to load_model", want="what a target is made from", fix="Use the target as it is")
     if isinstance(model, HttpModel) and outputs != "auto":
@@ -81,14 +82,26 @@ def load_model(
     return target
 
 
-def _open(source: str, outputs: str, trust: bool) -> tuple[Any, str, list[Path], list[str]]:
-    """Return the model that a name stands for, what to call it, its files, and what there is to say."""
+def _open(source: str, outputs: str, trust: bool, weighted: bool) -> tuple[Any, str, list[Path], list[str]]:
+    """Return the model that a name stands for, what to call it, its files, and what there is to say.
+
+    Where weights are named, those that code draws at random are no matter.
+    """
     if "://" in source:
         endpoint = HttpModel(source, outputs=outputs)
         return endpoint, endpoint.name, [], []
     if named_in_code(source):
+        before = torch.get_rng_state()
         made, files = from_code(source)
-        return settled(made) if isinstance(made, nn.Module) else made, source.rpartition("/")[2], files, []
+        called = source.rpartition("/")[2]
+        if not isinstance(made, nn.Module):
+            return made, called, files, []
+        drew = not torch.equal(before, torch.get_rng_state()) and next(made.parameters(), None) is not None
+        told = [
+            f"no weights named: random initialisation by {called}, and unless its code trains the model or loads weights, an "
+            "untrained model is assessed; name them: --weights, or weights in the [model] of a plan"
+        ]
+        return settled(made), called, files, told if drew and not weighted else []
     path = existing(source)
     suffix = path.suffix.lower()
     if suffix == ".pt2":

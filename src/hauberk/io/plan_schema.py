@@ -190,6 +190,7 @@ class Plan(Table):
     folder: str = Field(default="", description="where relative paths start, seen from the plan; written to plan.lock.toml")
     hauberk: str = Field(default="", description="the version that wrote this plan; information only")
     versions: dict[str, str] = Field(default_factory=dict, description="of the libraries of the run; information only")
+    hashes: dict[str, str] = Field(default_factory=dict, description="SHA-256 of model and data; others are noticed")
 
     _source: Path = PrivateAttr(default=Path("plan.toml"))
 

@@ -149,6 +149,7 @@ def _page(report: Report, figures: Sequence[tuple[Finding, list[Markup]]], dropp
         scope=scope.groups(report.scope), notices=scope.notices(report.scope), versions=scope.versions(report.scope),
         lock=escape(clean(lock.lock_toml(report), 20_000)), command=lock.command(report), how=_how(report),
         steps=functools.partial(lock.steps, report=report),
+        preamble=lock.preamble([one.command for one in todo], report),
         findings=report.findings, dropped=note, footer=_footer(report), css=trusted(styles()),
     )
 

@@ -6,7 +6,7 @@ import ast
 import datetime
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hauberk.report.report import Report
@@ -20,7 +20,8 @@ _PROGRAMS = ("hauberk", "pip", "python")
 def lock_toml(report: Report) -> str:
     """Return the plan that was followed, with the versions and the seed of the run, as TOML that `hauberk assess` reads.
 
-    What the plan does not hold (a model that came as a Python object) is said in a comment at the top; hashes are comments too.
+    What the plan does not hold (a model that came as a Python object) is said in a comment at the top. The hashes of model and
+    data go into a table, by which a later run notices that one of them has changed.
     """
     import tomli_w
 
@@ -37,6 +38,11 @@ def lock_toml(report: Report) -> str:
             run["preset"] = report.scope["preset"]
     if not run:
         del table["run"]
+    table.pop("hashes", None)  # of an earlier run, where the plan itself was a lock
+    parts = {key: report.scope[key] for key in ("model", "data") if isinstance(report.scope.get(key), Mapping)}
+    hashes = {key: part["sha256"] for key, part in parts.items() if isinstance(part.get("sha256"), str) and part["sha256"]}
+    if hashes:
+        table["hashes"] = hashes
     # Plain keys stand before tables in TOML, and read best at the top.
     ordered = dict(sorted(table.items(), key=lambda item: isinstance(item[1], (dict, list))))
     return "".join(f"# {one}\n" for one in _remarks(report)) + "\n" + tomli_w.dumps(ordered)
@@ -55,7 +61,7 @@ def command(report: Report, place: str = LOCK) -> str:
         place: the locked plan, seen from where the command is to be run.
     """
     if runs_again(report):
-        return f"hauberk assess {shlex.quote(place)}"
+        return f"hauberk assess {shlex.quote(place)}{_elsewhere(place)}"
     said = [f"{key}={report.scope[key]!r}" for key in ("preset", "seed") if isinstance(report.scope.get(key), (str, int))]
     return f"hauberk.assess({', '.join(['model', 'data', 'threat', *(line(one, 80) for one in said)])})"
 
@@ -84,7 +90,46 @@ def steps(command: str, report: Report | None = None, place: str = LOCK) -> list
 def with_plan(command: str, place: str) -> str:
     """Return a command `hauberk assess --…` with the plan that it needs; any other as it is."""
     head = "hauberk assess "
-    return f"{head}{shlex.quote(place)} {command.removeprefix(head)}" if command.startswith(f"{head}--") else command
+    if not command.startswith(f"{head}--"):
+        return command
+    return f"{head}{shlex.quote(place)} {command.removeprefix(head)}{_elsewhere(place)}"
+
+
+def preamble(commands: Sequence[str], report: Report | None = None, place: str = LOCK) -> list[tuple[str, str]]:
+    """Return the lines of Python, each with its prompt, that give the names which commands use and do not make themselves.
+
+    Arguments:
+        commands: what `steps` is given, one after the other.
+        report: the report that gives them; without one, the plan is taken to be at `place`.
+        place: the locked plan, seen from where the commands are to be run.
+    """
+    every = (one for command in commands for one in steps(command, report, place))
+    typed = [step for prompt, step in every if prompt == ">>>" and _is_python(step)]
+    free = _free(typed)
+    own = report is not None and not runs_again(report)  # model, data and threat are objects of the reader's
+    rows = [row for name, row in (("torch", "import torch"),) if name in free]
+    got = [name for name in ("model", "data", "threat") if name in free or (name == "data" and free & {"x", "y", "groups"})]
+    if got or "hauberk" in free:
+        rows.insert(0, "import hauberk")
+    if got and not own:
+        rows += [f"plan = hauberk.load_plan({place!r})", *(f"{name} = plan.{name}" for name in got)]
+    rows += ["x, y = data.test.first(1000)"] if free & {"x", "y"} else []
+    rows += ["groups = next(iter(data.test.groups.values()))"] if "groups" in free else []
+    return [(">>>", row) for row in rows]
+
+
+def _free(code: Sequence[str]) -> set[str]:
+    """Return the names that lines of code use and do not make."""
+    nodes = [node for one in code for node in ast.walk(ast.parse(one))]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    made = {one.id for one in names if isinstance(one.ctx, ast.Store)}
+    made |= {alias.asname or alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return {one.id for one in names} - made
+
+
+def _elsewhere(place: str) -> str:
+    """Return the option that keeps a run, started in the folder of its lock, from writing a report inside the report."""
+    return " --output ../again" if place == LOCK else ""
 
 
 def _call(command: str) -> str:
@@ -106,7 +151,7 @@ def _is_python(text: str) -> bool:
 
 
 def _remarks(report: Report) -> list[str]:
-    told = ["Written by hauberk: what was run. In this folder, run it again with: hauberk assess plan.lock.toml"]
+    told = [f"Written by hauberk: what was run. In this folder, run it again with: {command(report)}"]
     if not runs_again(report):
         told = ["Written by hauberk: what was run. Model and data came as Python objects: give them to hauberk.assess again."]
     for key in ("model", "data"):

@@ -104,6 +104,10 @@ def _verdict(report: Report, place: str) -> list[str]:
     first = next_three(report)
     if first:
         rows += ["", "DO NEXT"]
+        given = lock.preamble([action.command for action in first], report, place)
+        rows += ["  Before what is Python:"] if given else []
+        for prompt, step in given:
+            rows += _typed(prompt, step)
         for at, action in enumerate(first, 1):
             rows += _action(at, action, report, place)
     if lock.runs_again(report):

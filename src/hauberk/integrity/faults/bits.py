@@ -36,8 +36,9 @@ class Flip:
 def flipped_bits(module: nn.Module, count: int, *, generator: torch.Generator, part: str = "any") -> Iterator[list[Flip]]:
     """Flip `count` distinct random bits of the weights for the block; afterwards the weights are what they were, bit by bit.
 
-    Every bit of every floating parameter, and of int8 weights, is equally likely, within the part named: so faults strike a
-    memory. The weights are put back also when the block ends in an error.
+    A context manager: `with flipped_bits(module, 3, generator=g) as flips: ...`. Every bit of every floating parameter, and of
+    int8 weights, is equally likely, within the part named: so faults strike a memory. The weights are put back also when the
+    block ends in an error.
 
     Arguments:
         module: changed in place during the block.
@@ -46,7 +47,7 @@ def flipped_bits(module: nn.Module, count: int, *, generator: torch.Generator, p
         part: `any`, `sign`, `exponent` or `mantissa`.
 
     Returns:
-        What was flipped, in the order drawn.
+        A context manager that gives what was flipped, in the order drawn.
 
     Raises:
         ModelError: for a module without floating parameters.

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from hauberk.core.kinds import recipe
 from hauberk.core.threat import Threat
-from hauberk.core.train import Loss
+from hauberk.core.train import Loss, class_logits
 from hauberk.robustness.defend.inner import climb, refuse_unfit
 
 
@@ -38,6 +38,6 @@ def adversarial(threat: Threat, *, steps: int = 10, step_size: float | None = No
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         objective = functools.partial(functional.cross_entropy, target=y, reduction="none")
         z = climb(model, x, threat, objective, steps=steps, step_size=step_size)
-        return functional.cross_entropy(model(z), y)
+        return functional.cross_entropy(class_logits(model(z)), y)
 
     return loss

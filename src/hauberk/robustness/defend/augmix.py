@@ -14,7 +14,7 @@ from hauberk.core.card import Card, registry
 from hauberk.core.errors import DataError, UsageError, nearest
 from hauberk.core.kinds import recipe
 from hauberk.core.threat import Bounds
-from hauberk.core.train import Loss
+from hauberk.core.train import Loss, class_logits
 from hauberk.robustness import natural
 from hauberk.robustness.natural.geometry import rotation, shearing, translation, warped
 
@@ -69,11 +69,11 @@ def augmix(
         if x.ndim != 4:
             raise DataError(f"augmix was given shape {tuple(x.shape)}", want="images (n, channels, height, width)")
         if not beta:
-            return functional.cross_entropy(model(x), y)
+            return functional.cross_entropy(class_logits(model(x)), y)
         draws = rng.generator(int(torch.randint(2**62, (), dtype=torch.int64)), "augmix")
         with torch.no_grad():
             both = mixed(torch.cat([x, x]), chosen, severity=severity, shape=(width, depth), alpha=alpha, generator=draws)
-        logits = model(torch.cat([x, both]))  # (3 n, classes)
+        logits = class_logits(model(torch.cat([x, both])))  # (3 n, classes)
         return functional.cross_entropy(logits[: len(x)], y) + beta * jensen_shannon(logits.view(3, len(x), -1)).mean()
 
     return loss

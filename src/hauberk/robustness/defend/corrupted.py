@@ -13,7 +13,7 @@ from hauberk.core.card import registry
 from hauberk.core.errors import UsageError
 from hauberk.core.kinds import recipe
 from hauberk.core.threat import Bounds
-from hauberk.core.train import Loss
+from hauberk.core.train import Loss, class_logits
 from hauberk.robustness import natural
 
 
@@ -52,6 +52,6 @@ def corrupted(names: Sequence[str] = (), *, severity: int = 5, clean: float = 0.
         first = round(clean * len(x))
         # Batches come in random order: their first part is as good as any.
         changed = chosen.function(x[first:], level, generator=draws, bounds=bounds)
-        return functional.cross_entropy(model(torch.cat([x[:first], changed])), y)
+        return functional.cross_entropy(class_logits(model(torch.cat([x[:first], changed]))), y)
 
     return loss

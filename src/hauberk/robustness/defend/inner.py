@@ -11,6 +11,7 @@ from hauberk.core import rng
 from hauberk.core.errors import UsageError
 from hauberk.core.target import evaluating
 from hauberk.core.threat import Goal, Threat
+from hauberk.core.train import class_logits
 from hauberk.robustness.attack.pgd import ascent
 
 Objective = Callable[[Tensor], Tensor]
@@ -39,7 +40,7 @@ def climb(
     with evaluating(model), torch.enable_grad():
         for _ in range(steps):
             z.requires_grad_(True)
-            (gradient,) = torch.autograd.grad(objective(model(z)).sum(), z)
+            (gradient,) = torch.autograd.grad(objective(class_logits(model(z))).sum(), z)
             with torch.no_grad():
                 z = ball.project(z + ascent(ball, z, gradient, length))
     return z.detach()

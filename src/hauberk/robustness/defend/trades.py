@@ -10,7 +10,7 @@ from hauberk.core.errors import UsageError
 from hauberk.core.kinds import recipe
 from hauberk.core.target import evaluating
 from hauberk.core.threat import Threat
-from hauberk.core.train import Loss
+from hauberk.core.train import Loss, class_logits
 from hauberk.robustness.defend.inner import climb, refuse_unfit
 
 
@@ -42,10 +42,10 @@ def trades(threat: Threat, *, beta: float = 6.0, steps: int = 10, step_size: flo
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad(), evaluating(model):
-            clean = model(x).log_softmax(1)  # (n, classes)
+            clean = class_logits(model(x)).log_softmax(1)  # (n, classes)
         z = climb(model, x, threat, lambda logits: divergence(clean, logits), steps=steps, step_size=step_size)
-        logits = model(x)
-        return functional.cross_entropy(logits, y) + beta * divergence(logits.log_softmax(1), model(z)).mean()
+        logits = class_logits(model(x))
+        return functional.cross_entropy(logits, y) + beta * divergence(logits.log_softmax(1), class_logits(model(z))).mean()
 
     return loss
 

@@ -18,6 +18,7 @@ from hauberk.core.errors import DataError, UsageError
 from hauberk.core.files import write_whole
 from hauberk.robustness.fuzz.mutate import Step
 
+CAMPAIGN = "campaign.json"
 LARGEST_JSON = 64 << 20
 MOST_ROUNDS = 1_000_000
 MOST_STEPS = 64
@@ -198,7 +199,7 @@ def begin(folder: Path, identity: dict[str, Any], resume: bool) -> None:
         UsageError: for a folder that holds a campaign and `resume` is not asked, or another campaign.
         DataError: for a description that cannot be read.
     """
-    path = folder / "campaign.json"
+    path = folder / CAMPAIGN
     if not path.exists():
         write_whole(path, json.dumps(identity, indent=1) + "\n")
         return

@@ -136,7 +136,7 @@ class Search:
         for name, one in self.criteria.items():
             if name != "scc":
                 one.update(seeds.reading)
-        self.before = {name: one.value for name, one in self.criteria.items()}
+        self.before = {name: float(one.value) for name, one in self.criteria.items()}
         self.curve: list[tuple[int, float]] = [(0, self.before[next(iter(self.criteria))])]
 
     @property
@@ -254,7 +254,7 @@ class Search:
                     parent.origin, lineage, x[row].clone(), references[row].clone(), moved[row], float(gains[row]),
                     float(margins[row]),
                 ))
-        self.curve.append((self.done, next(iter(self.criteria.values())).value))
+        self.curve.append((self.done, float(next(iter(self.criteria.values())).value)))
         return entries, failures
 
     def _note(self, step: Step, failure: Failure) -> None:
@@ -318,7 +318,7 @@ class Search:
                 entry.picks = whole(picks, 0, 2**40, "picks")
             self.before = {name: float(head["before"][name]) for name in self.criteria}
             self.curve = [(int(at), float(value)) for at, value in head["curve"]]
-            rows = {(str(row[0]), int(row[1])): Tally(*map(float, row[2:])) for row in head["tallies"]}
+            rows = {(str(row[0]), int(row[1])): _tally(row[2:]) for row in head["tallies"]}
             self.tallies = {key: rows[key] for key in self.tallies}
             for name in COUNTS:
                 setattr(self, name, torch.from_numpy(np.array(arrays[name])).view_as(getattr(self, name)))
@@ -334,3 +334,8 @@ class Search:
                 want="files that this campaign wrote", fix="Remove the folder and start again",
             ) from error
         return True
+
+
+def _tally(row: Sequence[Any]) -> Tally:
+    """Return a tally out of a file: counts are whole numbers, so that a resumed campaign writes what a whole one does."""
+    return Tally(*(whole(one, 0, 2**40, "a count") for one in row[:4]), *map(float, row[4:]))

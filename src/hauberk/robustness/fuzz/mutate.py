@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -106,6 +107,12 @@ def mutators(shape: Sequence[int], access: Access, names: Sequence[str] = ()) ->
     if access >= Access.GRADIENT:
         found |= {name: _attack(name) for name in ATTACKS}
     for name in names:
+        images = [card.name for card in registry.cards("corruption")]
+        if name not in found and len(shape) != 3 and difflib.get_close_matches(name, images, n=1):
+            raise UsageError(
+                f"the mutator '{name}' is for images (channels, height, width), and a sample here has shape {tuple(shape)}",
+                want=" | ".join(found), fix="jitter adds a little to every feature, reset draws a few features anew",
+            )
         if name not in found:
             raise UsageError(f"there is no mutator '{name}' for this model and data", fix=nearest(name, list(found)))
     return {name: found[name] for name in names} if names else found

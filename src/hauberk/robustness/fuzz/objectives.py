@@ -144,5 +144,7 @@ def named(names: Sequence[str]) -> list[Objective]:
     """Return the objectives of those names. Raises UsageError for an unknown one."""
     for name in names:
         if name not in NAMED:
-            raise UsageError(f"there is no objective '{name}'", want=" | ".join(NAMED), fix=nearest(name, list(NAMED)))
+            hint = nearest(name, list(NAMED))
+            fix = hint if hint.startswith("Did") else "Others, such as monotone and bounded_change, are for Python"
+            raise UsageError(f"there is no objective '{name}'", want=" | ".join(NAMED), fix=fix)
     return [NAMED[name]() for name in names]

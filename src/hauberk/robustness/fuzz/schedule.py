@@ -22,16 +22,16 @@ Group = tuple[Choice, list[Entry]]
 class Tally:
     """What one mutator did at one level, or over all: counts and sums over its mutants."""
 
-    made: float = 0
-    valid: float = 0
-    failing: float = 0
-    fresh: float = 0  # failures that were new faults
-    gain: float = 0
-    rms: float = 0
-    linf: float = 0
-    drop: float = 0  # of the margin, against that of the clean seed
-    fall: float = 0  # of the margin, against that of the seed that was mutated
-    fall_squared: float = 0
+    made: int = 0
+    valid: int = 0
+    failing: int = 0
+    fresh: int = 0  # failures that were new faults
+    gain: float = 0.0
+    rms: float = 0.0
+    linf: float = 0.0
+    drop: float = 0.0  # of the margin, against that of the clean seed
+    fall: float = 0.0  # of the margin, against that of the seed that was mutated
+    fall_squared: float = 0.0
 
 
 @dataclasses.dataclass

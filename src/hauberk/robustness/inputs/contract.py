@@ -97,7 +97,7 @@ def tabular(*, question: str, levels: Sequence[Any], paper: str, seeded: bool = 
             _refuse_rows(called, x, columns)
             if severity == 0 or not x.numel():
                 return x.clone()
-            source, out = generator or rng.generator(0, "table corruption", called), torch.empty_like(x)
+            source, out = rng.given(generator, 0, "table corruption", called), torch.empty_like(x)
             step = max(1, BLOCK // x.shape[1])
             for start in range(0, len(x), step):
                 exact = x[start : start + step].detach().double()
@@ -141,7 +141,7 @@ def textual(
             if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(one, str) for one in texts):
                 found = "one string" if isinstance(texts, str) else f"a {type(texts).__name__} that does not hold strings alone"
                 raise DataError(f"{called} was given {found}", want="a sequence of strings", fix="Give a list: [text, …]")
-            source = generator or rng.generator(0, "text corruption", called)
+            source = rng.given(generator, 0, "text corruption", called)
             seeds = torch.randint(2**62, (len(texts),), generator=source, device=source.device, dtype=torch.int64).tolist()
             share = levels[severity - 1] if severity else 0.0
             return [_edited(text, share, touches, function, seed) for text, seed in zip(texts, seeds, strict=True)]

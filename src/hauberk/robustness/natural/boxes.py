@@ -103,7 +103,7 @@ def with_boxes(
     """
     if len(boxes) != len(x):
         raise DataError(f"there are boxes for {len(boxes)} images", want=f"one tensor of boxes for each of {len(x)} images")
-    recipe, draws = recipe_of(name), generator or rng.generator(0, "corruption", name)
+    recipe, draws = recipe_of(name), rng.given(generator, 0, "corruption", name)
     state = draws.get_state()
     done = registry.get(name, "corruption").function(x, severity, generator=draws, bounds=bounds)
     if recipe.warp is None or severity == 0:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hauberk.core import rng
+from hauberk.core.attacks import refuse_no_tensor
 from hauberk.core.card import Card, registry
 from hauberk.core.errors import DataError, UsageError, nearest
 from hauberk.core.threat import Bounds
@@ -130,7 +131,7 @@ def natural(
             def work(unit: Tensor, draws: Draws, block: slice) -> Tensor:
                 return function(unit, level if sample is None else sample(level, draws.exact(), size), draws)
 
-            return _in_blocks(work, x, generator or rng.generator(0, "corruption", called), ends, family in LIGHTER)
+            return _in_blocks(work, x, rng.given(generator, 0, "corruption", called), ends, family in LIGHTER)
 
         run.__doc__ = (inspect.getdoc(function) or "") + SHARED
         run.__signature__ = inspect.signature(Corruption.__call__).replace(  # type: ignore[attr-defined]
@@ -167,7 +168,7 @@ def sample_parameters(
     if severity == 0 or recipe.sample is None:
         parametric = ", ".join(key for key, one in RECIPES.items() if one.sample is not None)
         raise UsageError(f"{name} at severity {severity} has no parameters", want=f"severity 1 to 5 of one of: {parametric}")
-    draws = Draws(n, generator or rng.generator(0, "corruption", name), torch.empty(0, dtype=torch.float64))
+    draws = Draws(n, rng.given(generator, 0, "corruption", name), torch.empty(0, dtype=torch.float64))
     return recipe.sample(recipe.level(severity, size), draws, size)
 
 
@@ -203,7 +204,7 @@ def applied(
     def work(unit: Tensor, draws: Draws, block: slice) -> Tensor:
         return recipe.function(unit, {key: value[block] for key, value in each.items()}, draws)
 
-    return _in_blocks(work, x, generator or rng.generator(0, "corruption", name), ends)
+    return _in_blocks(work, x, rng.given(generator, 0, "corruption", name), ends)
 
 
 def recipe_of(name: str) -> Recipe:
@@ -283,10 +284,16 @@ def _known(severity: object) -> None:
 
 def _ends(name: str, x: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor, bool]:
     """Return the bounds as tensors on x's device, and whether x is strictly inside, after refusing what cannot be corrupted."""
+    refuse_no_tensor(x, "x")
     if x.ndim != 4 or not (x.is_floating_point() or x.dtype == torch.uint8):
         raise DataError(
             f"{name} was given shape {tuple(x.shape)} of {x.dtype}",
             want="images (n, channels, height, width), floating or bytes", fix="Scale other whole numbers first: x.float() / top",
+        )
+    if x.shape[3] in (1, 3) and x.shape[1] not in (1, 2, 3, 4) and min(x.shape[1:3]) >= 8:
+        raise DataError(
+            f"{name} was given shape {tuple(x.shape)}, which reads as {x.shape[1]} channels on images {x.shape[3]} pixels wide",
+            want="images (n, channels, height, width)", fix="Channels come last here: x.permute(0, 3, 1, 2)",
         )
     low, high = (torch.as_tensor(end, device=x.device, dtype=torch.float64) for end in bounds)
     single = low.numel() == high.numel() == 1

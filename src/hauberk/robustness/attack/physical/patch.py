@@ -47,7 +47,8 @@ def adversarial_patch(
         x: clean images it is made on, shape (n, channels, height, width).
         y: true labels, or for a targeted threat the labels to reach, shape (n,).
         threat: Linf, any goal: `Linf(math.inf)` for a patch anywhere; with `Patch(mask)` it fills the mask's bounding box,
-            shrinks and turns within it, and never leaves the mask.
+            shrinks and turns within it, and never leaves the mask. A finite eps, as in `Linf(0.1)`, is no size: the patch is then
+            see-through, and changes what it covers by at most eps.
         share: of the image's area that a square patch covers; not used where there is a mask.
         steps: gradient steps of a batch each, a placement drawn for every image.
         batch: images per step.

@@ -1,4 +1,4 @@
-"""From a plan to what an assessment needs: target, data, settings. Picklable, so that a worker process can do it again."""
+"""From a plan to what it names: target, data, threats, settings. Picklable, so that a worker process can do it again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hauberk.assessment import Material, default_threats
 from hauberk.checks.context import Settings
 from hauberk.checks.engine import select_checks
+from hauberk.core import rng
 from hauberk.core.access import Access
 from hauberk.core.data import Data
 from hauberk.core.errors import ModelError, UsageError, nearest
@@ -27,12 +28,61 @@ from hauberk.io.datasets import load_data
 from hauberk.io.http import HttpModel
 from hauberk.io.http_call import Limits
 from hauberk.io.models import load_model
-from hauberk.io.plan import located
+from hauberk.io.plan import located, read_plan
 from hauberk.io.plan_schema import Plan, ThreatTable
 from hauberk.methods import load_methods
 from hauberk.privacy.dp.accounting.statement import read_statement
 
 _LARGEST_CODE = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """What a plan names, loaded.
+
+    Arguments:
+        target: the model, seen at the access that the plan grants.
+        data: with the bounds that the plan states.
+        threats: with the bounds of the data; the first is the main one.
+    """
+
+    target: Target
+    data: Data
+    threats: tuple[Threat, ...]
+
+    @property
+    def model(self) -> nn.Module:
+        """The module itself, for its owner: whatever access the plan grants to an adversary.
+
+        Raises:
+            ModelError: for a model that is no torch module.
+        """
+        module = getattr(self.target.predictor, "module", None)
+        if not isinstance(module, nn.Module):
+            raise ModelError("the model of the plan is no torch module", want="one", fix="Ask plan.target, e.g. target.scores(x)")
+        return module
+
+    @property
+    def threat(self) -> Threat:
+        """The main threat."""
+        return self.threats[0]
+
+
+def load_plan(path: str | Path = ".", *, trust: bool = False) -> Planned:
+    """Load what a plan names, to go on with it in Python.
+
+    Arguments:
+        path: a plan.toml, the plan.lock.toml of a report, or a folder with a plan.
+        trust: open files that can run code.
+
+    Returns:
+        `.target`, `.data` and `.threats`; `.model` is the module and `.threat` the first threat.
+
+    Raises:
+        UsageError, DataError, ModelError, UnsafeFile: for a plan, or what it names, that cannot be used.
+    """
+    target, data, settings = prepare(read_plan(path), trust)
+    return Planned(target, data, tuple(threat.within(data.bounds) for threat in settings.threats))
 
 
 def prepare(plan: Plan, trust: bool = False) -> Material:
@@ -141,7 +191,8 @@ def load_plan_model(plan: Plan, data: Data, *, trust: bool = False) -> Target:
         )
         source = source if table.template is None else dataclasses.replace(source, template=table.template)
         source = source if table.response is None else dataclasses.replace(source, response=table.response)
-    with _importing_from(base):
+    # What a model of code draws for its first weights hangs on the plan alone, so that the run can be repeated.
+    with _importing_from(base), rng.isolated(rng.derive_seed(plan.run.seed, "model")):
         target = load_model(
             source, weights=located(table.weights, base) or None, bounds=data.bounds, outputs=table.outputs,
             normalize=table.normalize.pair if table.normalize else None, batch_size=table.batch_size, trust=trust,
