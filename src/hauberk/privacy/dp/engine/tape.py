@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 from hauberk.core.errors import ModelError, UsageError
 from hauberk.privacy.dp.engine.intercept import Interceptor, Use
 from hauberk.privacy.dp.engine.layout import Call, layouts
-from hauberk.privacy.dp.engine.per_example import Kept, Norm, PerExample, Pulled, together, wide
+from hauberk.privacy.dp.engine.outer import together
+from hauberk.privacy.dp.engine.per_example import Kept, Norm, PerExample, Pulled, wide
 
 SPARE = 128 * 2**20  # bytes of buffers that stay between steps
 _SPARE: weakref.WeakKeyDictionary[nn.Module, list[Tensor]] = weakref.WeakKeyDictionary()
