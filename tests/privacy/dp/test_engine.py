@@ -221,12 +221,12 @@ def backwards(model: nn.Module, *x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("does", "says"),
     [
-        (lambda m, x: m.linear(x - x.mean(0)), "first example's part changes"),
-        (lambda m, x: m.linear(x).flip(0), "first example's part changes"),
-        (lambda m, x: m.linear(x)[torch.tensor([1, 0, 2, 3, 4])[: len(x)]], "first example's part changes"),
+        (lambda m, x: m.linear(x - x.mean(0)), "an example's part changes"),
+        (lambda m, x: m.linear(x).flip(0), "an example's part changes"),
+        (lambda m, x: m.linear(x)[torch.tensor([1, 0, 2, 3, 4])[: len(x)]], "told apart"),
         (lambda m, x: m.linear(x) if len(x) > 3 else m.linear(torch.relu(m.linear(x))), "another path"),
         (lambda m, x: torch.cat([x, m.linear.weight]), "mixes|first dimension|alone"),
-        (lambda m, x: x * torch.softmax(x @ m.linear.weight, 0), "first example's part changes"),
+        (lambda m, x: x * torch.softmax(x @ m.linear.weight, 0), "an example's part changes"),
     ],
 )
 def test_what_mixes_examples_is_refused(does: Any, says: str) -> None:

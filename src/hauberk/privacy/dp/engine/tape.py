@@ -19,6 +19,7 @@ from hauberk.privacy.dp.engine.intercept import Interceptor, Use, checkpointed, 
 from hauberk.privacy.dp.engine.layout import Call, layouts
 from hauberk.privacy.dp.engine.outer import together
 from hauberk.privacy.dp.engine.per_example import Kept, Norm, PerExample, Pulled, wide
+from hauberk.privacy.dp.engine.trial import answers
 
 SPARE = 128 * 2**20  # bytes of buffers that stay between steps
 _SPARE: weakref.WeakKeyDictionary[nn.Module, list[Tensor]] = weakref.WeakKeyDictionary()
@@ -255,6 +256,7 @@ def record(model: nn.Module, parameters: Sequence[nn.Parameter] | None = None, *
 
     def end(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         tape._calls[-1].last = len(tape._uses)
+        tape._calls[-1].shapes = [one.shape for one in answers(out)]
 
     handles = [model.register_forward_pre_hook(begin, with_kwargs=True), model.register_forward_hook(end)]
     try:
