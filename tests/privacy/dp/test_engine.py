@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from per_sample_loop import assert_equals_loop, bent, looped
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from hauberk.core.errors import ModelError, UsageError
 from hauberk.privacy.dp.engine import check_model, record, to_group_norm
@@ -219,12 +221,12 @@ def backwards(model: nn.Module, *x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("does", "says"),
     [
-        (lambda m, x: m.linear(x - x.mean(0)), "first example's part changes"),
-        (lambda m, x: m.linear(x).flip(0), "first example's part changes"),
-        (lambda m, x: m.linear(x)[torch.tensor([1, 0, 2, 3, 4])[: len(x)]], "first example's part changes"),
+        (lambda m, x: m.linear(x - x.mean(0)), "an example's part changes"),
+        (lambda m, x: m.linear(x).flip(0), "an example's part changes"),
+        (lambda m, x: m.linear(x)[torch.tensor([1, 0, 2, 3, 4])[: len(x)]], "told apart"),
         (lambda m, x: m.linear(x) if len(x) > 3 else m.linear(torch.relu(m.linear(x))), "another path"),
         (lambda m, x: torch.cat([x, m.linear.weight]), "mixes|first dimension|alone"),
-        (lambda m, x: x * torch.softmax(x @ m.linear.weight, 0), "first example's part changes"),
+        (lambda m, x: x * torch.softmax(x @ m.linear.weight, 0), "an example's part changes"),
     ],
 )
 def test_what_mixes_examples_is_refused(does: Any, says: str) -> None:
@@ -268,6 +270,65 @@ def test_changes_in_place_are_refused() -> None:
 
     with pytest.raises(ModelError, match="changed in place after it was used"):
         backwards(seeded(lambda: Does(overwrite, linear=nn.Linear(3, 2))), drawn(5, 3))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_is_refused(reentrant: bool) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return checkpoint(m.inner, torch.tanh(m.outer(x)), use_reentrant=reentrant)
+
+    inner = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    model = seeded(lambda: Does(forward, outer=nn.Linear(3, 3), inner=inner))
+    for batch in (1, 5):
+        with pytest.raises(ModelError, match="micro_batch"):
+            backwards(model, drawn(batch, 3))
+
+
+def test_offloaded_activations_are_as_good() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+
+    def offloaded(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.autograd.graph.save_on_cpu():
+            return model(x)
+
+    assert_equals_loop(model, drawn(5, 3), call=offloaded)
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    model, x = seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))), drawn(5, 3).requires_grad_()
+    with record(model) as tape:
+        out = model(x)
+        with pytest.raises(ModelError, match="gradient penalty"):
+            torch.autograd.grad(out.sum(), x, create_graph=True)
+    for batch in (1, 5):
+        with pytest.raises(ModelError, match="gradient penalty"):
+            backwards(Does(lambda m, x: torch.autograd.grad(m.net(x).sum(), x, create_graph=True)[0], net=model), x[:batch])
+    with record(model) as tape:
+        out = model(x)
+        torch.autograd.grad(out.sum(), x, retain_graph=True)
+        loss = bent(out, "mean")
+    with pytest.raises(ModelError, match="gradient penalty"):
+        tape.backward(loss)
+
+
+def test_a_scripted_module_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(nn.Linear(3, 2))
+    for model in (scripted, nn.Sequential(nn.Linear(3, 3), scripted)):
+        with pytest.raises(ModelError, match="TorchScript"), record(model):
+            pass
+
+
+def test_the_examples_of_each_call() -> None:
+    model, x = seeded(lambda: nn.Linear(3, 2)), drawn(8, 3)
+    with record(model) as tape:
+        bent(model(x[:4]), "sum") + bent(model(x[4:]), "sum")
+        with torch.no_grad():
+            model(x[:1])
+    assert tape.batch_sizes == [4, 4] and tape.batch_size == 4
+    with pytest.raises(ModelError, match="with 3 examples, and was called with 5"), record(model):
+        bent(model(x[:5]), "sum") + bent(model(x[5:]), "sum")
 
 
 def test_a_packed_sequence_is_refused() -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from hauberk.core.errors import ModelError
 from hauberk.privacy.dp.engine.fallback import fallback, spread
 from hauberk.privacy.dp.engine.layout import FIRST, Layout
 from hauberk.privacy.dp.engine.per_example import merged
@@ -157,6 +158,8 @@ class Interceptor(TorchFunctionMode):
         gradients: Callable[[Tensor, Layout], Gradients], backwards: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Run an operation on data and detached parameters; its output gradient will go to `gradients`."""
+        if (packs := _saved_tensor_hooks()) and getattr(packs[0], "__module__", "") == "torch.utils.checkpoint":
+            raise checkpointed(f"'{name}' is inside it")
         use = Use(name, entered, gradients, [(one, one._version) for one in data], backwards=backwards)
         out = cast(Tensor, _Treated.apply(self.anchor, self.tape, use, run, *data))  # type: ignore[no-untyped-call]
         use.shape = out.shape
@@ -225,7 +228,26 @@ class Interceptor(TorchFunctionMode):
                 self.constant[id(one)] = one
 
 
+_saved_tensor_hooks: Callable[[], Any] = functools.partial(torch._C._autograd._top_saved_tensors_default_hooks, True)
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__}
+
+
+def checkpointed(where: str) -> ModelError:
+    """The error for activation checkpointing: what is run again in the backward pass is not what was recorded."""
+    return ModelError(
+        f"the model runs a part of itself again in the backward pass (torch.utils.checkpoint; {where})",
+        want="one forward pass, as it was recorded",
+        fix="Turn checkpointing off, and save memory by parts of a batch instead: PrivateOptions(micro_batch=…).",
+    )
+
+
+def twice(name: str) -> ModelError:
+    """The error for a gradient that the loss goes back through."""
+    return ModelError(
+        f"'{name}' is gone back through twice: a gradient is part of the loss or the answer (a gradient penalty, an energy)",
+        want="a loss of the model's answers, taken backwards once",
+        fix="Leave the penalty out, or bound the slope another way: spectral_norm, or gradients by finite differences.",
+    )
 
 
 def _name(func: Operation) -> str:

@@ -1,23 +1,23 @@
-"""Where the examples lie in each operation's tensors: found out by calling the model with fewer of them, once.
+"""Where the examples lie in each operation's tensors: found out by calling the model with fewer of them.
 
 A gradient given to the wrong example breaks the promise in silence, and shapes alone do not tell (as many tokens as
-examples). So the first time a sequence of operations is met, the model runs on two or three of the examples, twice, with another
-second example. The dimension whose size follows the number of examples is theirs, and what belongs to the first example must
-not change with the second.
+examples). So the first time a sequence of operations is met, and every 100 times after, the model runs on some of the examples,
+in three orders and among others. The dimension whose size follows the number of examples is theirs, and what belongs to an
+example must be the same wherever it stands and whoever stands beside it.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from hauberk.core.errors import ModelError
+from hauberk.privacy.dp.engine.trial import Seen, trials
 
 if TYPE_CHECKING:
     from hauberk.privacy.dp.engine.intercept import Use
@@ -34,21 +34,43 @@ class Layout:
         """Whether a shape can have this layout."""
         return shape[0] % batch == 0 if self.merged else shape[self.dim] == batch
 
+    def follows(self, shape: Sequence[int], batch: int, small: Sequence[int], few: int) -> bool:
+        """Whether this dimension of a shape for `batch` examples, and of one for `few`, is theirs."""
+        if len(shape) != len(small) or len(shape) <= self.dim:
+            return False
+        n, m = shape[self.dim], small[self.dim]
+        return n % batch == 0 and n // batch * few == m if self.merged else (n == batch and m == few)
+
 
 FIRST = Layout()
 
 
 @dataclass
 class Call:
-    """One call of the model: its inputs, and the number of uses recorded before it and after it."""
+    """One call of the model: its inputs, the number of uses recorded before it and after it, and its answers' shapes."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     first: int
     last: int = -1
+    shapes: list[torch.Size] = field(default_factory=list)
 
 
-_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[Layout]]] = weakref.WeakKeyDictionary()
+AGAIN = 100  # records of the same operations between two looks
+FEW = 8  # examples of a trial
+SLACK = {torch.float64: 1e-6, torch.float32: 1e-4}
+
+
+@dataclass
+class _Known:
+    """Layouts of a sequence of operations, how often it was looked at, and the records until the next look."""
+
+    layouts: list[Layout]
+    looks: int = 1
+    left: int = field(default_factory=lambda: AGAIN)
+
+
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Known]] = weakref.WeakKeyDictionary()
 
 
 def layouts(model: nn.Module, tracked: list[nn.Parameter], calls: list[Call], uses: Sequence[Use], batch: int) -> list[Layout]:
@@ -64,12 +86,15 @@ def layouts(model: nn.Module, tracked: list[nn.Parameter], calls: list[Call], us
         own = uses[call.first : call.last]
         if not own:  # without gradients, such as an attack's look at the clean answer: the loss has none from there
             continue
-        key = (model.training, tuple((use.name, len(use.shape)) for use in own))
-        known = _KNOWN.setdefault(model, {}).get(key)
-        if known is None or not all(one.fits(use.shape, batch) for one, use in zip(known, own, strict=True)):
-            known = _examine(model, tracked, call, own, batch)
-            _KNOWN[model][key] = known
-        found[call.first : call.last] = known
+        key = (model.training, tuple((use.name, len(use.shape)) for use in own), tuple(len(shape) for shape in call.shapes))
+        met = _KNOWN.setdefault(model, {})
+        known = met.get(key)
+        if known is None:
+            known = met[key] = _Known(_examine(model, tracked, call, own, batch, 0))
+        elif known.left <= 0 or not all(one.fits(use.shape, batch) for one, use in zip(known.layouts, own, strict=True)):
+            known = met[key] = _Known(_examine(model, tracked, call, own, batch, known.looks), known.looks + 1)
+        known.left -= 1
+        found[call.first : call.last] = known.layouts
     outside = [use.name for use, one in zip(uses, found, strict=True) if one is None]
     if outside:
         raise ModelError(
@@ -79,105 +104,98 @@ def layouts(model: nn.Module, tracked: list[nn.Parameter], calls: list[Call], us
     return [one for one in found if one is not None]
 
 
-def _examine(model: nn.Module, tracked: list[nn.Parameter], call: Call, uses: Sequence[Use], batch: int) -> list[Layout]:
-    few = 2 if batch > 2 else 3
-    seconds = (1, batch - 1 if batch > 2 else 0)
-    traces = [_trace(model, tracked, call, [0, *[second] * (few - 1)], batch) for second in seconds]
-    for trace in traces:
-        if [name for name, _ in trace] != [*(use.name for use in uses), ""]:
+def _orders(batch: int, look: int) -> list[list[int]]:
+    """Three orders, so that an example comes first, in the middle and last, with others beside it; then a few alone."""
+    if batch <= FEW:  # One more than there are, so that sizes differ; two examples at least come three times.
+        every = [(look + at) % batch for at in range(batch)]
+        alone = [every[0], every[-1]] if batch > 2 else [*every, *every]
+        return [[*every, every[-1]], [every[-1], *reversed(every)], [every[1], every[0], *every[1:]], alone]
+    some = [(look + at * batch // FEW) % batch for at in range(FEW)]
+    mixed = [one for row in some[: FEW // 2] for one in ((row + 1) % batch, row)]
+    return [some, some[::-1], mixed, [some[0], some[-1]]]
+
+
+def _examine(
+    model: nn.Module, tracked: list[nn.Parameter], call: Call, uses: Sequence[Use], batch: int, look: int
+) -> list[Layout]:
+    orders, names = _orders(batch, look), [use.name for use in uses]
+    few = len(orders[0])
+    seen = trials(model, tracked, call, orders, batch, names)
+    for one in seen:
+        if [name for name, _, _ in one.uses] != names or len(one.answers) != len(call.shapes):
             raise ModelError(
                 f"the model takes another path for {few} examples than for {batch}", want="the same operations for any batch",
                 fix="Take what depends on the number of examples out of the model's forward.",
             )
-    _same_first(traces[0][-1][1], traces[1][-1][1], FIRST, few, "the model's answer")
+    for at, shape in enumerate(call.shapes):
+        parts = [one.answers[at] for one in seen]
+        layout = _layout(shape, parts[0].shape, batch, few)
+        if layout is not None:
+            _same(parts, seen, layout, "the model's answer")
+        elif any(part.requires_grad for part in parts):
+            raise ModelError(
+                f"in an answer of the model, of shape {tuple(shape)}, the examples cannot be told apart",
+                want="answers that keep the examples along one dimension",
+                fix="Compute the loss from them outside the model, and drop answers that sum over the batch.",
+            )
     found = []
-    for use, (_, one), (_, other) in zip(uses, traces[0][:-1], traces[1][:-1], strict=True):
-        layout = _layout(use, one.shape, batch, few)
-        _same_first(one, other, layout, few, f"'{use.name}'")
+    for at, use in enumerate(uses):
+        results = [one.uses[at][1] for one in seen]
+        layout = _layout(use.shape, results[0].shape, batch, few)
+        if layout is None:
+            raise ModelError(
+                f"in '{use.name}' the examples cannot be told apart: its result has shape {tuple(use.shape)} for {batch} of "
+                f"them, {tuple(results[0].shape)} for {few}",
+                want="examples along one dimension, in their order", fix="Keep the examples along the first dimension.",
+            )
+        for which, (given, _) in enumerate(use.data):  # What a gate hides in the result.
+            inputs = [one.uses[at][2][which] for one in seen]
+            if layout.follows(given.shape, batch, inputs[0].shape, few):
+                _same(inputs, seen, layout, f"what enters '{use.name}'")
+        _same(results, seen, layout, f"'{use.name}'", tell=True)
         found.append(layout)
     return found
 
 
-def _layout(use: Use, small: torch.Size, batch: int, few: int) -> Layout:
-    changed = [at for at, (n, m) in enumerate(zip(use.shape, small, strict=False)) if n != m]
-    if len(changed) == 1 and len(use.shape) == len(small):
-        (at,) = changed
-        if use.shape[at] == batch and small[at] == few:
-            return Layout(at)
-        if at == 0 and use.shape[0] % batch == 0 and use.shape[0] // batch * few == small[0]:
-            return Layout(merged=True)
-    raise ModelError(
-        f"in '{use.name}' the examples cannot be told apart: its result has shape {tuple(use.shape)} for {batch} of them, "
-        f"{tuple(small)} for {few}",
-        want="examples along one dimension, in their order", fix="Keep the examples along the first dimension.",
-    )
+def _layout(shape: Sequence[int], small: torch.Size, batch: int, few: int) -> Layout | None:
+    changed = [at for at, (n, m) in enumerate(zip(shape, small, strict=False)) if n != m]
+    if len(changed) == 1 and len(shape) == len(small):
+        for one in (Layout(changed[0]), Layout(merged=True)):
+            if one.follows(shape, batch, small, few):
+                return one
+    return None
 
 
-def _same_first(one: Tensor, other: Tensor, layout: Layout, few: int, where: str) -> None:
-    """Refuse where the first example's part changed with the second example."""
-    if layout.merged:
-        a, b = one.unflatten(0, (few, -1)), other.unflatten(0, (few, -1))
-    elif one.dim() > layout.dim and one.shape[layout.dim] == few:
-        a, b = one.movedim(layout.dim, 0), other.movedim(layout.dim, 0)
-    else:
-        return
-    slack = 1e-5 if one.dtype in (torch.float32, torch.float64) else 1e-2
-    scale = float(a[0].abs().nan_to_num(posinf=0).max()) if a[0].numel() else 0.0
-    if not torch.allclose(a[0], b[0], rtol=slack, atol=slack * max(scale, 1e-30), equal_nan=True):
-        raise ModelError(
-            f"in {where} the first example's part changes with the second example",
-            want="a model that keeps the examples of a batch apart, in their order",
-            fix="Find the operation over the batch (check_model names layers) or the reordering, and take it out.",
-        )
-    if layout.merged and a.numel() and torch.equal(a.nan_to_num(), b.nan_to_num()):
+def _same(tensors: list[Tensor], seen: list[Seen], layout: Layout, where: str, tell: bool = False) -> None:
+    """Refuse where an example's part is not the same in every trial."""
+    ids = [row for one in seen for row in one.rows]
+    each = []
+    for one, run in zip(tensors, seen, strict=True):
+        few = len(run.rows)
+        if one.dim() != tensors[0].dim() or (len(one) % few if layout.merged else one.shape[layout.dim] != few):
+            raise _mixed(where)
+        each.append(one.detach().unflatten(0, (few, -1)) if layout.merged else one.detach().movedim(layout.dim, 0))
+    if any(one.shape[1:] != each[0].shape[1:] for one in each):
+        raise _mixed(where)
+    parts = torch.cat(each).flatten(1)
+    slack = SLACK.get(parts.dtype, 0.02) if parts.is_floating_point() else 0.0
+    if not parts.is_floating_point() and not parts.is_complex():
+        parts = parts.double()
+    first = parts[[ids.index(one) for one in ids]]
+    scale = first.abs().nan_to_num(posinf=0).amax(1, keepdim=True) if parts.shape[1] else first.abs()
+    near = (parts - first).abs() <= slack * scale
+    if not bool((near | (parts == first) | (parts.isnan() & first.isnan())).all()):
+        raise _mixed(where)
+    if tell and layout.merged and parts.numel() and bool((parts.nan_to_num() == parts[:1].nan_to_num()).all()):
         raise ModelError(
             f"in {where} the examples are merged with other dimensions, in an order that equal examples do not show",
             want="examples that differ, in the first batch", fix="Keep the examples along a dimension of their own.",
         )
 
 
-def _trace(model: nn.Module, tracked: list[nn.Parameter], call: Call, rows: list[int], batch: int) -> list[tuple[str, Tensor]]:
-    """Run the model on some of the examples; return each use's name and result, and last the model's first answer."""
-    from hauberk.privacy.dp.engine.intercept import Interceptor
-
-    leaves, tree = pytree.tree_flatten((call.args, call.kwargs))
-    batched = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == batch]
-    error: Exception | None = None
-    # A square mask may have as many rows as there are examples: if taking some of its rows fails, only the first tensor has them.
-    for chosen in (batched, batched[:1]):
-        taken = [leaf[rows] if i in chosen else leaf for i, leaf in enumerate(leaves)]
-        args, kwargs = pytree.tree_unflatten(taken, tree)
-        seen = _Seen()
-        mode = Interceptor(seen, tracked, model)
-        mode.batch = len(rows)
-        buffers = {name: one.clone() for name, one in model.named_buffers()}
-        mode.constant.update((id(one), one) for one in buffers.values())
-        devices = sorted({one.device.index or 0 for one in model.parameters() if one.device.type == "cuda"})
-        try:
-            with torch.random.fork_rng(devices=devices), torch.enable_grad(), mode:
-                out = torch.func.functional_call(model, buffers, args, kwargs)
-        except ModelError:
-            raise
-        except Exception as problem:
-            error = problem
-            continue
-        answers = [one for one in pytree.tree_leaves(out) if isinstance(one, Tensor)]
-        return [*seen.results, ("", answers[0].detach() if answers else torch.zeros(0))]
-    raise ModelError(
-        f"the model does not run on {len(rows)} examples of the batch of {batch} ({error})",
-        want="a model for any number of examples",
-        fix="Give the examples along the first dimension of every input.",
-    ) from error
-
-
-class _Seen:
-    """Takes a tape's place."""
-
-    def __init__(self) -> None:
-        self.results: list[tuple[str, Tensor]] = []
-
-    def used(self, use: Use, out: Tensor) -> None:
-        self.results.append((use.name, out.detach()))
-
-    def reached(self, use: Use, g: Tensor) -> None:
-        raise AssertionError("a trial run is never taken backwards")
+def _mixed(where: str) -> ModelError:
+    return ModelError(
+        f"in {where} an example's part changes with the other examples, or with its place among them",
+        want="a model that keeps the examples of a batch apart, in their order",
+        fix="Find the operation over the batch (check_model names layers) or the reordering, and take it out.",
+    )

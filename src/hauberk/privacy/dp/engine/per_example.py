@@ -13,6 +13,11 @@ from torch import Tensor
 
 Norm = Literal["l2", "l1"]
 SCRATCH = 16 * 2**20  # bytes of working memory of a chunk of examples
+# A gradient that is a sum of terms may be far smaller than its terms, and then rounding decides what its parts seem to be. As
+# fractions of `reach`, the sum of the terms' norms: from here down a Gram matrix does not tell the squared norm …
+GRAM = 1e-3
+APART = 1e-3  # … a gradient is worked out by itself also for the weighted sum, whose parts would drown the other examples …
+FLOOR = 1e-5  # … and a norm is said to be no smaller, as what is left of the gradient is rounding.
 
 
 class PerExample(Protocol):
@@ -48,6 +53,19 @@ def chunks(batch: int, bytes_each: int) -> list[slice]:
     return [slice(first, min(first + step, batch)) for first in range(0, batch, step)]
 
 
+def from_gram(square: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """Return norms, rounded upwards, from squared norms by Gram matrices, and where they do not tell."""
+    unit = torch.finfo(square.dtype).eps / 2
+    total = square + 16 * unit * reach.square()
+    return total.clamp(min=0).sqrt_(), (square < GRAM * reach.square()).nonzero().squeeze(1)
+
+
+def settled(norm: Tensor, reach: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return norms that rounding cannot exceed, and which gradients are to be summed apart, if any."""
+    apart = norm < APART * reach
+    return torch.maximum(norm, FLOOR * reach), apart if bool(apart.any()) else None
+
+
 class Kept:
     """Gradients that are written to buffers, which the tape lends from the step before: fresh pages cost more than the sums."""
 
@@ -80,71 +98,6 @@ class Dense:
 
     def rows(self, index: Tensor) -> Dense:
         return Dense(self.values[index])
-
-
-class Outer:
-    """Gradients g_i = sum_t left_it ⊗ right_it, several such sums added.
-
-    Arguments:
-        pairs: (left, right) with right of shape (B, T, d) and left of shape (B, T, p), or (B, T) of whole numbers that
-            stand for the rows of an identity matrix (the tokens of an embedding).
-        shape: of the parameter, (p, d) up to a reshape.
-    """
-
-    def __init__(self, pairs: list[tuple[Tensor, Tensor]], shape: torch.Size) -> None:
-        self.pairs, self.shape = pairs, shape
-        self.p, self.d = shape[0], shape[1:].numel()
-
-    def norms(self, norm: Norm) -> Tensor:
-        left, right = self.pairs[0]
-        if len(self.pairs) == 1 and right.shape[1] == 1:
-            own = size(right, norm)
-            return own if left.dim() == 2 else own * size(left, norm)
-        batch, positions = len(right), sum(pair[1].shape[1] for pair in self.pairs)
-        if norm == "l2" and self.gram(positions):
-            total = right.new_zeros(batch, dtype=wide(right.dtype))
-            for at, (left, right) in enumerate(self.pairs):
-                for other, (left_, right_) in enumerate(self.pairs[: at + 1]):
-                    each = 3 * left.shape[1] * left_.shape[1] * right.element_size()
-                    for rows in chunks(batch, each):
-                        product = _gram(left[rows], left_[rows]) * _gram(right[rows], right_[rows])
-                        total[rows] += (1 if other == at else 2) * product.sum((1, 2), dtype=total.dtype)
-            return total.clamp_(min=0).sqrt_()
-        each = self.p * self.d * right.element_size()
-        parts = [size(Outer(_take(self.pairs, rows), self.shape).dense(), norm) for rows in chunks(batch, each)]
-        return torch.cat(parts) if parts else right.new_zeros(0, dtype=wide(right.dtype))
-
-    def gram(self, positions: int) -> bool:
-        """Whether Gram matrices over the positions cost less than the products themselves."""
-        tokens = all(left.dim() == 2 for left, _ in self.pairs)
-        return tokens or positions * (self.d + self.p) <= self.d * self.p
-
-    def weighted(self, weights: Tensor) -> Tensor:
-        total = None
-        for left, right in self.pairs:
-            rows = (right * weights.to(right.dtype)[:, None, None]).flatten(0, 1) if left.dim() == 2 else right.flatten(0, 1)
-            if left.dim() == 2:
-                part = rows.new_zeros(self.p, self.d).index_add_(0, left.flatten(), rows)
-            else:
-                part = (left * weights.to(left.dtype)[:, None, None]).flatten(0, 1).t() @ rows
-            total = part if total is None else total + part
-        assert total is not None
-        return total.reshape(self.shape)
-
-    def dense(self) -> Tensor:
-        total = None
-        for left, right in self.pairs:
-            if left.dim() == 2:
-                part = right.new_zeros(len(right), self.p, self.d)
-                part.scatter_add_(1, left.unsqueeze(2).expand_as(right), right)
-            else:
-                part = left.transpose(1, 2) @ right
-            total = part if total is None else total.add_(part)
-        assert total is not None
-        return total.reshape(len(total), *self.shape)
-
-    def rows(self, index: Tensor) -> Outer:
-        return Outer([(left[index], right[index]) for left, right in self.pairs], self.shape)
 
 
 class Blocks:
@@ -225,37 +178,3 @@ class Pulled:
 
     def rows(self, index: Tensor) -> Pulled:
         return Pulled(self.base.rows(index), self.derived, self.parameter, self.isometry)
-
-
-def together(parts: list[PerExample]) -> PerExample:
-    """Add the gradients of several uses of one parameter, as outer products where all of them are."""
-    if len(parts) == 1:
-        return parts[0]
-    outer = [part for part in parts if isinstance(part, Outer)]
-    if len(outer) == len(parts):
-        dense = [pair for part in outer for pair in part.pairs if pair[0].dim() == 3]
-        pairs = [pair for part in outer for pair in part.pairs if pair[0].dim() == 2]
-        if dense:  # Uses of one kind are one longer sequence.
-            pairs.append((torch.cat([left for left, _ in dense], 1), torch.cat([right for _, right in dense], 1)))
-        return Outer(pairs, outer[0].shape)
-    total = parts[0].dense().clone()
-    for part in parts[1:]:
-        total += part.dense()
-    return Dense(total)
-
-
-
-
-def _take(pairs: list[tuple[Tensor, Tensor]], rows: slice) -> list[tuple[Tensor, Tensor]]:
-    return [(left[rows], right[rows]) for left, right in pairs]
-
-
-def _gram(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of all positions of a with all of b, shape (B, T_a, T_b)."""
-    if a.dim() == 2 and b.dim() == 2:
-        return a.unsqueeze(2) == b.unsqueeze(1)
-    if a.dim() == 2:
-        return b.transpose(1, 2).gather(1, a.unsqueeze(2).expand(-1, -1, b.shape[1]))
-    if b.dim() == 2:
-        return _gram(b, a).transpose(1, 2)
-    return a @ b.transpose(1, 2)

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hauberk.core.errors import ModelError, UsageError
-from hauberk.privacy.dp.engine.intercept import Interceptor, Use
+from hauberk.privacy.dp.engine.intercept import Interceptor, Use, checkpointed, twice
 from hauberk.privacy.dp.engine.layout import Call, layouts
-from hauberk.privacy.dp.engine.per_example import Kept, Norm, PerExample, Pulled, together, wide
+from hauberk.privacy.dp.engine.outer import together
+from hauberk.privacy.dp.engine.per_example import Kept, Norm, PerExample, Pulled, wide
+from hauberk.privacy.dp.engine.trial import answers
 
 SPARE = 128 * 2**20  # bytes of buffers that stay between steps
 _SPARE: weakref.WeakKeyDictionary[nn.Module, list[Tensor]] = weakref.WeakKeyDictionary()
@@ -38,18 +40,28 @@ class Tape:
         self._open = False  # whether the backward pass that counts is under way
         self._whole: bool | None = None
         self._calls: list[Call] = []
+        self._batches: list[int] = []
         self._spare = _SPARE.pop(model, [])
         self._versions = [one._version for one in self._parameters]
 
     @property
     def batch_size(self) -> int:
-        """The number of examples, from the model's first input."""
+        """The number of examples, from the model's first input, which is that of every call (see `batch_sizes`)."""
         if self._mode.batch is None:
             raise UsageError(
                 "the number of examples is not known: the model was not called inside the block",
                 want="a forward pass inside `with record(model)`", fix="Call the model in the block.",
             )
         return self._mode.batch
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The number of examples of each call of the model that was recorded with gradients, in turn.
+
+        More than one call, or another number than was drawn, may mean that one unit of the tape is two examples of the batch,
+        or one example two units: whoever counts examples compares.
+        """
+        return list(self._batches)
 
     def backward(self, loss: Tensor, reduction: Literal["mean", "sum"] = "mean", scale: float = 1.0) -> None:
         """Take the loss backwards once, through activations alone.
@@ -79,6 +91,10 @@ class Tape:
                 found = torch.autograd.grad(
                     loss, [self._mode.anchor, *self._parameters], torch.ones_like(loss), allow_unused=True
                 )
+            except RuntimeError as problem:
+                if "torch.utils.checkpoint" in str(problem):
+                    raise checkpointed("use_reentrant=True") from problem
+                raise
             finally:
                 self._open = False
             past = {id(p) for p, one in zip(self._parameters, found[1:], strict=True) if one is not None}
@@ -143,6 +159,8 @@ class Tape:
 
     def reached(self, use: Use, g: Tensor) -> None:
         """Take the output gradient of a use: work out norms at once where it is the parameter's only one."""
+        if torch.is_grad_enabled() or (self._open and use.gradients is None):
+            raise twice(use.name)
         if not self._open:  # a backward pass inside the block, such as an attack's search: its gradients are not the loss's
             use.gradients, use.data = None, []
             for one in use.entered.values():
@@ -153,8 +171,8 @@ class Tape:
                 f"an input of '{use.name}' was changed in place after it was used", want="the input as the layer met it",
                 fix="Make that operation out of place.",
             )
-        assert use.gradients is not None
         # Half precision would round the weights, and with them let an example exceed its clip.
+        assert use.gradients is not None
         found = use.gradients(g.detach().to(wide(g.dtype)), use.layout)
         use.gradients, use.data = None, []
         for name, one in use.entered.items():
@@ -212,6 +230,12 @@ def record(model: nn.Module, parameters: Sequence[nn.Parameter] | None = None, *
     tracked = [p for p in model.parameters() if p.requires_grad] if parameters is None else list(dict.fromkeys(parameters))
     if any(not p.requires_grad for p in tracked):
         raise UsageError("a parameter to track does not require a gradient", want="requires_grad=True for each")
+    scripted = [name or "the model" for name, layer in model.named_modules() if isinstance(layer, torch.jit.ScriptModule)]
+    if scripted:
+        raise ModelError(
+            f"{scripted[0]} is compiled by TorchScript, whose operations cannot be seen", want="a module of Python code",
+            fix="Train the module it was compiled from, and compile it after training.",
+        )
     tape = Tape(model, tracked, norm)
     mode = tape._mode
 
@@ -219,12 +243,20 @@ def record(model: nn.Module, parameters: Sequence[nn.Parameter] | None = None, *
         given = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim()]
         if mode.batch is None and given:
             mode.batch = len(given[0])
+        if torch.is_grad_enabled() and given:
+            tape._batches.append(len(given[0]))
+            if len(given[0]) != mode.batch:
+                raise ModelError(
+                    f"the model is called with {len(given[0])} examples, and was called with {mode.batch} in the same recording",
+                    want="the same examples in every call", fix="Call it once, or record each part by itself (micro_batch).",
+                )
         for one in given:  # Even where they were made inside the block.
             mode.as_data(one)
         tape._calls.append(Call(args, kwargs, len(tape._uses)))
 
     def end(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         tape._calls[-1].last = len(tape._uses)
+        tape._calls[-1].shapes = [one.shape for one in answers(out)]
 
     handles = [model.register_forward_pre_hook(begin, with_kwargs=True), model.register_forward_hook(end)]
     try:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from hauberk.privacy.dp.engine.fallback import refuse
-from hauberk.privacy.dp.engine.per_example import Blocks, Dense, Outer
+from hauberk.privacy.dp.engine.outer import Outer
+from hauberk.privacy.dp.engine.per_example import Blocks, Dense
 from hauberk.privacy.dp.engine.registry import Gradients, rewrite, treat
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hauberk.core.errors import ModelError
-from hauberk.privacy.dp.engine.per_example import Outer
+from hauberk.privacy.dp.engine.outer import Outer
 from hauberk.privacy.dp.engine.registry import Gradients, treat
 
 

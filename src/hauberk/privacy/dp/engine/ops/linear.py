@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hauberk.privacy.dp.engine.per_example import Dense, Outer, PerExample
+from hauberk.privacy.dp.engine.outer import Outer
+from hauberk.privacy.dp.engine.per_example import Dense, PerExample
 from hauberk.privacy.dp.engine.registry import Gradients, treat
 
 

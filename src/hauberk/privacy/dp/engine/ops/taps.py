@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hauberk.privacy.dp.engine.per_example import Dense, Kept, Norm, PerExample, chunks, size, wide
+from hauberk.privacy.dp.engine.per_example import Dense, Kept, Norm, PerExample, chunks, from_gram, settled, size, wide
 
 KEEP = 64 * 2**20  # bytes of per-example gradients that one layer may keep between its norms and its weighted sum
 
@@ -30,6 +30,7 @@ class Taps(Kept):
         self.kernel = torch.Size((1, *shape[2:])) if len(shape) == 3 else shape[2:]
         self.stride, self.dilation, self.groups = stride, dilation, groups
         self.kept, self.spare = [], []
+        self.apart: Tensor | None = None  # whose gradients are worked out one by one in the weighted sum; found with the norms
         # Shifts along the height are slices of the copies in two dimensions, but for a stride and a dilation both above one.
         self._by_rows = x.dim() == 4 and (self.stride[0] == 1 or self.dilation[0] == 1)
 
@@ -40,7 +41,7 @@ class Taps(Kept):
         (kh, kw), step = self.kernel, self.stride[0]
         return [min(step, kh - at) * kw * self.shape[1] for at in range(0, kh, step)]
 
-    def _columns(self, rows: slice) -> Tensor:
+    def _columns(self, rows: slice | Tensor) -> Tensor:
         """The inputs that each tap meets, shape (b, groups, C / groups * taps, T): unfolded, for some examples."""
         x, size_ = self.x[rows], self.g.shape[2:]
         view = x.as_strided(
@@ -53,7 +54,7 @@ class Taps(Kept):
         )
         return view.reshape(len(x), self.groups, -1, size_.numel())
 
-    def _products(self, rows: slice, into: list[Tensor] | None = None) -> list[Tensor]:
+    def _products(self, rows: slice | Tensor, into: list[Tensor] | None = None) -> list[Tensor]:
         """Gradients of some examples, in parts of shape (b, groups, O / groups, columns): their order is `_assemble`'s.
 
         Arguments:
@@ -110,8 +111,8 @@ class Taps(Kept):
         positions = self.g.shape[2:].numel() if not self._by_rows else self.x.shape[2] * self.g.shape[3]
         return self.x.shape[1] * taps * positions * self.x.element_size()
 
-    def _slices(self) -> list[slice]:
-        return chunks(len(self.g), 16 * self._each())  # A sixteenth of the scratch: what fits the cache is soonest done.
+    def _slices(self, batch: int) -> list[slice]:
+        return chunks(batch, 16 * self._each())  # A sixteenth of the scratch: what fits the cache is soonest done.
 
     def norms(self, norm: Norm) -> Tensor:
         total = self.g.new_zeros(len(self.g), dtype=wide(self.g.dtype))
@@ -119,27 +120,44 @@ class Taps(Kept):
         keep = batch > 0 and batch * self.shape.numel() * self.g.element_size() <= KEEP
         cheap = positions * (inner + self.shape[0]) <= inner * self.shape[0] / (4 if keep else 1)
         if norm == "l2" and self.groups == 1 and cheap:
+            reach = torch.zeros_like(total)
             for rows in chunks(batch, self._each()):
                 columns, g = self._columns(rows).flatten(1, 2), self.g[rows].flatten(2)
                 gram = (columns.transpose(1, 2) @ columns) * (g.transpose(1, 2) @ g)
-                total[rows] = gram.sum((1, 2), dtype=total.dtype).clamp_(min=0).sqrt_()
+                total[rows] = gram.sum((1, 2), dtype=total.dtype)
+                reach[rows] = gram.diagonal(dim1=1, dim2=2).sqrt().sum(1, dtype=total.dtype)
+            total, unsure = from_gram(total, reach)
+            for rows in self._slices(len(unsure)):
+                total[unsure[rows]] = _sizes(self._products(unsure[rows]), norm)
+            total, self.apart = settled(total, reach)
             return total
         if keep:
             out = self.shape[0] // self.groups
             self.kept = [self.buffer((batch, self.groups, out, width), self.g) for width in self._widths()]
-        for rows in self._slices():
-            parts = self._products(rows, [part[rows] for part in self.kept] or None)
-            sizes = torch.stack([size(part, norm) for part in parts])
-            total[rows] = torch.linalg.vector_norm(sizes, 2 if norm == "l2" else 1, dim=0)
+        for rows in self._slices(batch):
+            total[rows] = _sizes(self._products(rows, [part[rows] for part in self.kept] or None), norm)
         if keep:
             self.x = self.g = self.g.new_empty(0)  # The gradients are what is needed from here on.
+            return total
+        total, self.apart = settled(total, self._reach(norm))
         return total
 
     def weighted(self, weights: Tensor) -> Tensor:
         if self.kept:
             w = weights.to(self.kept[0].dtype)
             return self._assemble([(w @ part.flatten(1)).view(1, *part.shape[1:]) for part in self.kept])[0]
-        g = self.g * weights.to(self.g.dtype).view(-1, *[1] * (self.g.dim() - 1))
+        w = weights.to(self.g.dtype)
+        if self.apart is None:
+            return self._summed(w)
+        total, few = self._summed(w.masked_fill(self.apart, 0)), self.apart.nonzero().squeeze(1)
+        for rows in self._slices(len(few)):
+            parts = self._products(few[rows])
+            total += self._assemble([(w[few[rows]] @ part.flatten(1)).view(1, *part.shape[1:]) for part in parts])[0]
+        return total
+
+    def _summed(self, w: Tensor) -> Tensor:
+        """The weighted sum in one convolution."""
+        g = self.g * w.view(-1, *[1] * (self.g.dim() - 1))
         shape = (*self.shape[:2], *self.kernel)
         dims = len(self.kernel)
         _, gradient, _ = torch.ops.aten.convolution_backward(
@@ -151,7 +169,7 @@ class Taps(Kept):
     def dense(self) -> Tensor:
         if self.kept:
             return self._assemble(self.kept)
-        parts = [self._assemble(self._products(rows)) for rows in self._slices()]
+        parts = [self._assemble(self._products(rows)) for rows in self._slices(len(self.g))]
         return torch.cat(parts) if parts else self.g.new_zeros(0, *self.shape)
 
     def rows(self, index: Tensor) -> PerExample:
@@ -160,4 +178,22 @@ class Taps(Kept):
         few = Taps.__new__(Taps)
         few.__dict__.update(self.__dict__)
         few.x, few.g = self.x[index], self.g[index]
+        few.apart = None if self.apart is None else self.apart[index]
         return few
+
+    def _reach(self, norm: Norm) -> Tensor:
+        """The sum over positions of the norms of what each adds, by example."""
+        order = 2 if norm == "l2" else 1
+        few = Taps.__new__(Taps)
+        few.__dict__.update(self.__dict__)
+        few.x = self.x.unflatten(1, (self.groups, -1)).abs().pow(order).sum(2)
+        met = [few._columns(rows).sum(2).pow_(1 / order) for rows in chunks(len(self.g), self._each())]
+        given = self.g.unflatten(1, (self.groups, -1)).flatten(3)
+        sizes = torch.linalg.vector_norm(given, order, dim=2)
+        return (torch.cat(met) * sizes).sum((1, 2)) if met else sizes.sum((1, 2))
+
+
+def _sizes(parts: list[Tensor], norm: Norm) -> Tensor:
+    """Norms by example of gradients in parts."""
+    sizes = torch.stack([size(part, norm) for part in parts])
+    return torch.linalg.vector_norm(sizes, 2 if norm == "l2" else 1, dim=0)
