@@ -245,6 +245,37 @@ def test_noise_is_scaled_by_the_clip_of_its_own_step():
     assert len(set(bounds)) == 4
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_step_that_failed_leaves_nothing_for_the_next_try(by_hand):
+    data, clip, counted = split(), Quantile(0.5, count_noise=2.0), []
+    x, y = data.first(6)
+    private = make_private(*pair(net()), data, batch_size=6, noise_multiplier=1.0, clip=clip,
+                           options=PrivateOptions(micro_batch=2, seed=0))
+    finish = clip.finish
+    clip.finish = lambda noised: (counted.append(clip.centred), finish(noised))
+
+    def failing(m, x, y):
+        if not failed and private._seen == 4:
+            failed.append(True)
+            raise RuntimeError("out of memory")
+        return cross_entropy(m, x, y)
+
+    def step():
+        if not by_hand:
+            private.step(failing, x, y)
+            return
+        for k in range(3):
+            with private.recording():
+                loss = failing(private.model, x[2 * k : 2 * k + 2], y[2 * k : 2 * k + 2])
+            private.backward(loss, last=k == 2)
+
+    failed = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        step()
+    step()
+    assert len(counted) == 1 and abs(counted[0]) <= 6 / 2  # each of six examples moves the count by one half, once
+
+
 @pytest.mark.parametrize("clip", [lambda: Flat(0.5), lambda: Quantile(0.5, count_noise=2.0)], ids=["flat", "quantile"])
 def test_fit_makes_the_same_run_and_resumes_with_account_clip_and_draws(tmp_path, clip):
     data, place = split(), tmp_path / "run.pt"

@@ -113,9 +113,13 @@ class Private(Gradients):
         """Watch the forward pass inside the block, for a loss computed by hand; `backward` follows."""
         if self._tape is not None:
             self._tape.release()
-        with record(self.model, list(self.parameters.values()), norm=self.clipping.norm) as tape:
-            self._tape = tape
-            yield
+        try:
+            with record(self.model, list(self.parameters.values()), norm=self.clipping.norm) as tape:
+                self._tape = tape
+                yield
+        except BaseException:
+            self._forget()  # a second try begins with the first part, and no example is added or counted twice
+            raise
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Clip the gradients of the recorded examples; with the last part of a batch leave the private gradient in `.grad`.
@@ -132,6 +136,9 @@ class Private(Gradients):
         tape, self._tape = self._tape, None
         try:
             self._add(tape, loss)
+        except BaseException:
+            self._forget()
+            raise
         finally:
             tape.release()
         if last:
@@ -253,6 +260,7 @@ class Private(Gradients):
         if self._tape is not None:
             self._tape.release()
         self._tape, self._sums, self._seen = None, {}, 0
+        self.clipping.forget()
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
