@@ -329,6 +329,18 @@ def test_a_budget_ends_fit_before_the_step_that_would_pass_it_also_after_a_resum
     assert any("seeded" in said for said in statement.warnings) and any("expected batch 8" in said for said in statement.warnings)
 
 
+def test_seeded_noise_is_said_also_by_a_run_that_goes_on_without_a_seed():
+    data, states = split(), []
+    for seed in (3, None, None):
+        private = make_private(*pair(net()), data, batch_size=5, noise_multiplier=1.0, options=PrivateOptions(seed=seed))
+        if states:
+            private.load_state_dict(states[-1])
+        for x, y in private.batches(steps=1):
+            private.step(cross_entropy, x, y)
+        states.append(private.state_dict())
+        assert any("seeded" in said for said in private.statement().warnings)
+
+
 def test_a_run_that_was_not_private_cannot_go_on_as_private(tmp_path):
     data, place, model = split(), tmp_path / "run.pt", net()
     fit(model, data, optimizer=pair(model)[1], schedule=Schedule(1, checkpoint=place))

@@ -57,7 +57,8 @@ class Private(Gradients):
     """Private gradients, their batches and their account; made by `make_private`.
 
     Attributes: `ledger`, every release so far; `clipping`, the strategy with its current bound; `steps`; `empty_batches`, steps
-    of noise alone; `dropped`, examples whose gradient was not finite and that added nothing.
+    of noise alone; `dropped`, examples whose gradient was not finite and that added nothing; `seeded`, whether noise of any step
+    was seeded.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Private(Gradients):
         self.draws = Batches(data, n, batch_size, options)
         self.ledger = PrivacyLedger()
         self.steps = self.empty_batches = self.dropped = 0
+        self.seeded = options.seed is not None
         self._sums: dict[Parameter, Tensor] = {}
         self._seen = 0
         self._tape: Any = None
@@ -181,7 +183,7 @@ class Private(Gradients):
         """
         said = f"{self.clipping.describe()}; expected batch {self.batch_size}"
         return make_statement(
-            self.ledger.releases, self.delta, accountant=accountant, unit=unit, seeded=self.options.seed is not None,
+            self.ledger.releases, self.delta, accountant=accountant, unit=unit, seeded=self.seeded,
             warnings=[said],
         )
 
@@ -190,6 +192,7 @@ class Private(Gradients):
         return {
             "ledger": self.ledger.state_dict(), "clipping": self.clipping.state_dict(), "draws": self.draws.state_dict(),
             "steps": self.steps, "empty_batches": self.empty_batches, "dropped": self.dropped,
+            "seeded": self.seeded,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -200,6 +203,8 @@ class Private(Gradients):
         self.clipping.load_state_dict(state["clipping"])
         self.draws.load_state_dict(state["draws"])
         self.steps, self.empty_batches, self.dropped = state["steps"], state["empty_batches"], state["dropped"]
+        # Noise that can be foretold in some steps is said of the whole run, however it goes on.
+        self.seeded = self.seeded or bool(state.get("seeded", False))
 
     # one step
 
