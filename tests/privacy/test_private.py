@@ -18,7 +18,7 @@ from hauberk.core.train import Callback, cross_entropy
 from hauberk.privacy.dp import PrivateOptions, make_private
 from hauberk.privacy.dp.accounting import PrivacyMonitor, epsilon, gaussian_epsilon
 from hauberk.privacy.dp.clipping import L1, Automatic, Flat, PerLayer, Quantile
-from hauberk.privacy.dp.noise import DiscreteGaussian, Laplace, SeededSource, TimeDecay
+from hauberk.privacy.dp.noise import DiscreteGaussian, Gaussian, Laplace, SeededSource, TimeDecay
 from hauberk.robustness.defend import trades
 
 OPTIMIZERS = {
@@ -470,6 +470,23 @@ def test_values_out_of_range_are_refused_at_the_door(change, match):
     given = {"data": split(), "batch_size": 4, "noise_multiplier": 1.0, **change}
     with pytest.raises(UsageError, match=match):
         make_private(*pair(net()), **given)
+
+
+def test_less_noise_than_the_account_is_told_of_is_refused():
+    for mechanism in (lambda z: Gaussian(0.01), lambda z: Gaussian(z / 2)):
+        with pytest.raises(UsageError, match="has a multiplier of"):
+            make_private(*pair(net()), split(), batch_size=4, noise_multiplier=2.0, options=PrivateOptions(mechanism=mechanism))
+    made = []
+
+    def waning(z):
+        made.append(z)
+        return Gaussian(z if len(made) < 4 else z / 10)
+
+    private = make_private(*pair(net()), split(), batch_size=4, noise_multiplier=2.0, options=PrivateOptions(mechanism=waning))
+    with pytest.raises(UsageError, match=r"multiplier of 0\.2"):
+        for x, y in private.batches(steps=5):
+            private.step(cross_entropy, x, y)
+    assert private.ledger.count == private.steps < 5
 
 
 def test_an_optimizer_of_another_model_is_refused():

@@ -87,6 +87,23 @@ def multiplier_at(multiplier: Multiplier, step: int) -> float:
     return value
 
 
+def noise_of(options: PrivateOptions, multiplier: float, norm: str | None = None) -> Mechanism:
+    """Return the noise of a step.
+
+    Raises:
+        UsageError: when it has less than the account is told of, or is for another norm than the clip's.
+    """
+    made = options.mechanism(multiplier)
+    if not made.noise_multiplier >= multiplier:
+        raise UsageError(
+            f"{made.name} noise has a multiplier of {made.noise_multiplier:.6g}", want=f"at least {multiplier:.6g}, as asked",
+            fix="Pass a mechanism that takes the multiplier it is given, such as Gaussian itself",
+        )
+    if norm is not None and norm != f"l{made.norm}":
+        raise UsageError(f"{made.name} noise in a step that is clipped in the {norm.upper()} norm", want="noise for that norm")
+    return made
+
+
 def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Parameter]:
     """Return by name the parameters that the optimizer changes.
 

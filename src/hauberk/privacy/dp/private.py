@@ -21,7 +21,7 @@ from hauberk.privacy.dp.batches import Batches
 from hauberk.privacy.dp.clipping import L1, Clipping, Flat
 from hauberk.privacy.dp.engine import check_model, record
 from hauberk.privacy.dp.noise import Gaussian, SecureSource, SeededSource, Source
-from hauberk.privacy.dp.options import Multiplier, PrivateOptions, multiplier_at, population, trained
+from hauberk.privacy.dp.options import Multiplier, PrivateOptions, multiplier_at, noise_of, population, trained
 
 
 def make_private(
@@ -71,7 +71,7 @@ class Private(Gradients):
             raise UsageError(f"the batch size is {batch_size} of {n} examples", want="an expected batch from 1 to all of them")
         if delta is not None and not 0 < delta < 1:
             raise UsageError(f"delta is {delta}", want="a probability between 0 and 1, below 1/n")
-        noise = options.mechanism(multiplier_at(noise_multiplier, 0))
+        noise = noise_of(options, multiplier_at(noise_multiplier, 0))
         self.clipping = clip if isinstance(clip, Clipping) else (L1(clip) if noise.norm == 1 else Flat(clip))
         if self.clipping.norm != f"l{noise.norm}":
             raise UsageError(f"{noise.name} noise with a clip in the {self.clipping.norm.upper()} norm",
@@ -79,7 +79,7 @@ class Private(Gradients):
         check_model(self.model)
         self.parameters = trained(self.model, optimizer)
         self.clipping.bind(self.parameters, float(batch_size))
-        self.clipping.gradient_multiplier(multiplier_at(noise_multiplier, 0))
+        noise_of(options, self.clipping.gradient_multiplier(multiplier_at(noise_multiplier, 0)))
         entries = sum(one.numel() for one in self.parameters.values())
         if (covered := getattr(noise, "dimensions", entries)) < entries:
             raise UsageError(f"{noise.name} noise is made for {covered} dimensions", want=f"{entries}, all that is trained")
@@ -240,7 +240,7 @@ class Private(Gradients):
 
     def _release(self) -> None:
         z = multiplier_at(self.noise_multiplier, self.steps)
-        noise = self.options.mechanism(self.clipping.gradient_multiplier(z))
+        noise = noise_of(self.options, self.clipping.gradient_multiplier(z), self.clipping.norm)
         self.ledger.add(self.draws.release(self._seen, z, noise.name))  # before it is made: never less than was let out
         seed = self.options.seed
         source: Source = SecureSource() if seed is None else SeededSource(seed, "noise", self.steps)
