@@ -483,10 +483,45 @@ def test_less_noise_than_the_account_is_told_of_is_refused():
         return Gaussian(z if len(made) < 4 else z / 10)
 
     private = make_private(*pair(net()), split(), batch_size=4, noise_multiplier=2.0, options=PrivateOptions(mechanism=waning))
-    with pytest.raises(UsageError, match=r"multiplier of 0\.2"):
-        for x, y in private.batches(steps=5):
+    drawn_batches = private.batches(steps=5)
+
+    def train():
+        for x, y in drawn_batches:
             private.step(cross_entropy, x, y)
+
+    with pytest.raises(UsageError, match=r"multiplier of 0\.2"):
+        train()
     assert private.ledger.count == private.steps < 5
+
+
+def unfrozen(model, optimizer):
+    model[0].weight.requires_grad_(True)
+
+
+def left_over(model, optimizer):
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+
+
+def added(model, optimizer):
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+
+
+def frozen(model, optimizer):
+    model[3].weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize("change", [unfrozen, left_over, added, frozen], ids=lambda change: change.__name__)
+def test_the_optimizer_trains_what_it_trained_when_it_was_made_private(change):
+    data, model = split(), net()
+    model[0].weight.requires_grad_(False)
+    _, optimizer = pair(model)
+    private = make_private(model, optimizer, data, batch_size=8, noise_multiplier=1.0)
+    private.step(cross_entropy, *data.first(8))
+    change(model, optimizer)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UsageError, match=r"optimizer (would step 1|no longer trains 1)|does not require a gradient"):
+        private.step(cross_entropy, *data.first(8))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_an_optimizer_of_another_model_is_refused():

@@ -118,3 +118,22 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Par
     if not found:
         raise UsageError("the optimizer has no parameter that is trained", want="at least one that requires a gradient")
     return found
+
+
+def same_trained(optimizer: torch.optim.Optimizer, tracked: dict[str, Parameter]) -> None:
+    """Refuse an optimizer that would now step other parameters than those whose gradients are made private.
+
+    Raises:
+        UsageError: for a parameter that was unfrozen or added later, one with a gradient left over, or one no longer trained.
+    """
+    known = {id(one) for one in tracked.values()}
+    held = [one for group in optimizer.param_groups for one in group["params"]]
+    # An optimizer steps whatever has a gradient, also where none is required any more.
+    late = sum(id(one) not in known and (one.requires_grad or one.grad is not None) for one in held)
+    gone = len(known - {id(one) for one in held if one.requires_grad})
+    if late or gone:
+        what = f"would step {late} parameters whose gradients are not private" if late else f"no longer trains {gone} parameters"
+        raise UsageError(
+            f"the optimizer {what}", want="the parameters that it trained when make_private was called",
+            fix="After freezing or unfreezing set stale gradients to None, and hand the account to a new make_private (state_dict)",
+        )

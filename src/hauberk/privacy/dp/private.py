@@ -21,7 +21,7 @@ from hauberk.privacy.dp.batches import Batches
 from hauberk.privacy.dp.clipping import L1, Clipping, Flat
 from hauberk.privacy.dp.engine import check_model, record
 from hauberk.privacy.dp.noise import Gaussian, SecureSource, SeededSource, Source
-from hauberk.privacy.dp.options import Multiplier, PrivateOptions, multiplier_at, noise_of, population, trained
+from hauberk.privacy.dp.options import Multiplier, PrivateOptions, multiplier_at, noise_of, population, same_trained, trained
 
 
 def make_private(
@@ -239,6 +239,7 @@ class Private(Gradients):
         self._seen += tape.batch_size
 
     def _release(self) -> None:
+        same_trained(self.optimizer, self.parameters)
         z = multiplier_at(self.noise_multiplier, self.steps)
         noise = noise_of(self.options, self.clipping.gradient_multiplier(z), self.clipping.norm)
         self.ledger.add(self.draws.release(self._seen, z, noise.name))  # before it is made: never less than was let out
