@@ -16,7 +16,7 @@ from hauberk import Linf, Schedule, Split, fit
 from hauberk.core.errors import UsageError
 from hauberk.core.train import Callback, cross_entropy
 from hauberk.privacy.dp import PrivateOptions, make_private
-from hauberk.privacy.dp.accounting import PrivacyMonitor, epsilon, gaussian_epsilon
+from hauberk.privacy.dp.accounting import PrivacyMonitor, PrivacyStatement, epsilon, gaussian_epsilon
 from hauberk.privacy.dp.clipping import L1, Automatic, Flat, PerLayer, Quantile
 from hauberk.privacy.dp.noise import DiscreteGaussian, Gaussian, Laplace, SeededSource, TimeDecay
 from hauberk.robustness.defend import trades
@@ -222,7 +222,7 @@ def test_discrete_noise_pays_for_its_rounding_and_is_accounted_without_amplifica
     assert torch.allclose(steps, steps.round(), atol=1e-6)  # whole grid steps
     wanted = 1.5 * 0.5 * (1 + entries**0.5 / 64)  # more than z C: one example's rounding is covered
     assert float(drawn.std()) == pytest.approx(wanted, rel=5 / (2 * len(drawn)) ** 0.5)
-    assert releases(private) == [("discrete-gaussian", 1.5, "full", 1.0, 8)]
+    assert releases(private) == [("discrete-gaussian", 1.5, "any", 1.0, 8)]
     short = PrivateOptions(mechanism=partial(DiscreteGaussian, dimensions=entries - 1))
     with pytest.raises(UsageError, match=f"made for {entries - 1} dimensions"):
         make_private(*pair(model), data, batch_size=4, noise_multiplier=1.5, options=short)
@@ -368,17 +368,22 @@ def test_the_account_is_for_the_batches_that_were_used():
     for x, y in private.batches(epochs=1):
         private.step(cross_entropy, x, y)
     assert private.spent().relation == "add-remove" and releases(private) == [("gaussian", 1.0, "poisson", 0.1, 10)]
-    # A loader of one's own deals each example out once a pass: two passes are two releases without amplification, and the
-    # number of examples is fixed.
+    # Nothing is known of batches from elsewhere: one example may be in all of them, and the number of examples is fixed.
     for x, y in [data.take(batch) for _ in range(2) for batch in torch.randperm(40).split(4)]:
         private.step(cross_entropy, x, y)
-    assert releases(private)[1:] == [("gaussian", 1.0, "shuffled", 0.1, 20)]
+    assert releases(private)[1:] == [("gaussian", 1.0, "any", 1.0, 20)]
     assert private.spent().relation == "replace-one"
-    loader = make_private(*pair(net()), data, batch_size=4, noise_multiplier=8.0, delta=1e-5)
-    for x, y in [data.take(batch) for _ in range(2) for batch in torch.randperm(40).split(4)]:
-        loader.step(cross_entropy, x, y)
-    exact = gaussian_epsilon(1e-5, 2 * 2**0.5 / 8.0)  # two Gaussian releases, each moved by twice the clip
-    assert exact <= loader.spent().epsilon <= exact * 1.01
+    for declared, times in ((None, 20), ("each-once-per-pass", 2)):
+        options = PrivateOptions(loader=declared)
+        loader = make_private(*pair(net()), data, batch_size=4, noise_multiplier=8.0, delta=1e-5, options=options)
+        for x, y in [data.take(batch) for _ in range(2) for batch in torch.randperm(40).split(4)]:
+            loader.step(cross_entropy, x, y)
+        exact = gaussian_epsilon(1e-5, 2 * times**0.5 / 8.0)  # Gaussian releases, each moved by twice the clip
+        assert exact <= loader.spent().epsilon <= exact * 1.01
+        statement = loader.statement()
+        for told in (loader.spent().notes, statement.warnings):
+            assert any("declared by the trainer" in one for one in told) == (declared is not None)
+        assert PrivacyStatement.model_validate_json(statement.model_dump_json()).holds()
 
     fixed = make_private(
         *pair(net()), data, batch_size=4, noise_multiplier=1.0, options=PrivateOptions(seed=1, sampling="without-replacement")
@@ -388,6 +393,22 @@ def test_the_account_is_for_the_batches_that_were_used():
         fixed.step(cross_entropy, x, y)
     assert releases(fixed) == [("gaussian", 1.0, "without-replacement", 0.1, 3)]
     assert fixed.spent().relation == "replace-one"
+
+
+@pytest.mark.parametrize("loader", [None, "each-once-per-pass"])
+def test_noise_without_a_known_amplification_is_about_replacing_one_where_the_number_is_fixed(loader):
+    # One step of Laplace noise of scale b: replacing one example moves the L1 norm by 2 clips, ε = 2/b.
+    options = PrivateOptions(sampling="without-replacement", mechanism=Laplace, loader=loader)
+    for drawn_here in (True, False):
+        private = make_private(*pair(net()), split(), batch_size=36, noise_multiplier=1.0, options=options)
+        batches = private.batches(steps=1)
+        private.step(cross_entropy, *(next(batches) if drawn_here else split().first(36)))
+        spent = private.spent()
+        assert spent.relation == "replace-one" and 2.0 * (1 - 1e-3) <= spent.epsilon <= 2.0 * (1 + 1e-3)
+    discrete = PrivateOptions(seed=3, mechanism=partial(DiscreteGaussian, dimensions=10_000, resolution=64))
+    private = make_private(*pair(net()), split(), batch_size=4, noise_multiplier=1.5, options=discrete)
+    private.step(cross_entropy, *split().first(4))
+    assert private.spent().relation == "replace-one"
 
 
 def test_batches_that_the_account_does_not_cover_are_refused():

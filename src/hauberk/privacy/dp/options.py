@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from hauberk.core.errors import UsageError
 from hauberk.privacy.dp.noise import Gaussian, Mechanism
 
+ONCE = "each-once-per-pass"
 Multiplier = float | Callable[[int], float]
 
 
@@ -23,6 +24,9 @@ class PrivateOptions:
 
     Arguments:
         sampling: `poisson`, each example by itself; `without-replacement`, a fresh draw of exactly the batch size.
+        loader: what is vouched for of batches that are not drawn here: `each-once-per-pass`, every example in exactly one batch
+            of each pass over all, as a shuffled loader deals them out, and no pass cut short. None vouches for nothing: each
+            step is counted for every example.
         mechanism: makes the noise of a multiplier: `Gaussian`, `Laplace` or another of `hauberk.privacy.dp.noise`.
         seed: None draws noise and batches from a cryptographically secure source; a number makes runs repeatable, for tests:
             whoever knows it can take the noise off again.
@@ -39,9 +43,12 @@ class PrivateOptions:
     micro_batch: int | None = None
     reduction: Literal["mean", "sum"] = "mean"
     loss_scale: float | torch.amp.GradScaler = 1.0
+    loader: Literal["each-once-per-pass"] | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("sampling", ("poisson", "without-replacement")), ("reduction", ("mean", "sum"))):
+        for name, known in (
+            ("sampling", ("poisson", "without-replacement")), ("reduction", ("mean", "sum")), ("loader", (None, ONCE)),
+        ):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} is {getattr(self, name)!r}", want=" or ".join(map(repr, known)))
         if self.micro_batch is not None and self.micro_batch < 1:
@@ -135,5 +142,5 @@ def same_trained(optimizer: torch.optim.Optimizer, tracked: dict[str, Parameter]
         what = f"would step {late} parameters whose gradients are not private" if late else f"no longer trains {gone} parameters"
         raise UsageError(
             f"the optimizer {what}", want="the parameters that it trained when make_private was called",
-            fix="After freezing or unfreezing set stale gradients to None, and hand the account to a new make_private (state_dict)",
+            fix="After freezing or unfreezing set stale gradients to None, and give a new make_private the old state_dict",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -166,13 +167,15 @@ class Private(Gradients):
         """Return the ε spent so far, for the way batches were really drawn, with what it rests on.
 
         It is about adding or removing one example with Poisson sampling, and about replacing one as soon as one batch was of
-        fixed size or came from elsewhere, such as a shuffled loader.
+        fixed size or came from elsewhere, such as a loader. Every step on a batch from elsewhere is counted for every example,
+        unless `options.loader` vouches for how it deals them out.
 
         Arguments:
             delta: None takes that of `make_private`.
             accountant: `pld`, `rdp`, or another of `hauberk.privacy.dp.accounting`.
         """
-        return self.ledger.epsilon(self.delta if delta is None else delta, accountant=accountant)
+        found = self.ledger.epsilon(self.delta if delta is None else delta, accountant=accountant)
+        return dataclasses.replace(found, notes=(*found.notes, *self._said()))
 
     def statement(self, *, unit: str = "example", accountant: str = "pld") -> PrivacyStatement:
         """Return the claim of what was spent so far, with all that another needs to compute it again.
@@ -184,7 +187,7 @@ class Private(Gradients):
         said = f"{self.clipping.describe()}; expected batch {self.batch_size}"
         return make_statement(
             self.ledger.releases, self.delta, accountant=accountant, unit=unit, seeded=self.seeded,
-            warnings=[said],
+            warnings=[said, *self._said()],
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,6 +208,11 @@ class Private(Gradients):
         self.steps, self.empty_batches, self.dropped = state["steps"], state["empty_batches"], state["dropped"]
         # Noise that can be foretold in some steps is said of the whole run, however it goes on.
         self.seeded = self.seeded or bool(state.get("seeded", False))
+
+    def _said(self) -> list[str]:
+        """Return what the account rests on that the releases do not show."""
+        dealt = any(one.sampling == "shuffled" for one in self.ledger.releases)
+        return ["that every example was in one batch of each pass is declared by the trainer (options.loader)"] if dealt else []
 
     # one step
 
