@@ -16,9 +16,9 @@ from hauberk import Linf, Schedule, Split, fit
 from hauberk.core.errors import UsageError
 from hauberk.core.train import Callback, cross_entropy
 from hauberk.privacy.dp import PrivateOptions, make_private
-from hauberk.privacy.dp.accounting import PrivacyMonitor, epsilon, gaussian_epsilon
+from hauberk.privacy.dp.accounting import PrivacyMonitor, PrivacyStatement, epsilon, gaussian_epsilon
 from hauberk.privacy.dp.clipping import L1, Automatic, Flat, PerLayer, Quantile
-from hauberk.privacy.dp.noise import DiscreteGaussian, Laplace, SeededSource, TimeDecay
+from hauberk.privacy.dp.noise import DiscreteGaussian, Gaussian, Laplace, SeededSource, TimeDecay
 from hauberk.robustness.defend import trades
 
 OPTIMIZERS = {
@@ -222,7 +222,7 @@ def test_discrete_noise_pays_for_its_rounding_and_is_accounted_without_amplifica
     assert torch.allclose(steps, steps.round(), atol=1e-6)  # whole grid steps
     wanted = 1.5 * 0.5 * (1 + entries**0.5 / 64)  # more than z C: one example's rounding is covered
     assert float(drawn.std()) == pytest.approx(wanted, rel=5 / (2 * len(drawn)) ** 0.5)
-    assert releases(private) == [("discrete-gaussian", 1.5, "full", 1.0, 8)]
+    assert releases(private) == [("discrete-gaussian", 1.5, "any", 1.0, 8)]
     short = PrivateOptions(mechanism=partial(DiscreteGaussian, dimensions=entries - 1))
     with pytest.raises(UsageError, match=f"made for {entries - 1} dimensions"):
         make_private(*pair(model), data, batch_size=4, noise_multiplier=1.5, options=short)
@@ -243,6 +243,37 @@ def test_noise_is_scaled_by_the_clip_of_its_own_step():
         moved = bounds[-1] * math.exp(-(2.0 * float(source.normal(torch.zeros(1, dtype=torch.float64))) / 4 + 0.5 - 0.5))
         assert clip.bound == pytest.approx(moved, rel=1e-12)
     assert len(set(bounds)) == 4
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_step_that_failed_leaves_nothing_for_the_next_try(by_hand):
+    data, clip, counted = split(), Quantile(0.5, count_noise=2.0), []
+    x, y = data.first(6)
+    private = make_private(*pair(net()), data, batch_size=6, noise_multiplier=1.0, clip=clip,
+                           options=PrivateOptions(micro_batch=2, seed=0))
+    finish = clip.finish
+    clip.finish = lambda noised: (counted.append(clip.centred), finish(noised))
+
+    def failing(m, x, y):
+        if not failed and private._seen == 4:
+            failed.append(True)
+            raise RuntimeError("out of memory")
+        return cross_entropy(m, x, y)
+
+    def step():
+        if not by_hand:
+            private.step(failing, x, y)
+            return
+        for k in range(3):
+            with private.recording():
+                loss = failing(private.model, x[2 * k : 2 * k + 2], y[2 * k : 2 * k + 2])
+            private.backward(loss, last=k == 2)
+
+    failed = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        step()
+    step()
+    assert len(counted) == 1 and abs(counted[0]) <= 6 / 2  # each of six examples moves the count by one half, once
 
 
 @pytest.mark.parametrize("clip", [lambda: Flat(0.5), lambda: Quantile(0.5, count_noise=2.0)], ids=["flat", "quantile"])
@@ -298,6 +329,18 @@ def test_a_budget_ends_fit_before_the_step_that_would_pass_it_also_after_a_resum
     assert any("seeded" in said for said in statement.warnings) and any("expected batch 8" in said for said in statement.warnings)
 
 
+def test_seeded_noise_is_said_also_by_a_run_that_goes_on_without_a_seed():
+    data, states = split(), []
+    for seed in (3, None, None):
+        private = make_private(*pair(net()), data, batch_size=5, noise_multiplier=1.0, options=PrivateOptions(seed=seed))
+        if states:
+            private.load_state_dict(states[-1])
+        for x, y in private.batches(steps=1):
+            private.step(cross_entropy, x, y)
+        states.append(private.state_dict())
+        assert any("seeded" in said for said in private.statement().warnings)
+
+
 def test_a_run_that_was_not_private_cannot_go_on_as_private(tmp_path):
     data, place, model = split(), tmp_path / "run.pt", net()
     fit(model, data, optimizer=pair(model)[1], schedule=Schedule(1, checkpoint=place))
@@ -325,17 +368,22 @@ def test_the_account_is_for_the_batches_that_were_used():
     for x, y in private.batches(epochs=1):
         private.step(cross_entropy, x, y)
     assert private.spent().relation == "add-remove" and releases(private) == [("gaussian", 1.0, "poisson", 0.1, 10)]
-    # A loader of one's own deals each example out once a pass: two passes are two releases without amplification, and the
-    # number of examples is fixed.
+    # Nothing is known of batches from elsewhere: one example may be in all of them, and the number of examples is fixed.
     for x, y in [data.take(batch) for _ in range(2) for batch in torch.randperm(40).split(4)]:
         private.step(cross_entropy, x, y)
-    assert releases(private)[1:] == [("gaussian", 1.0, "shuffled", 0.1, 20)]
+    assert releases(private)[1:] == [("gaussian", 1.0, "any", 1.0, 20)]
     assert private.spent().relation == "replace-one"
-    loader = make_private(*pair(net()), data, batch_size=4, noise_multiplier=8.0, delta=1e-5)
-    for x, y in [data.take(batch) for _ in range(2) for batch in torch.randperm(40).split(4)]:
-        loader.step(cross_entropy, x, y)
-    exact = gaussian_epsilon(1e-5, 2 * 2**0.5 / 8.0)  # two Gaussian releases, each moved by twice the clip
-    assert exact <= loader.spent().epsilon <= exact * 1.01
+    for declared, times in ((None, 20), ("each-once-per-pass", 2)):
+        options = PrivateOptions(loader=declared)
+        loader = make_private(*pair(net()), data, batch_size=4, noise_multiplier=8.0, delta=1e-5, options=options)
+        for x, y in [data.take(batch) for _ in range(2) for batch in torch.randperm(40).split(4)]:
+            loader.step(cross_entropy, x, y)
+        exact = gaussian_epsilon(1e-5, 2 * times**0.5 / 8.0)  # Gaussian releases, each moved by twice the clip
+        assert exact <= loader.spent().epsilon <= exact * 1.01
+        statement = loader.statement()
+        for told in (loader.spent().notes, statement.warnings):
+            assert any("declared by the trainer" in one for one in told) == (declared is not None)
+        assert PrivacyStatement.model_validate_json(statement.model_dump_json()).holds()
 
     fixed = make_private(
         *pair(net()), data, batch_size=4, noise_multiplier=1.0, options=PrivateOptions(seed=1, sampling="without-replacement")
@@ -345,6 +393,22 @@ def test_the_account_is_for_the_batches_that_were_used():
         fixed.step(cross_entropy, x, y)
     assert releases(fixed) == [("gaussian", 1.0, "without-replacement", 0.1, 3)]
     assert fixed.spent().relation == "replace-one"
+
+
+@pytest.mark.parametrize("loader", [None, "each-once-per-pass"])
+def test_noise_without_a_known_amplification_is_about_replacing_one_where_the_number_is_fixed(loader):
+    # One step of Laplace noise of scale b: replacing one example moves the L1 norm by 2 clips, ε = 2/b.
+    options = PrivateOptions(sampling="without-replacement", mechanism=Laplace, loader=loader)
+    for drawn_here in (True, False):
+        private = make_private(*pair(net()), split(), batch_size=36, noise_multiplier=1.0, options=options)
+        batches = private.batches(steps=1)
+        private.step(cross_entropy, *(next(batches) if drawn_here else split().first(36)))
+        spent = private.spent()
+        assert spent.relation == "replace-one" and 2.0 * (1 - 1e-3) <= spent.epsilon <= 2.0 * (1 + 1e-3)
+    discrete = PrivateOptions(seed=3, mechanism=partial(DiscreteGaussian, dimensions=10_000, resolution=64))
+    private = make_private(*pair(net()), split(), batch_size=4, noise_multiplier=1.5, options=discrete)
+    private.step(cross_entropy, *split().first(4))
+    assert private.spent().relation == "replace-one"
 
 
 def test_batches_that_the_account_does_not_cover_are_refused():
@@ -427,6 +491,58 @@ def test_values_out_of_range_are_refused_at_the_door(change, match):
     given = {"data": split(), "batch_size": 4, "noise_multiplier": 1.0, **change}
     with pytest.raises(UsageError, match=match):
         make_private(*pair(net()), **given)
+
+
+def test_less_noise_than_the_account_is_told_of_is_refused():
+    for mechanism in (lambda z: Gaussian(0.01), lambda z: Gaussian(z / 2)):
+        with pytest.raises(UsageError, match="has a multiplier of"):
+            make_private(*pair(net()), split(), batch_size=4, noise_multiplier=2.0, options=PrivateOptions(mechanism=mechanism))
+    made = []
+
+    def waning(z):
+        made.append(z)
+        return Gaussian(z if len(made) < 4 else z / 10)
+
+    private = make_private(*pair(net()), split(), batch_size=4, noise_multiplier=2.0, options=PrivateOptions(mechanism=waning))
+    drawn_batches = private.batches(steps=5)
+
+    def train():
+        for x, y in drawn_batches:
+            private.step(cross_entropy, x, y)
+
+    with pytest.raises(UsageError, match=r"multiplier of 0\.2"):
+        train()
+    assert private.ledger.count == private.steps < 5
+
+
+def unfrozen(model, optimizer):
+    model[0].weight.requires_grad_(True)
+
+
+def left_over(model, optimizer):
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+
+
+def added(model, optimizer):
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+
+
+def frozen(model, optimizer):
+    model[3].weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize("change", [unfrozen, left_over, added, frozen], ids=lambda change: change.__name__)
+def test_the_optimizer_trains_what_it_trained_when_it_was_made_private(change):
+    data, model = split(), net()
+    model[0].weight.requires_grad_(False)
+    _, optimizer = pair(model)
+    private = make_private(model, optimizer, data, batch_size=8, noise_multiplier=1.0)
+    private.step(cross_entropy, *data.first(8))
+    change(model, optimizer)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UsageError, match=r"optimizer (would step 1|no longer trains 1)|does not require a gradient"):
+        private.step(cross_entropy, *data.first(8))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_an_optimizer_of_another_model_is_refused():

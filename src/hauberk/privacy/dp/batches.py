@@ -49,7 +49,7 @@ class Batches:
     def release(self, seen: int, noise: float, mechanism: str) -> Release:
         """Return what a step on `seen` examples in this process releases, for the way its batch was drawn.
 
-        A batch from elsewhere is taken for one of a loader that deals every example out once per pass.
+        Of a batch from elsewhere nothing is taken for granted, unless `options.loader` says so: each example may be in it.
 
         Raises:
             UsageError: for a batch used twice or in part, or one from elsewhere that is larger than expected.
@@ -66,11 +66,13 @@ class Batches:
             everywhere = count(seen)
             if everywhere > self.batch_size:
                 raise UsageError(f"a batch holds {everywhere} examples", want=f"at most the batch size {self.batch_size}")
-            sampling = "shuffled"
+            sampling = "any" if self.options.loader is None else "shuffled"
+        if sampling == "any":
+            return Release(mechanism, noise, "any", population=self.n)
         try:
             return Release(mechanism, noise, sampling, self.batch_size / self.n, 1, self.n)
-        except UsageError:
-            return Release(mechanism, noise, population=self.n)  # no amplification is known for this pair: a bound without
+        except UsageError:  # no amplification is known for this pair: a bound without
+            return Release(mechanism, noise, "full" if sampling == "poisson" else "any", population=self.n)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far the draws are."""

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from hauberk.core.errors import UsageError
 from hauberk.privacy.dp.noise import Gaussian, Mechanism
 
+ONCE = "each-once-per-pass"
 Multiplier = float | Callable[[int], float]
 
 
@@ -23,6 +24,9 @@ class PrivateOptions:
 
     Arguments:
         sampling: `poisson`, each example by itself; `without-replacement`, a fresh draw of exactly the batch size.
+        loader: what is vouched for of batches that are not drawn here: `each-once-per-pass`, every example in exactly one batch
+            of each pass over all, as a shuffled loader deals them out, and no pass cut short. None vouches for nothing: each
+            step is counted for every example.
         mechanism: makes the noise of a multiplier: `Gaussian`, `Laplace` or another of `hauberk.privacy.dp.noise`.
         seed: None draws noise and batches from a cryptographically secure source; a number makes runs repeatable, for tests:
             whoever knows it can take the noise off again.
@@ -39,9 +43,12 @@ class PrivateOptions:
     micro_batch: int | None = None
     reduction: Literal["mean", "sum"] = "mean"
     loss_scale: float | torch.amp.GradScaler = 1.0
+    loader: Literal["each-once-per-pass"] | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("sampling", ("poisson", "without-replacement")), ("reduction", ("mean", "sum"))):
+        for name, known in (
+            ("sampling", ("poisson", "without-replacement")), ("reduction", ("mean", "sum")), ("loader", (None, ONCE)),
+        ):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} is {getattr(self, name)!r}", want=" or ".join(map(repr, known)))
         if self.micro_batch is not None and self.micro_batch < 1:
@@ -87,6 +94,23 @@ def multiplier_at(multiplier: Multiplier, step: int) -> float:
     return value
 
 
+def noise_of(options: PrivateOptions, multiplier: float, norm: str | None = None) -> Mechanism:
+    """Return the noise of a step.
+
+    Raises:
+        UsageError: when it has less than the account is told of, or is for another norm than the clip's.
+    """
+    made = options.mechanism(multiplier)
+    if not made.noise_multiplier >= multiplier:
+        raise UsageError(
+            f"{made.name} noise has a multiplier of {made.noise_multiplier:.6g}", want=f"at least {multiplier:.6g}, as asked",
+            fix="Pass a mechanism that takes the multiplier it is given, such as Gaussian itself",
+        )
+    if norm is not None and norm != f"l{made.norm}":
+        raise UsageError(f"{made.name} noise in a step that is clipped in the {norm.upper()} norm", want="noise for that norm")
+    return made
+
+
 def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Parameter]:
     """Return by name the parameters that the optimizer changes.
 
@@ -101,3 +125,22 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Par
     if not found:
         raise UsageError("the optimizer has no parameter that is trained", want="at least one that requires a gradient")
     return found
+
+
+def same_trained(optimizer: torch.optim.Optimizer, tracked: dict[str, Parameter]) -> None:
+    """Refuse an optimizer that would now step other parameters than those whose gradients are made private.
+
+    Raises:
+        UsageError: for a parameter that was unfrozen or added later, one with a gradient left over, or one no longer trained.
+    """
+    known = {id(one) for one in tracked.values()}
+    held = [one for group in optimizer.param_groups for one in group["params"]]
+    # An optimizer steps whatever has a gradient, also where none is required any more.
+    late = sum(id(one) not in known and (one.requires_grad or one.grad is not None) for one in held)
+    gone = len(known - {id(one) for one in held if one.requires_grad})
+    if late or gone:
+        what = f"would step {late} parameters whose gradients are not private" if late else f"no longer trains {gone} parameters"
+        raise UsageError(
+            f"the optimizer {what}", want="the parameters that it trained when make_private was called",
+            fix="After freezing or unfreezing set stale gradients to None, and give a new make_private the old state_dict",
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from hauberk.privacy.dp.batches import Batches
 from hauberk.privacy.dp.clipping import L1, Clipping, Flat
 from hauberk.privacy.dp.engine import check_model, record
 from hauberk.privacy.dp.noise import Gaussian, SecureSource, SeededSource, Source
-from hauberk.privacy.dp.options import Multiplier, PrivateOptions, multiplier_at, population, trained
+from hauberk.privacy.dp.options import Multiplier, PrivateOptions, multiplier_at, noise_of, population, same_trained, trained
 
 
 def make_private(
@@ -57,7 +58,8 @@ class Private(Gradients):
     """Private gradients, their batches and their account; made by `make_private`.
 
     Attributes: `ledger`, every release so far; `clipping`, the strategy with its current bound; `steps`; `empty_batches`, steps
-    of noise alone; `dropped`, examples whose gradient was not finite and that added nothing.
+    of noise alone; `dropped`, examples whose gradient was not finite and that added nothing; `seeded`, whether noise of any step
+    was seeded.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Private(Gradients):
             raise UsageError(f"the batch size is {batch_size} of {n} examples", want="an expected batch from 1 to all of them")
         if delta is not None and not 0 < delta < 1:
             raise UsageError(f"delta is {delta}", want="a probability between 0 and 1, below 1/n")
-        noise = options.mechanism(multiplier_at(noise_multiplier, 0))
+        noise = noise_of(options, multiplier_at(noise_multiplier, 0))
         self.clipping = clip if isinstance(clip, Clipping) else (L1(clip) if noise.norm == 1 else Flat(clip))
         if self.clipping.norm != f"l{noise.norm}":
             raise UsageError(f"{noise.name} noise with a clip in the {self.clipping.norm.upper()} norm",
@@ -78,7 +80,7 @@ class Private(Gradients):
         check_model(self.model)
         self.parameters = trained(self.model, optimizer)
         self.clipping.bind(self.parameters, float(batch_size))
-        self.clipping.gradient_multiplier(multiplier_at(noise_multiplier, 0))
+        noise_of(options, self.clipping.gradient_multiplier(multiplier_at(noise_multiplier, 0)))
         entries = sum(one.numel() for one in self.parameters.values())
         if (covered := getattr(noise, "dimensions", entries)) < entries:
             raise UsageError(f"{noise.name} noise is made for {covered} dimensions", want=f"{entries}, all that is trained")
@@ -87,6 +89,7 @@ class Private(Gradients):
         self.draws = Batches(data, n, batch_size, options)
         self.ledger = PrivacyLedger()
         self.steps = self.empty_batches = self.dropped = 0
+        self.seeded = options.seed is not None
         self._sums: dict[Parameter, Tensor] = {}
         self._seen = 0
         self._tape: Any = None
@@ -113,9 +116,13 @@ class Private(Gradients):
         """Watch the forward pass inside the block, for a loss computed by hand; `backward` follows."""
         if self._tape is not None:
             self._tape.release()
-        with record(self.model, list(self.parameters.values()), norm=self.clipping.norm) as tape:
-            self._tape = tape
-            yield
+        try:
+            with record(self.model, list(self.parameters.values()), norm=self.clipping.norm) as tape:
+                self._tape = tape
+                yield
+        except BaseException:
+            self._forget()  # a second try begins with the first part, and no example is added or counted twice
+            raise
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Clip the gradients of the recorded examples; with the last part of a batch leave the private gradient in `.grad`.
@@ -132,6 +139,9 @@ class Private(Gradients):
         tape, self._tape = self._tape, None
         try:
             self._add(tape, loss)
+        except BaseException:
+            self._forget()
+            raise
         finally:
             tape.release()
         if last:
@@ -157,13 +167,15 @@ class Private(Gradients):
         """Return the ε spent so far, for the way batches were really drawn, with what it rests on.
 
         It is about adding or removing one example with Poisson sampling, and about replacing one as soon as one batch was of
-        fixed size or came from elsewhere, such as a shuffled loader.
+        fixed size or came from elsewhere, such as a loader. Every step on a batch from elsewhere is counted for every example,
+        unless `options.loader` vouches for how it deals them out.
 
         Arguments:
             delta: None takes that of `make_private`.
             accountant: `pld`, `rdp`, or another of `hauberk.privacy.dp.accounting`.
         """
-        return self.ledger.epsilon(self.delta if delta is None else delta, accountant=accountant)
+        found = self.ledger.epsilon(self.delta if delta is None else delta, accountant=accountant)
+        return dataclasses.replace(found, notes=(*found.notes, *self._said()))
 
     def statement(self, *, unit: str = "example", accountant: str = "pld") -> PrivacyStatement:
         """Return the claim of what was spent so far, with all that another needs to compute it again.
@@ -174,8 +186,8 @@ class Private(Gradients):
         """
         said = f"{self.clipping.describe()}; expected batch {self.batch_size}"
         return make_statement(
-            self.ledger.releases, self.delta, accountant=accountant, unit=unit, seeded=self.options.seed is not None,
-            warnings=[said],
+            self.ledger.releases, self.delta, accountant=accountant, unit=unit, seeded=self.seeded,
+            warnings=[said, *self._said()],
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -183,6 +195,7 @@ class Private(Gradients):
         return {
             "ledger": self.ledger.state_dict(), "clipping": self.clipping.state_dict(), "draws": self.draws.state_dict(),
             "steps": self.steps, "empty_batches": self.empty_batches, "dropped": self.dropped,
+            "seeded": self.seeded,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -193,6 +206,13 @@ class Private(Gradients):
         self.clipping.load_state_dict(state["clipping"])
         self.draws.load_state_dict(state["draws"])
         self.steps, self.empty_batches, self.dropped = state["steps"], state["empty_batches"], state["dropped"]
+        # Noise that can be foretold in some steps is said of the whole run, however it goes on.
+        self.seeded = self.seeded or bool(state.get("seeded", False))
+
+    def _said(self) -> list[str]:
+        """Return what the account rests on that the releases do not show."""
+        dealt = any(one.sampling == "shuffled" for one in self.ledger.releases)
+        return ["that every example was in one batch of each pass is declared by the trainer (options.loader)"] if dealt else []
 
     # one step
 
@@ -227,8 +247,9 @@ class Private(Gradients):
         self._seen += tape.batch_size
 
     def _release(self) -> None:
+        same_trained(self.optimizer, self.parameters)
         z = multiplier_at(self.noise_multiplier, self.steps)
-        noise = self.options.mechanism(self.clipping.gradient_multiplier(z))
+        noise = noise_of(self.options, self.clipping.gradient_multiplier(z), self.clipping.norm)
         self.ledger.add(self.draws.release(self._seen, z, noise.name))  # before it is made: never less than was let out
         seed = self.options.seed
         source: Source = SecureSource() if seed is None else SeededSource(seed, "noise", self.steps)
@@ -253,6 +274,7 @@ class Private(Gradients):
         if self._tape is not None:
             self._tape.release()
         self._tape, self._sums, self._seen = None, {}, 0
+        self.clipping.forget()
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -214,6 +214,8 @@ def _notes(listed: Sequence[Release], accountant: str, relation: str) -> list[st
                      "deals all records out once per pass no amplification is proven (sampling 'shuffled')")
     if "shuffled" in samplings:
         notes.append("not amplified: one release per record and pass, whatever the order")
+    if any(one.sampling == "any" for one in listed):
+        notes.append("not amplified: how records came into batches is not known, and every release is counted for every record")
     if relation == "replace-one" and any(one.mechanism not in ("pure", "randomized-response") for one in listed):
         notes.append("a replaced record moves the answer by twice what one adds")
     if accountant == "gdp":

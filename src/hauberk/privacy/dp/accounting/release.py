@@ -10,7 +10,7 @@ from hauberk.core.errors import UsageError, nearest
 MECHANISMS = (
     "gaussian", "laplace", "discrete-gaussian", "discrete-laplace", "randomized-response", "tree", "pure",
 )
-SAMPLINGS = ("full", "poisson", "without-replacement", "shuffled")
+SAMPLINGS = ("full", "poisson", "without-replacement", "shuffled", "any")
 RELATIONS = ("add-remove", "replace-one")
 ACCOUNTANTS = ("pld", "rdp", "zcdp", "analytic", "gdp")
 LEAST_NOISE = 1e-5  # less counts as none: its ε is beyond 10^9
@@ -31,7 +31,8 @@ class Release:
             `randomized-response` it is the ε of one answer.
         sampling: how the records of a step are chosen. `poisson`: each with probability `rate` on its own.
             `without-replacement`: a fixed number of them, drawn afresh at every step. `shuffled`: dealt out once per pass,
-            in any order, as an ordinary loader does; nothing is known to be amplified there. `full`: all of them.
+            in any order, as an ordinary loader does; nothing is known to be amplified there. `full`: all of them. `any`: some
+            of a fixed number, chosen in a way that is not known; every record may be in every release.
         rate: the sampling probability, or batch / population.
         count: releases of this kind; for `tree` the trees, in each of which a record has one leaf.
         population: records in all, where known; for `tree` the leaves (steps) of one tree.
@@ -65,13 +66,13 @@ class Release:
         self._refuse_pairs()
 
     def _refuse_pairs(self) -> None:
-        if self.sampling == "full" and self.rate != 1:
+        if self.sampling in ("full", "any") and self.rate != 1:
             raise UsageError(
-                f"the sampling is 'full' with a rate of {self.rate:g}", want="a rate of 1",
+                f"the sampling is '{self.sampling}' with a rate of {self.rate:g}", want="a rate of 1",
                 fix="Name how records are chosen: poisson, without-replacement or shuffled",
             )
         sampled: dict[str, tuple[str, ...]] = dict.fromkeys(
-            ("laplace", "discrete-laplace", "discrete-gaussian", "pure"), ("full", "poisson")
+            ("laplace", "discrete-laplace", "discrete-gaussian", "pure"), ("full", "poisson", "any")
         )
         sampled["gaussian"] = SAMPLINGS
         if self.sampling not in sampled.get(self.mechanism, ("full",)):
@@ -102,7 +103,7 @@ class Release:
     @property
     def needs_replace(self) -> bool:
         """Whether only replace-one has a meaning for it: the number of records is fixed."""
-        return self.sampling in ("without-replacement", "shuffled") or self.mechanism == "randomized-response"
+        return self.sampling in ("without-replacement", "shuffled", "any") or self.mechanism == "randomized-response"
 
     @property
     def participations(self) -> int:

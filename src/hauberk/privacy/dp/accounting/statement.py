@@ -41,7 +41,7 @@ class ReleaseEntry(_Strict):
         "gaussian", "laplace", "discrete-gaussian", "discrete-laplace", "randomized-response", "tree", "pure"
     ] = Field(description="what noise")
     noise: Number = Field(description="standard deviation or scale over what one record adds; the ε of one answer for pure kinds")
-    sampling: Literal["full", "poisson", "without-replacement", "shuffled"] = Field(description="how records are chosen")
+    sampling: Literal["full", "poisson", "without-replacement", "shuffled", "any"] = Field(description="how records are chosen")
     rate: Annotated[float, Field(ge=0, le=1)] = Field(description="sampling probability, or batch / population")
     count: Annotated[int, Field(ge=0, le=MOST)] = Field(description="releases of this kind")
     population: Annotated[int, Field(ge=1)] | None = Field(default=None, description="records, or the leaves of a tree")

@@ -53,6 +53,9 @@ class Clipping:
             noised: of a tensor and a deviation, the sum of the tensor over all processes with normal noise of that deviation.
         """
 
+    def forget(self) -> None:
+        """Drop what was gathered from a batch whose step failed: `finish` was not reached."""
+
     def describe(self) -> str:
         """Return the strategy in words for a privacy statement."""
         return f"{type(self).__name__.lower()} clipping at {self.norm.upper()} norm {self.bound:.6g}"

@@ -80,6 +80,10 @@ class Quantile(Clipping):
         moved = self.clip * math.exp(-step) if self.update == "geometric" else self.clip - step
         self.clip = max(self.least, moved)
 
+    def forget(self) -> None:
+        """Count from nothing: an example that a second try counts again would move the count by twice what is paid for."""
+        self.centred = 0.0
+
     def describe(self) -> str:
         """Return the strategy in words for a privacy statement."""
         return (f"adaptive clipping at quantile {self.quantile:.6g}, now {self.bound:.6g}; its noisy count "
