@@ -197,3 +197,31 @@ def test_statements_with_a_wrong_value(tmp_path, change):
 def test_nothing_bounds_a_run_without_noise():
     made = PrivacyLedger([Release("gaussian", 0.0)]).statement(1e-5)
     assert made.epsilon is None and made.holds() and "ε ≤ inf" in made.describe()
+
+
+FORGED = {
+    "releases": [{"mechanism": "gaussian", "noise": 0.5, "sampling": "poisson", "rate": 0.001, "count": 2000}], "delta": 1e-6,
+}
+
+
+@pytest.mark.parametrize("claim", [
+    {"accountant": "gdp", "bound": True}, {"accountant": "gdp", "bound": False}, {"accountant": "zcdp", "bound": True},
+    {"accountant": "analytic", "bound": True}, {"accountant": "pld", "bound": False},
+])
+def test_no_label_makes_a_claim_true(claim):
+    # The central-limit figure of these releases is 1.42, the true one 4.66.
+    made = PrivacyStatement.model_validate({**json.loads(statement().model_dump_json()), **FORGED, **claim, "epsilon": 1.43})
+    again = made.recompute()
+    assert again.bound and again.epsilon == pytest.approx(4.65512, rel=1e-4) and not made.holds(again)
+    assert made.model_copy(update={"epsilon": 4.66}).holds()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"accountant": "gdp", "bound": True}, "calls a central-limit estimate a bound"),
+    ({"releases": [{"mechanism": "gaussian", "noise": 0.5, "sampling": "shuffled", "rate": 0.1, "count": 5}]}, "is fixed"),
+])
+def test_a_statement_at_odds_with_itself_is_refused(tmp_path, change, message):
+    place = tmp_path / "privacy.json"
+    place.write_text(json.dumps({**json.loads(statement().model_dump_json()), **change}))
+    with pytest.raises(DataError, match=message):
+        read_statement(place)

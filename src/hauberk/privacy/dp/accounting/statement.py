@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -16,7 +17,7 @@ from hauberk.core.errors import DataError, UnsafeFile, UsageError
 from hauberk.core.files import write_whole
 from hauberk.privacy.dp.accounting.account import epsilon
 from hauberk.privacy.dp.accounting.pld import thinned
-from hauberk.privacy.dp.accounting.release import MOST, Release, Spent
+from hauberk.privacy.dp.accounting.release import MOST, Release, Spent, relation_for
 
 LARGEST = 4 << 20  # bytes of a statement
 MOST_RELEASES = 20_000
@@ -68,12 +69,15 @@ class PrivacyStatement(_Strict):
         return sum(one.count for one in self.releases)
 
     def recompute(self) -> Spent:
-        """Return ε computed again from the releases, at the stated δ, relation and accountant.
+        """Return ε computed again from the releases, at the stated δ, relation and accountant: always a bound.
 
-        An estimate is computed again as a bound, by PLD.
+        What is no bound, whatever the statement calls it, and what the accountant named does not cover are computed by PLD.
         """
         made = [Release(**one.model_dump()) for one in self.releases]
-        return epsilon(made, self.delta, accountant=self.accountant if self.bound else "pld", relation=self.relation)
+        if self.bound and self.accountant != "gdp":
+            with contextlib.suppress(UsageError):  # zcdp and analytic know no sampling, rdp no replacement of sampled records
+                return epsilon(made, self.delta, accountant=self.accountant, relation=self.relation)
+        return epsilon(made, self.delta, relation=self.relation)
 
     def holds(self, again: Spent | None = None) -> bool:
         """Return whether the claim is no lower than what the releases give; `again` is what `recompute` returned."""
@@ -149,11 +153,16 @@ def read_statement(path: str | Path) -> PrivacyStatement:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place} is not JSON ({str(error)[:200]})", want="a privacy statement") from error
     made = _validated(table, str(place), DataError)
-    for one in made.releases:
-        try:
-            Release(**one.model_dump())
-        except UsageError as error:
-            raise DataError(f"{place}: {error.problem}", want=error.want, fix=error.fix) from error
+    try:
+        relation_for([Release(**one.model_dump()) for one in made.releases], made.relation)
+    except UsageError as error:
+        raise DataError(f"{place}: {error.problem}", want=error.want, fix=error.fix) from error
+    if made.accountant == "gdp" and made.bound:
+        raise DataError(
+            f"{place} calls a central-limit estimate a bound (accountant 'gdp', bound true)",
+            want="bound false, or another accountant",
+            fix="Write the statement anew: hauberk account --accountant pld --output",
+        )
     return made
 
 
