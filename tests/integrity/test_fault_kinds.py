@@ -270,3 +270,67 @@ def test_what_cannot_be_meant_is_refused() -> None:
             time_to_failure(module, wrong, y[: 4 if len(wrong) else 0], until=0.1)
         with pytest.raises(DataError, match="one label for each"):
             fewest_flips(module, wrong, y[: 4 if len(wrong) else 0], until=0.1)
+
+
+def wide_net(seed: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor]:
+    draw = draws(seed)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    with torch.no_grad():
+        for value in module.parameters():
+            value.copy_((2 * torch.rand(value.shape, generator=draw) - 1) / 192**0.5)
+    x = torch.rand(60, 3, 8, 8, generator=draw)
+    y = module(x).argmax(1)
+    return module.to(dtype), x.to(dtype), y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_search_goes_on_after_a_flip_made_a_weight_huge(dtype: torch.dtype) -> None:
+    longest = 0
+    for seed in range(4):
+        module, x, y = wide_net(seed, dtype)
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        search = fewest_flips(module, x, y, until=0.0, flips=5)
+        assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+        assert len({(flip.parameter, flip.position, flip.bit) for flip in search.flips}) == len(search.flips)
+        longest = max(longest, len(search.flips))
+    assert longest >= 2  # one flip to a huge weight, and others after it
+
+
+def test_several_bits_of_one_weight_may_be_chosen() -> None:
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[1.9375]]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            own = x @ self.weight
+            return torch.cat([own, torch.full_like(own, -8.0)], 1)  # never wrong: every flip that lowers the weight helps
+
+    search = fewest_flips(Alone().double(), torch.ones(4, 1).double(), torch.zeros(4).long(), until=0.0, flips=3, exponent=False)
+    assert len({flip.bit for flip in search.flips}) == len(search.flips) >= 1
+    after = [flip.after for flip in search.flips]
+    assert after == sorted(after, reverse=True) and after[0] == -1.9375
+    assert len(after) == 3 and after[1] == -(1.9375 + 2**-5) and after[2] == -(1.9375 + 2**-5 + 2**-6)
+
+
+def test_found_bits_are_applied_to_weights_of_any_layout() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)).eval()
+    draw = draws(5)
+    with torch.no_grad():
+        for value in module.parameters():
+            value.copy_(torch.randn(value.shape, generator=draw))
+    x = torch.rand(40, 2, 4, 4, generator=draw)
+    y = module(x).argmax(1)
+    plain = fewest_flips(module, x, y, until=0.2, flips=6, exponent=False)
+    with applied(module, plain), torch.no_grad():
+        wanted = module(x)
+    module[0].weight.data = module[0].weight.data.to(memory_format=torch.channels_last)
+    module[3].weight.data = module[3].weight.data.t().contiguous().t()
+    before = [value.detach().clone() for value in module.parameters()]
+    search = fewest_flips(module, x, y, until=0.2, flips=6, exponent=False)
+    assert [(one.parameter, one.position, one.bit) for one in search.flips] == [
+        (one.parameter, one.position, one.bit) for one in plain.flips
+    ]
+    with applied(module, search), torch.no_grad():
+        assert torch.allclose(module(x), wanted, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, one) for value, one in zip(module.parameters(), before, strict=True))
