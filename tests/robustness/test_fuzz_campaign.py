@@ -363,6 +363,36 @@ def test_monotone_features(rising: bool, wanted: list[bool]) -> None:
     assert objectives.monotone(0, step=0.1, rising=rising).fails(case).tolist() == wanted
 
 
+def test_monotone_of_a_regression_is_of_the_raw_number() -> None:
+    model = nn.Linear(3, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-2.0, 1.0, 0.0]]))
+    x = torch.tensor([[0.5, 0.1, 0.1], [0.2, 0.3, 0.1]]).t().contiguous().t()  # strided, as a mutator may leave it
+    target = Target(model, bounds=(0.0, 1.0))
+    case = objectives.Case(x, None, torch.zeros(2), torch.zeros(2, 1), target)  # type: ignore[arg-type]
+    assert objectives.monotone(0, step=0.1).fails(case).tolist() == [True, True]
+    assert objectives.monotone(1, step=0.1).fails(case).tolist() == [False, False]
+    assert target.ledger.queries == 8
+    for wrong in (objectives.monotone(3, step=0.1), objectives.monotone(0, step=0.1, label=1)):
+        with pytest.raises(UsageError, match="feature is 3|label is 1"):
+            wrong.fails(case)
+
+
+def test_batch_invariance_sees_answers_that_are_nan_alone_or_in_company() -> None:
+    class Company(nn.Module):
+        def __init__(self, always: bool) -> None:
+            super().__init__()
+            self.always = always
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x / 0 * 0 if self.always or len(x) > 1 else x  # 0 * inf
+
+    x = torch.rand(3, 4, generator=torch.Generator().manual_seed(1)) + 0.1
+    for always, wanted in ((True, False), (False, True)):
+        case = objectives.Case(x, None, torch.zeros(3).long(), torch.zeros(3, 4), Target(Company(always)))  # type: ignore[arg-type]
+        assert objectives.batch_invariance().fails(case).tolist() == [wanted] * 3
+
+
 def test_black_boxes_are_fuzzed_on_their_answers(digits: Data, digits_model: nn.Module) -> None:
     for access in (Access.SCORE, Access.LABEL):
         found = fuzz(Target(digits_model, access=access), digits, seeds=20, options=SMALL, with_mutators=NATURAL)
