@@ -374,7 +374,7 @@ def test_monotone_of_a_regression_is_of_the_raw_number() -> None:
     assert objectives.monotone(1, step=0.1).fails(case).tolist() == [False, False]
     assert target.ledger.queries == 8
     for wrong in (objectives.monotone(3, step=0.1), objectives.monotone(0, step=0.1, label=1)):
-        with pytest.raises(UsageError, match="feature is 3|label is 1"):
+        with pytest.raises(UsageError, match=r"feature is 3|label is 1"):
             wrong.fails(case)
 
 

@@ -15,6 +15,7 @@ from hauberk.core.errors import ModelError, UsageError
 from hauberk.core.target import Target, as_target
 from hauberk.integrity.faults.bits import LAYOUT, Flip, bit_mask, place_of
 from hauberk.integrity.faults.campaign import refuse, right_answers
+from hauberk.integrity.faults.packed import packed_weights
 
 _FORMATS = ("own", "int8")
 # A gain is only trusted this many largest weights, as they were before any flip, away: the slope says nothing of a leap to 1e38.
@@ -68,9 +69,11 @@ def fewest_flips(
         raise UsageError(f"until is {until}", want="an accuracy from 0 to 1")
     target = as_target(model)
     weights = {name: value for name, value in target.module.named_parameters() if value.ndim > 1 and value.is_floating_point()}
-    if not weights:
+    packed = packed_weights(target.module)
+    if not weights or packed:
+        what = f"keeps the weight '{next(iter(packed))}' packed" if packed else "has no floating-point weights"
         raise ModelError(
-            "the model has no floating-point weights", want="parameters of two axes or more",
+            f"the model {what}", want="floating-point parameters of two axes or more",
             fix="Search the model before it is quantised, with stored='int8'; packed integers have no gradient",
         )
     with _kept(weights):
