@@ -450,11 +450,31 @@ def test_a_campaign_that_was_killed_goes_on_to_the_same_result(
         assert run("killed", resume=True) == whole
     everything = len(list((tmp_path / "whole").rglob("round-*.npz")))
     assert len(again) <= everything + 2 - rounds  # no finished round is done again
-    with pytest.raises(UsageError, match="differs in: digest, seed"):
+    with pytest.raises(UsageError, match=r"differs in: answers, digest, (ranges, )?seed"):
         fuzz(
             digits_model, digits, seeds=30, options=dataclasses.replace(SMALL, seed=9), with_mutators=NATURAL,
             folder=tmp_path / "killed", resume=True,
         )
+
+
+def test_a_campaign_does_not_go_on_with_a_model_that_changed_a_little(
+    digits: Data, digits_model: nn.Module, tmp_path: Path
+) -> None:
+    def run(model: nn.Module) -> None:
+        options = Options(budget=32, batch=32)
+        fuzz(model, digits, seeds=10, options=options, with_mutators=["rotate"], folder=tmp_path, resume=True)
+
+    run(digits_model)
+    run(digits_model)
+    rounded, scaled = copy.deepcopy(digits_model), copy.deepcopy(digits_model)
+    with torch.no_grad():
+        for one in rounded.parameters():
+            one.mul_(1 + 2e-7 * torch.rand(one.shape, generator=torch.Generator().manual_seed(0)))
+        for one in scaled.parameters():
+            one.mul_(1.02)
+    run(rounded)  # what another machine makes of the same model
+    with pytest.raises(UsageError, match="differs in: answers, ranges"):
+        run(scaled)
 
 
 def _no_archive(path: Path) -> None:

@@ -333,6 +333,22 @@ def test_every_criterion_goes_on_from_its_state(known: cov.Profile, name: str) -
     assert rest.value == whole.value
 
 
+@pytest.mark.parametrize("name", list(cov.CRITERIA))
+def test_the_state_of_another_model_is_refused(known: cov.Profile, name: str) -> None:
+    _, parts = batches(48)
+    for part in parts:
+        part.base = torch.zeros_like(part.units)
+    one = cov.criterion(name, known)
+    followed(one, parts)
+    for key, value in one.state().items():
+        for wrong in ({**one.state(), key: value[None]}, {other: kept for other, kept in one.state().items() if other != key}):
+            with pytest.raises(DataError, match="the state of"):
+                cov.criterion(name, known).load(wrong)
+        if value.ndim and value.numel():
+            with pytest.raises(DataError, match="the state of"):
+                cov.criterion(name, known).load({**one.state(), key: value[..., 1:]})
+
+
 def test_an_unknown_criterion_is_refused(known: cov.Profile) -> None:
     with pytest.raises(UsageError, match="kmnc"):
         cov.criterion("kmncc", known)

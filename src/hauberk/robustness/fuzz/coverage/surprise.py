@@ -48,7 +48,7 @@ def left_out_likelihood(known: Profile) -> Tensor:
 
 
 def _densities(known: Profile) -> dict[int, tuple[Tensor, Tensor, Tensor, float]]:
-    """Return by class which neurons vary, the root of the covariance of the kernel, whitened features, and the log of the scale."""
+    """Return by class which neurons vary, the root of the kernel covariance, whitened features, and a log scale."""
     densities: dict[int, tuple[Tensor, Tensor, Tensor, float]] = {}
     for label, rows in _by_class(known).items():
         varied = rows.var(0) > FLAT if len(rows) > 1 else torch.zeros(rows.shape[1], dtype=torch.bool)
