@@ -546,5 +546,6 @@ def test_seeds_that_fail_unchanged_are_left_out(digits: Data, digits_model: nn.M
     assert len(fuzz(digits_model, data, options=Options(budget=32, batch=32), with_mutators=["rotate"]).guided.broken) == right
     with pytest.raises(DataError, match="all of 20 seeds"):
         fuzz(digits_model, dataclasses.replace(digits, test=Split(x, (digits_model(x).argmax(1) + 1) % 10)))
-    with pytest.raises(UsageError, match="budget"):
-        fuzz(digits_model, data, options=Options(budget=0))
+    for budget in (0, 20.5, True):
+        with pytest.raises(UsageError, match="budget"):
+            fuzz(digits_model, data, options=Options(budget=budget))  # type: ignore[arg-type]

@@ -193,8 +193,9 @@ def _batches(parts: Iterable[Tensor]) -> Iterator[Tensor]:
 
 def _check(options: Options, seeds: int) -> None:
     for name in ("budget", "per_seed", "batch"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"{name} is {getattr(options, name)}", want="1 or more")
+        value = getattr(options, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UsageError(f"{name} is {value!r}", want="a whole number, 1 or more")
     if options.aim not in ("faults", "coverage"):
         raise UsageError(f"aim is '{options.aim}'", want="faults | coverage")
     if seeds < 1:
