@@ -225,6 +225,26 @@ def test_affine_mutators_alone_mutate_clean_seeds_alone(digits: Data, digits_mod
     assert all(len(one.steps) == 1 for one in search.failures)
 
 
+def test_only_affine_maps_move_the_reference(digits: Data, digits_model: nn.Module) -> None:
+    names = ["perspective", "curve", "elastic-transform", "rotate", "gaussian-noise"]
+    bench, known = prepare(Target(digits_model), digits, 30, Options(budget=300, batch=100, seed=5), (), names)
+    assert [name for name, one in bench.mutators.items() if one.kind == AFFINE] == ["rotate"]
+    everything = mutators((1, 8, 8), Access.SCORE)
+    assert {name for name, one in everything.items() if one.kind == AFFINE} == {"translate", "scale", "shear", "rotate"}
+    search = Search(bench, {"kmnc": criterion("kmnc", known)}, guided=True)
+    search.run()
+    assert search.done == 300
+    bent = [
+        one for one in [*search.queue, *search.failures]
+        if one.steps and all(step.mutator in names[:3] for step in one.steps)
+    ]
+    assert bent  # mild ones are valid
+    for one in bent:
+        clean = bench.seeds.x[one.origin]
+        assert torch.equal(one.reference, clean)
+        assert bench.options.rule.holds(one.image[None], clean[None], (0.0, 1.0)).all()
+
+
 def test_aiming_at_coverage_covers_more_than_aiming_at_faults(digits: Data, digits_model: nn.Module) -> None:
     gained = {}
     for aim in ("faults", "coverage"):
