@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import struct
+import warnings
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hauberk.integrity.faults import (
     KINDS,
     activation_ranges,
     applied,
+    bit_count,
     changed_layers,
     clipped_ranges,
     fault_campaign,
@@ -204,7 +206,7 @@ def test_time_to_failure_is_where_the_accuracy_falls() -> None:
     assert np.array_equal(counts, time_to_failure(module, x, y, until=0.5, trials=8, seed=1))
     assert bool((counts >= 1).all()) and len(set(counts.tolist())) > 1
     assert bool(np.isinf(time_to_failure(module, x, y, until=0.5, trials=3, part="mantissa", most=1)).all())
-    assert time_to_failure(module, x, y, until=1.0, trials=1)[0] == 1
+    assert time_to_failure(module, x, y, until=1.0, trials=1)[0] == 0  # failed before any flip
 
 
 def test_a_range_guard_brings_answers_back_and_leaves_clean_ones(digits: Data, digits_model: nn.Module) -> None:
@@ -270,3 +272,178 @@ def test_what_cannot_be_meant_is_refused() -> None:
             time_to_failure(module, wrong, y[: 4 if len(wrong) else 0], until=0.1)
         with pytest.raises(DataError, match="one label for each"):
             fewest_flips(module, wrong, y[: 4 if len(wrong) else 0], until=0.1)
+
+
+def wide_net(seed: int, dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor]:
+    draw = draws(seed)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    with torch.no_grad():
+        for value in module.parameters():
+            value.copy_((2 * torch.rand(value.shape, generator=draw) - 1) / 192**0.5)
+    x = torch.rand(60, 3, 8, 8, generator=draw)
+    y = module(x).argmax(1)
+    return module.to(dtype), x.to(dtype), y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_search_goes_on_after_a_flip_made_a_weight_huge(dtype: torch.dtype) -> None:
+    longest = 0
+    for seed in range(4):
+        module, x, y = wide_net(seed, dtype)
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        search = fewest_flips(module, x, y, until=0.0, flips=5)
+        assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+        assert len({(flip.parameter, flip.position, flip.bit) for flip in search.flips}) == len(search.flips)
+        longest = max(longest, len(search.flips))
+    assert longest >= 2  # one flip to a huge weight, and others after it
+
+
+def test_several_bits_of_one_weight_may_be_chosen() -> None:
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[1.9375]]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            own = x @ self.weight
+            return torch.cat([own, torch.full_like(own, -8.0)], 1)  # never wrong: every flip that lowers the weight helps
+
+    search = fewest_flips(Alone().double(), torch.ones(4, 1).double(), torch.zeros(4).long(), until=0.0, flips=3, exponent=False)
+    assert len({flip.bit for flip in search.flips}) == len(search.flips) >= 1
+    after = [flip.after for flip in search.flips]
+    assert after == sorted(after, reverse=True) and after[0] == -1.9375
+    assert len(after) == 3 and after[1] == -(1.9375 + 2**-5) and after[2] == -(1.9375 + 2**-5 + 2**-6)
+
+
+def test_found_bits_are_applied_to_weights_of_any_layout() -> None:
+    module = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4)).eval()
+    draw = draws(5)
+    with torch.no_grad():
+        for value in module.parameters():
+            value.copy_(torch.randn(value.shape, generator=draw))
+    x = torch.rand(40, 2, 4, 4, generator=draw)
+    y = module(x).argmax(1)
+    plain = fewest_flips(module, x, y, until=0.2, flips=6, exponent=False)
+    with applied(module, plain), torch.no_grad():
+        wanted = module(x)
+    module[0].weight.data = module[0].weight.data.to(memory_format=torch.channels_last)
+    module[3].weight.data = module[3].weight.data.t().contiguous().t()
+    before = [value.detach().clone() for value in module.parameters()]
+    search = fewest_flips(module, x, y, until=0.2, flips=6, exponent=False)
+    assert [(one.parameter, one.position, one.bit) for one in search.flips] == [
+        (one.parameter, one.position, one.bit) for one in plain.flips
+    ]
+    with applied(module, search), torch.no_grad():
+        assert torch.allclose(module(x), wanted, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, one) for value, one in zip(module.parameters(), before, strict=True))
+
+
+def quantised() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(net(), {nn.Linear}, dtype=torch.qint8)
+
+
+def codes(module: nn.Module) -> list[Tensor]:
+    return [module[place]._weight_bias()[0].int_repr() for place in (1, 3)]
+
+
+def test_packed_weights_are_struck_guarded_and_put_back() -> None:
+    module, x = quantised(), torch.rand(50, 1, 4, 4, generator=draws(2))
+    known, before = layer_checksums(module), codes(module)
+    wanted = module(x)
+    with flipped_bits(module, 40, generator=draws(1)) as flips:
+        now = codes(module)
+        changed = torch.cat([(a ^ b).flatten() for a, b in zip(before, now, strict=True)]).tolist()
+        assert sum(bin(one & 255).count("1") for one in changed) == len(flips) == 40
+        assert changed_layers(module, known) == [f"{place}._packed_params._packed_params" for place in (1, 3)]
+        assert not torch.equal(module(x), wanted)
+    assert changed_layers(module, known) == [] and torch.equal(module(x), wanted)
+    with faulty_weights(module, "zero", 1.0, generator=draws()) as count:
+        assert count == 12 * 16 + 4 * 12 and not any(bool(one.any()) for one in codes(module))
+    assert changed_layers(module, known) == [] and torch.equal(module(x), wanted)
+    with pytest.raises(ModelError, match=r"'1\.weight' packed"):
+        fewest_flips(module, x, wanted.argmax(1), until=0.1)
+
+
+def test_checksums_cover_buffers_that_the_state_leaves_out_and_packed_cells() -> None:
+    module = net()
+    module.register_buffer("mask", torch.ones(4), persistent=False)
+    known = layer_checksums(module)
+    module.mask[1] = 0
+    assert changed_layers(module, known) == ["mask"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = nn.Sequential(nn.LSTM(4, 4))
+        cells = [
+            torch.ao.quantization.quantize_dynamic(copy.deepcopy(one), {nn.LSTM}, dtype=torch.qint8)
+            for one in (first, first, nn.Sequential(nn.LSTM(4, 4)))
+        ]
+    known = layer_checksums(cells[0])
+    assert changed_layers(cells[1], known) == [] and changed_layers(cells[2], known) != []
+    with pytest.raises(ModelError, match="no parameter"):
+        layer_checksums(nn.ReLU())
+
+
+def test_tied_weights_are_struck_once() -> None:
+    module = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False))
+    module[1].weight = module[0].weight
+    module[2].weight = nn.Parameter(module[0].weight.data)  # another parameter in the same memory
+    before = module[0].weight.detach().clone()
+    with faulty_weights(module, "negated", 1.0, generator=draws()) as count:
+        assert count == 36 and torch.equal(module[0].weight, -before)
+    assert torch.equal(module[0].weight, before)
+    assert bit_count(module) == 36 * 32
+    with flipped_bits(module, 36, generator=draws(), part="sign"):
+        assert torch.equal(module[2].weight, -before)
+    assert torch.equal(module[2].weight, before)
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+class Numbers(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argmax(1)
+
+
+@pytest.mark.parametrize("module", [nn.Linear(4, 4).requires_grad_(False), Functional().requires_grad_(False)])
+def test_a_model_that_is_one_layer_or_all_functions_is_struck_and_guarded(module: nn.Module) -> None:
+    x = torch.rand(30, 4, generator=draws(3))
+    y = module(x).argmax(1)
+    (found,) = fault_campaign(module, x, y, kinds=("nan",), places=("activations",), trials=1)
+    assert found.accuracy.max() == 0 and found.noticed.min() == 1
+    ranges = activation_ranges(module, x)
+    assert (ranges[""].low, ranges[""].high) == (float(module(x).min()), float(module(x).max()))
+    with faulty_activations(module, "inf", 1.0, seed=0), clipped_ranges(module, ranges):
+        assert bool(module(x).isfinite().all())
+
+
+def test_what_cannot_be_struck_or_guarded_is_said() -> None:
+    x = torch.rand(30, 4, generator=draws(3))
+    module = Numbers()
+    with pytest.raises(ModelError, match="no activation"), faulty_activations(module, "nan", 1.0, seed=0):
+        module(x)
+    with pytest.raises(ModelError, match="could be guarded"):
+        activation_ranges(Numbers(), x)
+    with pytest.raises(ModelError, match="gives NaN"):
+        activation_ranges(nn.Linear(4, 2), x * torch.nan)
+    with pytest.raises(ModelError, match="no bits to flip"):
+        time_to_failure(nn.ReLU(), x, x.argmax(1), until=0.1)
+
+
+def test_random_values_stay_in_the_range_of_wide_halves() -> None:
+    values = torch.tensor([-60000.0, 60000.0, 1.0]).half().repeat(50)
+    made = struck(values, "random", draws())
+    assert bool(made.isfinite().all()) and float(made.double().std()) > 1e4
+    broken = torch.tensor([1.0, 2.0, torch.nan, torch.inf]).repeat(50)
+    made = struck(broken, "random", draws())
+    assert float(made.min()) >= 1 and float(made.max()) <= 2
+    wide = torch.tensor([-1.7e308, 1.7e308], dtype=torch.float64).repeat(50)
+    assert bool(struck(wide, "random", draws()).isfinite().all())

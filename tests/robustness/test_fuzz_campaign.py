@@ -225,6 +225,26 @@ def test_affine_mutators_alone_mutate_clean_seeds_alone(digits: Data, digits_mod
     assert all(len(one.steps) == 1 for one in search.failures)
 
 
+def test_only_affine_maps_move_the_reference(digits: Data, digits_model: nn.Module) -> None:
+    names = ["perspective", "curve", "elastic-transform", "rotate", "gaussian-noise"]
+    bench, known = prepare(Target(digits_model), digits, 30, Options(budget=300, batch=100, seed=5), (), names)
+    assert [name for name, one in bench.mutators.items() if one.kind == AFFINE] == ["rotate"]
+    everything = mutators((1, 8, 8), Access.SCORE)
+    assert {name for name, one in everything.items() if one.kind == AFFINE} == {"translate", "scale", "shear", "rotate"}
+    search = Search(bench, {"kmnc": criterion("kmnc", known)}, guided=True)
+    search.run()
+    assert search.done == 300
+    bent = [
+        one for one in [*search.queue, *search.failures]
+        if one.steps and all(step.mutator in names[:3] for step in one.steps)
+    ]
+    assert bent  # mild ones are valid
+    for one in bent:
+        clean = bench.seeds.x[one.origin]
+        assert torch.equal(one.reference, clean)
+        assert bench.options.rule.holds(one.image[None], clean[None], (0.0, 1.0)).all()
+
+
 def test_aiming_at_coverage_covers_more_than_aiming_at_faults(digits: Data, digits_model: nn.Module) -> None:
     gained = {}
     for aim in ("faults", "coverage"):
@@ -363,6 +383,36 @@ def test_monotone_features(rising: bool, wanted: list[bool]) -> None:
     assert objectives.monotone(0, step=0.1, rising=rising).fails(case).tolist() == wanted
 
 
+def test_monotone_of_a_regression_is_of_the_raw_number() -> None:
+    model = nn.Linear(3, 1)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[-2.0, 1.0, 0.0]]))
+    x = torch.tensor([[0.5, 0.1, 0.1], [0.2, 0.3, 0.1]]).t().contiguous().t()  # strided, as a mutator may leave it
+    target = Target(model, bounds=(0.0, 1.0))
+    case = objectives.Case(x, None, torch.zeros(2), torch.zeros(2, 1), target)  # type: ignore[arg-type]
+    assert objectives.monotone(0, step=0.1).fails(case).tolist() == [True, True]
+    assert objectives.monotone(1, step=0.1).fails(case).tolist() == [False, False]
+    assert target.ledger.queries == 8
+    for wrong in (objectives.monotone(3, step=0.1), objectives.monotone(0, step=0.1, label=1)):
+        with pytest.raises(UsageError, match=r"feature is 3|label is 1"):
+            wrong.fails(case)
+
+
+def test_batch_invariance_sees_answers_that_are_nan_alone_or_in_company() -> None:
+    class Company(nn.Module):
+        def __init__(self, always: bool) -> None:
+            super().__init__()
+            self.always = always
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x / 0 * 0 if self.always or len(x) > 1 else x  # 0 * inf
+
+    x = torch.rand(3, 4, generator=torch.Generator().manual_seed(1)) + 0.1
+    for always, wanted in ((True, False), (False, True)):
+        case = objectives.Case(x, None, torch.zeros(3).long(), torch.zeros(3, 4), Target(Company(always)))  # type: ignore[arg-type]
+        assert objectives.batch_invariance().fails(case).tolist() == [wanted] * 3
+
+
 def test_black_boxes_are_fuzzed_on_their_answers(digits: Data, digits_model: nn.Module) -> None:
     for access in (Access.SCORE, Access.LABEL):
         found = fuzz(Target(digits_model, access=access), digits, seeds=20, options=SMALL, with_mutators=NATURAL)
@@ -423,11 +473,31 @@ def test_a_campaign_that_was_killed_goes_on_to_the_same_result(
             assert (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes(), path.name
     everything = len(list((tmp_path / "whole").rglob("round-*.npz")))
     assert len(again) <= everything + 2 - rounds  # no finished round is done again
-    with pytest.raises(UsageError, match="differs in: digest, seed"):
+    with pytest.raises(UsageError, match=r"differs in: answers, digest, (ranges, )?seed"):
         fuzz(
             digits_model, digits, seeds=30, options=dataclasses.replace(SMALL, seed=9), with_mutators=NATURAL,
             folder=tmp_path / "killed", resume=True,
         )
+
+
+def test_a_campaign_does_not_go_on_with_a_model_that_changed_a_little(
+    digits: Data, digits_model: nn.Module, tmp_path: Path
+) -> None:
+    def run(model: nn.Module) -> None:
+        options = Options(budget=32, batch=32)
+        fuzz(model, digits, seeds=10, options=options, with_mutators=["rotate"], folder=tmp_path, resume=True)
+
+    run(digits_model)
+    run(digits_model)
+    rounded, scaled = copy.deepcopy(digits_model), copy.deepcopy(digits_model)
+    with torch.no_grad():
+        for one in rounded.parameters():
+            one.mul_(1 + 2e-7 * torch.rand(one.shape, generator=torch.Generator().manual_seed(0)))
+        for one in scaled.parameters():
+            one.mul_(1.02)
+    run(rounded)  # what another machine makes of the same model
+    with pytest.raises(UsageError, match="differs in: answers, ranges"):
+        run(scaled)
 
 
 def _no_archive(path: Path) -> None:
@@ -499,5 +569,6 @@ def test_seeds_that_fail_unchanged_are_left_out(digits: Data, digits_model: nn.M
     assert len(fuzz(digits_model, data, options=Options(budget=32, batch=32), with_mutators=["rotate"]).guided.broken) == right
     with pytest.raises(DataError, match="all of 20 seeds"):
         fuzz(digits_model, dataclasses.replace(digits, test=Split(x, (digits_model(x).argmax(1) + 1) % 10)))
-    with pytest.raises(UsageError, match="budget"):
-        fuzz(digits_model, data, options=Options(budget=0))
+    for budget in (0, 20.5, True):
+        with pytest.raises(UsageError, match="budget"):
+            fuzz(digits_model, data, options=Options(budget=budget))  # type: ignore[arg-type]

@@ -7,12 +7,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy.stats import gaussian_kde, kstest
+from scipy.stats import gaussian_kde, kstest, multivariate_normal
 from torch import nn
 
 from hauberk import Data, Target
 from hauberk.core.access import Access
-from hauberk.core.errors import ModelError, UsageError
+from hauberk.core.errors import DataError, ModelError, UsageError
 from hauberk.core.taps import tap
 from hauberk.robustness.fuzz import coverage as cov
 from hauberk.robustness.fuzz.coverage.novelty import natural_distance
@@ -208,6 +208,42 @@ def test_surprise_coverage_is_of_buckets_open_below(known: cov.Profile, name: st
     assert followed(criterion, parts) == pytest.approx(len(hit) / buckets, abs=1e-6)
 
 
+def test_buckets_of_likelihood_begin_at_training_samples_that_are_left_out_of_their_own_estimate(known: cov.Profile) -> None:
+    traces, labels = known.traces.numpy(), known.labels.numpy()
+    found, wanted = cov.left_out_likelihood(known), []
+    for row in range(len(traces)):
+        own = traces[labels == labels[row]]
+        spread = gaussian_kde(own.T).covariance  # of Scott's bandwidth
+        others = traces[(labels == labels[row]) & (np.arange(len(traces)) != row)]
+        density = np.mean([multivariate_normal(one, spread).pdf(traces[row]) for one in others])
+        wanted.append(-np.log(density))
+    assert np.abs(found.numpy() - np.array(wanted)).max() < 1e-6
+    low, high = min(wanted), 2 * max(wanted) - min(wanted)
+    whole, parts = batches()
+    values = cov.likelihood_surprise(known)(whole.features, whole.labels).numpy()
+    edges = np.linspace(low, high, 51)
+    hit = {int(np.searchsorted(edges, value, side="left")) for value in values if low < value <= high}
+    assert followed(cov.likelihood_surprise_coverage(known, buckets=50), parts) == pytest.approx(len(hit) / 50, abs=1e-6)
+
+
+def test_digits_that_were_not_trained_on_fall_into_buckets_of_likelihood(digits: Data, digits_model: nn.Module) -> None:
+    reader = cov.Reader(Target(digits_model))
+    train, _ = digits.train.first(800)
+    known = cov.profile(reader, train.split(200))
+    x, _ = digits.test.first(200)
+    criterion = cov.criterion("lsc", known)
+    fresh = criterion.gains(reader(x))
+    assert float(fresh.sum()) > 60  # of 200 samples and 1,000 buckets; most lie far apart
+
+
+def test_a_profile_of_neurons_that_are_no_numbers_is_refused() -> None:
+    model = nn.Linear(3, 2)
+    x = torch.rand(8, 3)
+    x[5, 1] = torch.nan
+    with pytest.raises(DataError, match="1 of 4 training samples"):
+        cov.profile(cov.Reader(Target(model)), x.split(4))
+
+
 def test_a_class_never_answered_in_training_surprises_nobody(known: cov.Profile) -> None:
     known.labels[known.labels == 2] = 0
     whole, _ = batches()
@@ -295,6 +331,22 @@ def test_every_criterion_goes_on_from_its_state(known: cov.Profile, name: str) -
     rest.load({key: value.clone() for key, value in half.state().items()})
     followed(rest, parts[1:])
     assert rest.value == whole.value
+
+
+@pytest.mark.parametrize("name", list(cov.CRITERIA))
+def test_the_state_of_another_model_is_refused(known: cov.Profile, name: str) -> None:
+    _, parts = batches(48)
+    for part in parts:
+        part.base = torch.zeros_like(part.units)
+    one = cov.criterion(name, known)
+    followed(one, parts)
+    for key, value in one.state().items():
+        for wrong in ({**one.state(), key: value[None]}, {other: kept for other, kept in one.state().items() if other != key}):
+            with pytest.raises(DataError, match="the state of"):
+                cov.criterion(name, known).load(wrong)
+        if value.ndim and value.numel():
+            with pytest.raises(DataError, match="the state of"):
+                cov.criterion(name, known).load({**one.state(), key: value[..., 1:]})
 
 
 def test_an_unknown_criterion_is_refused(known: cov.Profile) -> None:

@@ -280,3 +280,54 @@ def test_neutral_parameters_change_nothing_and_nothing_is_rounded_or_stretched(i
     found = natural.motion_blur_by(pale, 45.0, 5, 3.0)
     assert float(found.min()) >= 0.4 and float(found.max()) <= 0.41
     torch.testing.assert_close(natural.motion_blur_by(torch.full_like(pale, 0.4), 45.0, 5, 3.0), torch.full_like(pale, 0.4))
+
+
+@pytest.mark.parametrize(("name", "parameters", "message"), [
+    ("scale", {"across": 0.0, "down": 1.0}, "across is 0"),
+    ("scale", {"across": 1.0, "down": -1.0}, "down is -1"), ("gaussian-blur", {"sigma": -0.5}, "sigma is -0.5"),
+    ("gradient-blur", {"sigma": -1.0, "across": 0.5, "down": 0.5}, "sigma is -1"),
+    ("motion-blur", {"degrees": 0.0, "radius": 3.0, "sigma": -1.0}, "sigma is -1"),
+    ("gaussian-noise", {"sigma": -0.1}, "sigma is"),
+    ("perspective", {"corners": torch.zeros(3, 4, 2)}, "corners fall together"),
+    ("perspective", {"corners": torch.tensor([[0.0, 0], [80, 60], [80, 0], [0, 60]]).expand(3, 4, 2)}, "no convex shape"),
+    ("perspective", {"corners": torch.zeros(3, 4)}, "corners has shape"),
+])
+def test_parameters_outside_their_range_are_refused(
+    image: Tensor, name: str, parameters: dict[str, Tensor | float], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        natural.applied(name, image, parameters)
+
+
+def test_blur_of_nothing_leaves_images_as_they_are(image: Tensor) -> None:
+    for name, parameters in (
+        ("motion-blur", {"degrees": 30.0, "radius": 3.0, "sigma": 0.0}), ("gaussian-blur", {"sigma": 0.0}),
+        ("gradient-blur", {"sigma": 0.0, "across": 0.5, "down": 0.5}),
+    ):
+        torch.testing.assert_close(natural.applied(name, image, parameters), image, rtol=0, atol=1e-12)
+    pixel = torch.full((2, 1, 1, 1), 0.3)
+    assert torch.equal(natural.applied("gradient-blur", pixel, {"sigma": 1.0, "across": 0.5, "down": 0.5}), pixel)
+
+
+def test_empty_images_and_bounds_of_another_shape_are_refused() -> None:
+    rotate = load_methods().get("rotate", "corruption").function
+    for shape in ((2, 3, 0, 8), (2, 3, 8, 0), (2, 0, 8, 8)):
+        with pytest.raises(DataError, match="one channel, row and column"):
+            rotate(torch.zeros(shape), 1)
+    x = torch.full((2, 3, 8, 8), 0.5)
+    for low in (torch.zeros(5), torch.zeros(2, 1, 1), torch.zeros(1, 3, 8, 8)):
+        with pytest.raises(UsageError, match="a bound has shape"):
+            rotate(x, 1, bounds=(low, torch.ones(())))
+    for low in (torch.zeros(3, 1, 1), torch.zeros(8), torch.zeros(3, 8, 8)):
+        assert rotate(x, 1, bounds=(low, torch.ones(()))).shape == x.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["brightness", "gaussian-noise", "contrast"])
+def test_few_digits_do_not_step_over_odd_bounds(dtype: torch.dtype, name: str) -> None:
+    x = torch.linspace(-0.09, 0.69, 192).view(1, 3, 8, 8).to(dtype)
+    method = load_methods().get(name, "corruption").function
+    for severity in (1, 5):
+        found = method(x, severity, bounds=(-0.1, 0.7))
+        assert float(found.double().min()) >= -0.1 and float(found.double().max()) <= 0.7
+        method(found, severity, bounds=(-0.1, 0.7))  # and so it can be corrupted again

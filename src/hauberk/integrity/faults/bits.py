@@ -6,12 +6,13 @@ import bisect
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hauberk.core.errors import ModelError, UsageError, nearest
+from hauberk.integrity.faults.packed import Packed, packed_weights
 
 # dtype -> (integer of the same width, bits of the exponent, bits of the mantissa); int8: all but the sign
 LAYOUT = {
@@ -37,8 +38,8 @@ def flipped_bits(module: nn.Module, count: int, *, generator: torch.Generator, p
     """Flip `count` distinct random bits of the weights for the block; afterwards the weights are what they were, bit by bit.
 
     A context manager: `with flipped_bits(module, 3, generator=g) as flips: ...`. Every bit of every floating parameter, and of
-    int8 weights, is equally likely, within the part named: so faults strike a memory. The weights are put back also when the
-    block ends in an error.
+    int8 weights, is equally likely, within the part named: so faults strike a memory. Tied weights count once; quantised layers
+    give what they keep packed. The weights are put back also when the block ends in an error.
 
     Arguments:
         module: changed in place during the block.
@@ -68,10 +69,12 @@ def drawn_bits(module: nn.Module, count: int, *, generator: torch.Generator, par
 @contextlib.contextmanager
 def flipped(module: nn.Module, bits: Sequence[tuple[str, int, int]]) -> Iterator[list[Flip]]:
     """Flip those bits of (parameter, position, bit) for the block, and put the weights back bit by bit."""
-    weights = _weights(module)
+    packed = packed_weights(module)
+    weights = _weights(module, packed)
     memory = {name: value.view(LAYOUT[value.dtype][0]) for name, value in weights.items()}  # the same bits, as integers
     saved: dict[tuple[str, int], int] = {}
     flips = []
+    touched = [packed[name] for name in dict.fromkeys(name for name, _, _ in bits) if name in packed]
     try:
         for name, position, bit in bits:
             words, place = memory[name], place_of(position, weights[name].shape)
@@ -79,10 +82,14 @@ def flipped(module: nn.Module, bits: Sequence[tuple[str, int, int]]) -> Iterator
             saved.setdefault((name, position), word)
             words[place] = word ^ bit_mask(words.dtype, bit)
             flips.append(Flip(name, position, bit, before, float(weights[name][place])))
+        for one in touched:
+            one.write()
         yield flips
     finally:
         for (name, position), word in saved.items():
             memory[name][place_of(position, weights[name].shape)] = word
+        for one in touched:
+            one.restore()
 
 
 def bit_count(module: nn.Module, part: str = "any") -> int:
@@ -90,11 +97,22 @@ def bit_count(module: nn.Module, part: str = "any") -> int:
     return sum(value.numel() * len(_bits(value.dtype, part)) for value in _weights(module).values())
 
 
-def _weights(module: nn.Module) -> dict[str, Tensor]:
-    """Return the floating and int8 parameters, and the int8 buffers in which quantised models keep theirs."""
+def _weights(module: nn.Module, packed: Mapping[str, Packed] | None = None) -> dict[str, Tensor]:
+    """Return the floating and int8 parameters, and the int8 buffers and packed weights in which quantised models keep theirs."""
     held = {name: value.detach() for name, value in module.named_parameters() if value.dtype in LAYOUT}
     held |= {name: value for name, value in module.named_buffers() if value.dtype is torch.int8}
-    return {name: value for name, value in held.items() if value.numel()}
+    held |= {name: one.codes for name, one in (packed_weights(module) if packed is None else packed).items()}
+    distinct = set(map(id, once(list(held.values()))))
+    return {name: value for name, value in held.items() if id(value) in distinct}
+
+
+def once(values: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors that hold anything, those that share their memory (tied weights) once."""
+    found: dict[tuple[int, int], Tensor] = {}
+    for value in values:
+        if value.numel():
+            found.setdefault((value.data_ptr(), value.numel()), value)
+    return list(found.values())
 
 
 def _draw(weights: dict[str, Tensor], count: int, part: str, generator: torch.Generator) -> list[tuple[str, int, int]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core import progress, rng
-from hauberk.core.errors import DataError, UsageError, nearest
+from hauberk.core.errors import DataError, ModelError, UsageError, nearest
 from hauberk.core.target import Target, as_target
 from hauberk.integrity.faults.bits import bit_count, drawn_bits, flipped
 from hauberk.integrity.faults.places import faulty_activations, faulty_inputs, faulty_weights, layers_with_weights
@@ -88,16 +88,23 @@ def time_to_failure(
         seed: of the orders.
 
     Returns:
-        Counts, shape (trials,), float64.
+        Counts, shape (trials,), float64; 0 where the model fails as it is.
+
+    Raises:
+        ModelError: for a model without weights to flip.
     """
     refuse(x, y, trials)
     target = as_target(model)
     most = min(most, bit_count(target.module, part))
+    if not most:
+        raise ModelError(f"the model has no bits to flip (part: {part})", want="weights of a floating type or int8, most >= 1")
 
     def failed(bits: Sequence[tuple[str, int, int]]) -> bool:
         with flipped(target.module, bits):
             return _accuracy(target.logits(x), y) <= until
 
+    if failed([]):
+        return np.zeros(trials)
     counts = []
     for trial in progress.track(range(trials), "time to failure"):
         order = drawn_bits(target.module, most, generator=rng.generator(seed, "time to failure", trial), part=part)

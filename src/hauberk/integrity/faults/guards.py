@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import hashlib
 import hmac
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from hauberk.core.errors import ModelError
 from hauberk.core.predictors import ModulePredictor
 from hauberk.integrity.faults.places import layers_with_outputs
 
@@ -24,19 +26,25 @@ class Range:
 
 
 def activation_ranges(module: nn.Module, x: Tensor, *, batch_size: int = 256) -> dict[str, Range]:
-    """Return the range of every layer's activations on clean samples x, shape (n, ...)."""
+    """Return the range of every layer's activations on clean samples x, shape (n, ...), and of the answer, by the name "".
+
+    Raises:
+        ModelError: where no output is a floating tensor, or one holds NaN on clean samples: neither could be guarded.
+    """
     found: dict[str, Range] = {}
 
     def keep(name: str, output: object) -> None:
         if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
             low, high = float(output.min()), float(output.max())
+            if math.isnan(low) or math.isnan(high):
+                raise ModelError(f"layer '{name}' gives NaN on clean samples", want="numbers, whose range can be held")
             before = found.get(name, Range(low, high))
             found[name] = Range(min(low, before.low), max(high, before.high))
 
     parts = dict(module.named_modules())
     handles = [
         parts[name].register_forward_hook(lambda _part, _inputs, output, name=name: keep(name, output))
-        for name in layers_with_outputs(module)
+        for name in dict.fromkeys((*layers_with_outputs(module), ""))
     ]
     ask = ModulePredictor(module)
     try:
@@ -46,6 +54,8 @@ def activation_ranges(module: nn.Module, x: Tensor, *, batch_size: int = 256) ->
     finally:
         for handle in handles:
             handle.remove()
+    if not found:
+        raise ModelError("the model has no activations that could be guarded", want="samples, and a floating tensor as an output")
     return found
 
 
@@ -80,15 +90,44 @@ def clipped_ranges(module: nn.Module, ranges: Mapping[str, Range], *, slack: flo
 
 
 def layer_checksums(module: nn.Module) -> dict[str, str]:
-    """Return a SHA-256 of every parameter and buffer, by name: its dtype, shape and bytes."""
+    """Return a SHA-256 of every parameter, buffer and packed weight, by name: its dtype, shape and bytes.
+
+    Raises:
+        ModelError: for a model that holds nothing to guard.
+    """
+    held: dict[str, object] = dict(module.state_dict())
+    held |= dict(module.named_buffers(remove_duplicate=False))  # those that the state leaves out, too
     found = {}
-    for name, value in module.state_dict().items():
-        if isinstance(value, Tensor):
-            plain = value.detach().cpu().contiguous()
-            digest = hashlib.sha256(repr((str(plain.dtype), tuple(plain.shape))).encode())
-            digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
-            found[name] = digest.hexdigest()
+    for name, value in held.items():
+        digest = hashlib.sha256()
+        _add(digest, value)
+        found[name] = digest.hexdigest()
+    if not found:
+        raise ModelError("the model holds no parameter and no buffer", want="something whose change would show")
     return found
+
+
+def _add(digest: hashlib._Hash, value: object) -> None:
+    """Add to a digest what a state holds: tensors, quantised ones, and the packed objects and tuples around them."""
+    if isinstance(value, Tensor) and value.is_quantized:
+        scales: object = (value.q_scale(), value.q_zero_point())
+        if value.qscheme() not in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+            scales = (value.q_per_channel_scales(), value.q_per_channel_zero_points(), value.q_per_channel_axis())
+        _add(digest, (value.int_repr(), scales))
+    elif isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        digest.update(repr((str(plain.dtype), tuple(plain.shape))).encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    elif isinstance(value, Mapping):
+        _add(digest, list(value.items()))
+    elif isinstance(value, list | tuple):
+        digest.update(f"[{len(value)}".encode())
+        for one in value:
+            _add(digest, one)
+    elif isinstance(value, torch.ScriptObject):
+        _add(digest, value.__getstate__())
+    else:
+        digest.update(repr(value).encode())
 
 
 def changed_layers(module: nn.Module, checksums: Mapping[str, str]) -> list[str]:

@@ -10,18 +10,19 @@ from torch import Tensor, nn
 
 from hauberk.core import rng
 from hauberk.core.errors import ModelError, nearest
-from hauberk.integrity.faults.bits import LAYOUT
+from hauberk.integrity.faults.bits import LAYOUT, once
+from hauberk.integrity.faults.packed import packed_of
 from hauberk.integrity.faults.values import count_of, known_kind, strike, struck
 
 
 def layers_with_weights(module: nn.Module) -> list[str]:
-    """Return the names of the parts that hold floating or int8 parameters or int8 buffers of their own, in the model's order."""
-    return [name for name, part in module.named_modules() if _memory(part)]
+    """Return the names of the parts that hold floating or int8 parameters, int8 buffers or packed int8 weights of their own."""
+    return [name for name, part in module.named_modules() if _memory(part) or packed_of(part)]
 
 
 def layers_with_outputs(module: nn.Module) -> list[str]:
-    """Return the names of the parts without children, whose outputs are the activations."""
-    return [name for name, part in module.named_modules() if name and not list(part.children())]
+    """Return the names of the parts without children, whose outputs are the activations; "" is a model that is one layer."""
+    return [name for name, part in module.named_modules() if not list(part.children())]
 
 
 @contextlib.contextmanager
@@ -38,7 +39,7 @@ def faulty_weights(
         layers: those struck; None strikes every layer that has weights, the last included.
 
     Returns:
-        How many weights were struck.
+        How many weights were struck; those that two layers share, once.
 
     Raises:
         ModelError: for a module without weights, or a layer that it does not have.
@@ -48,20 +49,26 @@ def faulty_weights(
     if not known:
         raise ModelError("the model has no weights", want="floating or int8 parameters")
     _refuse_unknown(layers, known, "weights")
-    memory = [value for name in (known if layers is None else layers) for value in _memory(parts[name])]
+    chosen = known if layers is None else layers
+    memory = once([value for name in chosen for value in _memory(parts[name])])
     saved = [value.detach().clone() for value in memory]
+    packed = [one for name in chosen if (one := packed_of(parts[name])) is not None]
     try:
         total = 0
         with torch.no_grad():
-            for value in memory:
+            for value in (*memory, *(one.codes for one in packed)):
                 count = count_of(share, value.numel())
                 value.copy_(strike(value, kind, count, generator))
                 total += count
+            for one in packed:
+                one.write()
         yield total
     finally:
         with torch.no_grad():
             for value, before in zip(memory, saved, strict=True):
                 value.copy_(before)
+            for one in packed:
+                one.restore()
 
 
 @contextlib.contextmanager
@@ -77,11 +84,17 @@ def faulty_activations(
         seed: of places and values.
         layers: those whose outputs are struck; None strikes every layer without children.
         lasting: the same units fail for every sample and call, as a broken part does; else each sample has faults of its own.
+
+    A model whose layers are functions alone is struck in its answer, the one output that can be reached.
+
+    Raises:
+        ModelError: for a layer that the model does not have; after the block, where it asked the model and nothing was struck.
     """
     known_kind(kind)
     parts, known = dict(module.named_modules()), layers_with_outputs(module)
     _refuse_unknown(layers, list(parts), "outputs")
     calls: dict[str, int] = {}
+    asked = 0
 
     def hook(name: str) -> Callable[[nn.Module, object, object], object]:
         def change(_part: nn.Module, _inputs: object, output: object) -> object:
@@ -98,12 +111,25 @@ def faulty_activations(
 
         return change
 
-    handles = [parts[name].register_forward_hook(hook(name)) for name in (known if layers is None else layers)]
+    answer = hook("")
+
+    def last(part: nn.Module, inputs: object, output: object) -> object:
+        nonlocal asked
+        asked += 1
+        return answer(part, inputs, output) if layers is None and not calls else output
+
+    handles = [parts[name].register_forward_hook(hook(name)) for name in (known if layers is None else layers) if name]
+    handles.append(module.register_forward_hook(last if layers is None or "" not in layers else answer))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+    if asked and not calls:
+        raise ModelError(
+            "no activation of the model could be struck", want="a layer whose output is a floating tensor, a row per sample",
+            fix="Name other layers, or strike weights or inputs",
+        )
 
 
 def faulty_inputs(x: Tensor, kind: str, share: float, *, generator: torch.Generator) -> Tensor:

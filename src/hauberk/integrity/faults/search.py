@@ -15,9 +15,11 @@ from hauberk.core.errors import ModelError, UsageError
 from hauberk.core.target import Target, as_target
 from hauberk.integrity.faults.bits import LAYOUT, Flip, bit_mask, place_of
 from hauberk.integrity.faults.campaign import refuse, right_answers
+from hauberk.integrity.faults.packed import packed_weights
 
 _FORMATS = ("own", "int8")
-_REACH = 64.0  # a gain is only trusted this many largest weights away: the slope says nothing of a leap to 1e38
+# A gain is only trusted this many largest weights, as they were before any flip, away: the slope says nothing of a leap to 1e38.
+_REACH = 64.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +69,13 @@ def fewest_flips(
         raise UsageError(f"until is {until}", want="an accuracy from 0 to 1")
     target = as_target(model)
     weights = {name: value for name, value in target.module.named_parameters() if value.ndim > 1 and value.is_floating_point()}
-    if not weights:
-        raise ModelError("the model has no floating-point weights", want="parameters of two axes or more")
+    packed = packed_weights(target.module)
+    if not weights or packed:
+        what = f"keeps the weight '{next(iter(packed))}' packed" if packed else "has no floating-point weights"
+        raise ModelError(
+            f"the model {what}", want="floating-point parameters of two axes or more",
+            fix="Search the model before it is quantised, with stored='int8'; packed integers have no gradient",
+        )
     with _kept(weights):
         words = {name: _Words(value, stored, exponent) for name, value in weights.items()}
         chosen: list[Flip] = []
@@ -102,7 +109,8 @@ def applied(module: nn.Module, search: FlipSearch) -> Iterator[None]:
     weights = dict(module.named_parameters())
     with _kept({name: weights[name] for name in {flip.parameter for flip in search.flips}}), torch.no_grad():
         for flip in search.flips:
-            weights[flip.parameter].view(-1)[flip.position] = flip.after
+            weight = weights[flip.parameter]
+            weight[place_of(flip.position, weight.shape)] = flip.after
         yield
 
 
@@ -123,23 +131,25 @@ class _Words:
             self.words = value.detach().contiguous().view(kind)
             self.bits = [bit for bit in range(low + high + 1) if exponent or not low <= bit < low + high]
         self.masks = [bit_mask(self.words.dtype, bit) for bit in self.bits]
+        self.reach = min(_REACH * float(value.detach().double().abs().max().clamp(min=1e-12)), torch.finfo(torch.float64).max)
 
     def decoded(self, words: Tensor) -> Tensor:
         return words.to(self.value.dtype) * self.scale if self.scale is not None else words.view(self.value.dtype)
 
     def candidates(self, slope: Tensor, count: int, taken: set[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return the (position, bit) that gain most by the slope, one per position at most."""
-        flat, now = slope.reshape(-1), self.value.detach().reshape(-1)
-        reach = _REACH * float(now.abs().max().clamp(min=1e-12))
+        # In float64: what a flip makes of a weight may be as far away as the dtype goes.
+        flat, now = slope.reshape(-1).double(), self.value.detach().reshape(-1).double()
         best, which = torch.full_like(flat, -torch.inf), torch.zeros_like(flat, dtype=torch.long)
         words = self.words.reshape(-1)
-        for index, mask in enumerate(self.masks):
-            change = (self.decoded(words ^ mask) - now).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(-reach, reach)
-            gain = flat * change
+        for index, (bit, mask) in enumerate(zip(self.bits, self.masks, strict=True)):
+            change = self.decoded(words ^ mask).double() - now
+            gain = flat * change.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(-self.reach, self.reach)
+            for position, old in taken:  # to flip a bit back gains nothing new
+                if old == bit:
+                    gain[position] = -torch.inf
             better = gain > best
             best, which = torch.where(better, gain, best), torch.where(better, torch.full_like(which, index), which)
-        for position, _ in taken:  # to flip a bit back gains nothing new
-            best[position] = -torch.inf
         top = best.topk(min(count, len(best)))
         good = top.indices[top.values > 0].tolist()
         return [(place, self.bits[int(which[place])]) for place in good]

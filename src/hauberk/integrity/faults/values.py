@@ -26,7 +26,7 @@ def struck(values: Tensor, kind: str, generator: torch.Generator) -> Tensor:
         values: floating point, or int8 (then NaN and infinity are the two ends of the range, and there is no exponent: the bit
             before the sign is flipped).
         kind: `bit-flip` one random bit of each; `exponent-flip` the highest bit of the exponent; `zero`, `nan`, `inf` stuck at
-            that value; `random` uniform between the lowest and the highest of the values; `negated` the sign turned
+            that value; `random` uniform between the lowest and the highest finite of the values; `negated` the sign turned
             (anti-activation); `imprecise` all but the two highest bits of the mantissa lost (of int8: the four lowest bits).
         generator: of the bits and values drawn.
     """
@@ -48,8 +48,12 @@ def struck(values: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     if kind == "negated":
         return -values.detach()
     if kind == "random":
-        low, high = values.min(), values.max()
-        return low + (high - low) * uniform(values.detach(), generator)
+        # In float64: the span of two numbers may be more than their dtype holds. What is not finite is no end of a range.
+        finite = values.detach().double()
+        there = finite.isfinite()
+        low, high = (float(end) for end in torch.cat([finite[there], finite.new_zeros(0 if bool(there.any()) else 1)]).aminmax())
+        drawn = low / 2 + (high / 2 - low / 2) * uniform(finite, generator)  # halves, so that no span is infinite
+        return (2 * drawn).clamp(low, high).to(values.dtype)
     return torch.full_like(values.detach(), {"zero": 0.0, "nan": torch.nan, "inf": torch.inf}[kind])
 
 

@@ -27,7 +27,7 @@ from hauberk.robustness.fuzz.mutate import ATTACKS, Job, Mutator, mutators
 from hauberk.robustness.fuzz.objectives import Case, Objective, misclassification, not_a_number
 from hauberk.robustness.fuzz.results import Campaign, failure_row, notes_of, outcome
 
-FORMAT = 2
+FORMAT = 3
 PROFILED = 2000  # training samples that the ranges of the neurons are taken from
 SMALLEST = 100  # faults that are made small, at most
 
@@ -66,7 +66,7 @@ def fuzz(
     _check(options, seeds)
     bench, known = prepare(as_target(model), data, seeds, options, objectives, with_mutators)
     if place is not None:
-        begin(place, identity_of(bench), resume)
+        begin(place, identity_of(bench, known), resume)
     names = list(dict.fromkeys((options.steering, *options.criteria)))
     searches = []
     for guided in (True, False):
@@ -126,8 +126,9 @@ def prepare(
     return Bench(target, reader, Seeds(x[fine], y[fine], reading.rows(fine)), fitting | given, chosen, job, options), known
 
 
-def identity_of(bench: Bench) -> dict[str, Any]:
-    """Return what makes a campaign the same one: options, mutators, objectives, and a digest of the seeds and of the answers."""
+def identity_of(bench: Bench, known: Profile) -> dict[str, Any]:
+    """Return what makes a campaign the same one: options, mutators, objectives, a digest of the seeds and of the answered labels,
+    and figures of what the model answers to the seeds and of the ranges of its neurons, which another machine only rounds."""
     digest = hashlib.sha256()
     for one in (bench.seeds.x, bench.seeds.y, bench.seeds.reading.labels):
         digest.update(one.detach().cpu().contiguous().numpy().tobytes())
@@ -135,7 +136,16 @@ def identity_of(bench: Bench) -> dict[str, Any]:
     return {
         "format": FORMAT, **options, "mutators": list(bench.mutators), "objectives": [one.name for one in bench.objectives],
         "seeds": len(bench.seeds), "digest": digest.hexdigest(),
+        "bounds": [_figures(torch.as_tensor(end)) for end in bench.job.bounds],
+        "answers": _figures(bench.seeds.reading.answers), "ranges": [_figures(known.low), _figures(known.high)],
     }
+
+
+def _figures(values: Tensor) -> list[float]:
+    """Return the size, the mean, the spread, and a sum under weights that no two places share."""
+    rows = values.detach().double().cpu().flatten().nan_to_num()
+    weights = (torch.arange(1, len(rows) + 1, dtype=torch.float64) * 0.6180339887498949).frac()
+    return [float(len(rows)), float(rows.mean()), float(rows.square().mean().sqrt()), float((rows * weights).mean())]
 
 
 def save(campaign: Campaign, bench: Bench, folder: Path) -> None:
@@ -183,8 +193,9 @@ def _batches(parts: Iterable[Tensor]) -> Iterator[Tensor]:
 
 def _check(options: Options, seeds: int) -> None:
     for name in ("budget", "per_seed", "batch"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"{name} is {getattr(options, name)}", want="1 or more")
+        value = getattr(options, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UsageError(f"{name} is {value!r}", want="a whole number, 1 or more")
     if options.aim not in ("faults", "coverage"):
         raise UsageError(f"aim is '{options.aim}'", want="faults | coverage")
     if seeds < 1:

@@ -211,7 +211,7 @@ def begin(folder: Path, identity: dict[str, Any], resume: bool) -> None:
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError("it is too large")
         known = json.loads(path.read_text(encoding="utf-8"))
-        differing = sorted(key for key in {*known, *identity} if known.get(key) != identity.get(key))
+        differing = sorted(key for key in {*known, *identity} if not _alike(known.get(key), identity.get(key)))
     except (ValueError, OSError, AttributeError, RecursionError) as error:
         raise damaged(path, error) from error
     if differing:
@@ -219,6 +219,15 @@ def begin(folder: Path, identity: dict[str, Any], resume: bool) -> None:
             f"the campaign in {folder} differs in: {', '.join(map(str, differing[:6]))}", want="the same model, data and options",
             fix="Run it with the options of campaign.json, or choose another folder",
         )
+
+
+def _alike(kept: Any, now: Any) -> bool:
+    """Whether two parts of a description are equal, numbers with a point up to what another machine rounds."""
+    if isinstance(kept, list) and isinstance(now, list):
+        return len(kept) == len(now) and all(map(_alike, kept, now))
+    if isinstance(kept, float) and isinstance(now, float):
+        return math.isclose(kept, now, rel_tol=1e-4, abs_tol=1e-6)
+    return type(kept) is type(now) and bool(kept == now)
 
 
 def _entries(head: dict[str, Any], held: Arrays, shape: tuple[int, ...]) -> list[Entry]:

@@ -26,6 +26,8 @@ ATTACKS: dict[str, dict[str, Any]] = {
 }
 DRAWN = ("mdi-fgsm",)  # draws by batch: given one sample at a time
 AFFINE, PIXEL = "affine", "pixel"
+# DeepHunter's affine steps. A bent or tilted image is held to the rule of pixels like any other: its reference does not move.
+AFFINE_CORRUPTIONS = ("translate", "scale", "shear", "rotate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Mutator:
 
     Arguments:
         name: as the results call it.
-        kind: `affine` where pixels move (at most once in a lineage, as in DeepHunter), else `pixel`.
+        kind: `affine` where an affine map moves all pixels (at most once in a lineage, as in DeepHunter), else `pixel`.
         function: `(x, y, level, generator, job) -> x` of shape (n, ...), levels 1 to 5; n samples on a generator give what n
             calls with one sample each would, so that each can be made again alone.
     """
@@ -124,7 +126,7 @@ def own(name: str, function: Callable[[Tensor, int, torch.Generator], Tensor], *
     Arguments:
         name: as the results call it.
         function: `(x, level, generator) -> x`; it is given one sample at a time, shape (1, ...).
-        kind: `affine` where pixels move, else `pixel`.
+        kind: `affine` where an affine map moves all pixels, else `pixel`.
     """
 
     def run(x: Tensor, _y: Tensor, level: int, generator: torch.Generator, _job: Job) -> Tensor:
@@ -161,12 +163,11 @@ def mutated(mutator: Mutator, x: Tensor, y: Tensor, step: tuple[int, int], job: 
 
 def _corruption(name: str) -> Mutator:
     card = registry.get(name, "corruption")
-    moves = natural.contract.RECIPES[name].warp is not None if name in natural.contract.RECIPES else False
 
     def run(x: Tensor, _y: Tensor, level: int, generator: torch.Generator, job: Job) -> Tensor:
         return card.function(x, level, generator=generator, bounds=job.bounds)
 
-    return Mutator(name, AFFINE if moves or card.facts.get("family") == "geometry" else PIXEL, run)
+    return Mutator(name, AFFINE if name in AFFINE_CORRUPTIONS else PIXEL, run)
 
 
 def _attack(name: str) -> Mutator:

@@ -98,35 +98,52 @@ def batch_invariance(*, tolerance: float = 1e-4, most: int = 8) -> Objective:
         with torch.no_grad():
             together = case.target.predictor(case.x).reshape(len(case.x), -1).double()
             for row, one in enumerate(case.x[:most].split(1)):
-                alone = case.target.predictor(one).reshape(-1).double()
-                scale = max(1.0, float(together[row].abs().nan_to_num().max()))
-                flags[row] = bool(((alone - together[row]).abs() > tolerance * scale).any())
+                alone, beside = case.target.predictor(one).reshape(-1).double(), together[row]
+                finite = beside[beside.isfinite()]
+                scale = max(1.0, float(finite.abs().max())) if len(finite) else 1.0
+                # NaN answers a sample alone and in the batch, or neither: it is no number that is near to another.
+                flags[row] = not torch.allclose(alone, beside, rtol=0.0, atol=tolerance * scale, equal_nan=True)
         return flags
 
     return Objective("batch-invariance", fails)
 
 
-def monotone(feature: int, *, step: float, label: int = 1, rising: bool = True) -> Objective:
-    """Return the relation that raising one feature never lowers (or never raises) the score of a class.
+def monotone(feature: int, *, step: float, label: int | None = None, rising: bool = True) -> Objective:
+    """Return the relation that raising one feature never lowers (or never raises) the score of a class, or a predicted number.
 
     Arguments:
         feature: its position in a flattened sample.
         step: what is added, in input units; samples that leave the target's bounds by it are not judged.
-        label: the class; position 0 of a regression.
+        label: the class, 1 where None; of a regression the position of the number, 0 where None.
         rising: whether the score has to rise with the feature.
     """
 
     def fails(case: Case) -> Tensor:
-        raised = case.x.clone()
-        raised.view(len(raised), -1)[:, feature] += step
+        raised = case.x.flatten(1).clone()
+        if not 0 <= feature < raised.shape[1]:
+            raise UsageError(f"feature is {feature}", want=f"a position from 0 to {raised.shape[1] - 1} in a flattened sample")
+        raised[:, feature] += step
+        raised = raised.reshape(case.x.shape)
         high = torch.as_tensor(case.target.bounds[1] if case.target.bounds is not None else torch.inf).to(case.x)
         judged = (raised <= high).flatten(1)[:, feature]
         with torch.no_grad():
-            before, after = (case.target.scores(one)[:, label].double() for one in (case.x, raised))
+            before, after = (_column(case, one, label) for one in (case.x, raised))
         change = after - before if rising else before - after
         return (change < -1e-6) & judged
 
     return Objective(f"monotone-{feature}", fails)
+
+
+def _column(case: Case, x: Tensor, label: int | None) -> Tensor:
+    """Return the score of a class, or the raw number of a regression (whose scores would be a softmax), shape (n,)."""
+    if case.y.is_floating_point():
+        rows, place = case.target.predictor(x).reshape(len(x), -1), label or 0
+        case.target.ledger.queries += len(x)
+    else:
+        rows, place = case.target.scores(x), 1 if label is None else label
+    if not 0 <= place < rows.shape[1]:
+        raise UsageError(f"label is {place}", want=f"0 to {rows.shape[1] - 1}: the model gives {rows.shape[1]} for a sample")
+    return rows[:, place].double()
 
 
 def not_a_number() -> Objective:

@@ -38,7 +38,7 @@ def gaussian_blur_by(x: Tensor, sigma: Tensor | float) -> Tensor:
     Returns:
         The blurred images.
     """
-    found, which = spread(sigma, x, "sigma").unique(return_inverse=True)
+    found, which = spread(sigma, x, "sigma", least=0).unique(return_inverse=True)
     if len(found) <= 1:
         return gaussian(x, float(found)) if len(found) else x.clone()
     rows, columns = (
@@ -87,7 +87,8 @@ def motion_blur_by(x: Tensor, degrees: Tensor | float, radius: Tensor | float, s
     Returns:
         The blurred images.
     """
-    angle, half, deviation = (spread(one, x) for one in (degrees, radius, sigma))
+    angle = spread(degrees, x, "degrees")
+    half, deviation = spread(radius, x, "radius", least=0), spread(sigma, x, "sigma", least=0)
     return smear(x, motion_kernels(angle.deg2rad(), half, deviation).to(x))
 
 
@@ -120,12 +121,12 @@ def gradient_blur_by(
         The blurred images: between five copies, sharp to blurred, values are interpolated.
     """
     height, width = x.shape[2:]
-    deviation = spread(sigma, x, "sigma")
+    deviation = spread(sigma, x, "sigma", least=0)
     left, top = (like_images(spread(one, x), x) for one in (across, down))
     rows = (torch.arange(height, device=x.device, dtype=x.dtype).view(-1, 1) + 0.5 - top * height).square()
     columns = (torch.arange(width, device=x.device, dtype=x.dtype) + 0.5 - left * width).square()
     away = (rows + columns).sqrt()  # (n, 1, h, w)
-    place = STAGES * away / away.amax((2, 3), keepdim=True)
+    place = STAGES * away / away.amax((2, 3), keepdim=True).clamp(min=1e-12)  # nothing is away from the spot in one pixel
     done = torch.zeros_like(x)
     for stage in range(STAGES + 1):
         copy = gaussian_blur_by(x, deviation * stage / STAGES)

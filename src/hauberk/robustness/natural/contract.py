@@ -214,12 +214,21 @@ def recipe_of(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def spread(value: Tensor | float, x: Tensor, name: str = "a parameter") -> Tensor:
-    """Return a parameter as float64 on x's device, one per image, shape (n, ...). Raises DataError where it is not."""
+def spread(
+    value: Tensor | float, x: Tensor, name: str = "a parameter", *, least: float = -math.inf, above: float = -math.inf
+) -> Tensor:
+    """Return a parameter as float64 on x's device, one per image, shape (n, ...).
+
+    Raises DataError where it is not, or is below `least`, or not above `above`.
+    """
     found = torch.as_tensor(value, dtype=torch.float64, device=x.device)
     found = found.expand(len(x)) if found.ndim == 0 else found
     if len(found) != len(x) or not bool(found.isfinite().all()):
         raise DataError(f"{name} has shape {tuple(found.shape)}", want=f"finite numbers, one for each of {len(x)} images")
+    if not bool(((found >= least) & (found > above)).all()):
+        raise DataError(
+            f"{name} is {float(found.min()):.4g}", want=f"{least:g} or more" if least > -math.inf else f"more than {above:g}"
+        )
     return found
 
 
@@ -260,12 +269,21 @@ def _in_blocks(
         if not plain:
             done = torch.minimum(torch.maximum(least + done * (top - least), least), top)
         done = (done if x.is_floating_point() else done.round()).to(x.dtype)
+        if done.dtype in (torch.float16, torch.bfloat16):  # fewer digits than the ends may have: rounding steps over them
+            done = torch.minimum(torch.maximum(done, _inner(low, done, 1)), _inner(high, done, -1))
         if through:
             parts.append(done)
             continue
         out = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
         out[block] = done
     return torch.cat(parts) if out is None else out
+
+
+def _inner(end: Tensor, like: Tensor, way: int) -> Tensor:
+    """Return the end in the dtype of `like`: the next number upwards (way 1) or downwards (-1) where rounding steps outside."""
+    cast = end.to(like)
+    outside = (cast.double() - end.to(like.device)) * way < 0
+    return torch.where(outside, torch.nextafter(cast, torch.full_like(cast, way * torch.inf)), cast)
 
 
 def _alone(done: Tensor, x: Tensor) -> bool:
@@ -295,7 +313,14 @@ def _ends(name: str, x: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor, bool]:
             f"{name} was given shape {tuple(x.shape)}, which reads as {x.shape[1]} channels on images {x.shape[3]} pixels wide",
             want="images (n, channels, height, width)", fix="Channels come last here: x.permute(0, 3, 1, 2)",
         )
+    if 0 in x.shape[1:]:
+        raise DataError(f"{name} was given shape {tuple(x.shape)}", want="images of one channel, row and column at least")
     low, high = (torch.as_tensor(end, device=x.device, dtype=torch.float64) for end in bounds)
+    for end in (low, high):
+        if end.ndim > 3 or any(own not in (1, side) for own, side in zip(end.shape[::-1], x.shape[:0:-1], strict=False)):
+            raise UsageError(
+                f"a bound has shape {tuple(end.shape)}", want=f"a number, or one that spreads over an image {tuple(x.shape[1:])}"
+            )
     single = low.numel() == high.numel() == 1
     if single:  # as plain numbers: a hundredfold quicker than operations on tensors of one number
         bottom, top = float(low), float(high)

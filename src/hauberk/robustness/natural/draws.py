@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 FEW = 64  # numbers for each sample up to which they are worked out at once for all samples
+
 
 class Draws:
     """The streams of n samples, each seeded by one number from a generator.
@@ -24,7 +26,7 @@ class Draws:
     """
 
     def __init__(self, n: int, generator: torch.Generator, like: Tensor) -> None:
-        self.seeds = torch.randint(2**62, (n,), generator=generator, device=generator.device, dtype=torch.int64)
+        self.seeds = _seeds(n, generator)
         self.stream = torch.Generator(device=generator.device)
         self.dtype, self.device, self.turns = like.dtype, like.device, [0]
 
@@ -92,3 +94,13 @@ class Draws:
         self.turns[0] += 1
         found: list[int] = (self.seeds + self.turns[0] * 2654435769 & 2**62 - 1).tolist()
         return found
+
+
+def _seeds(n: int, generator: torch.Generator) -> Tensor:
+    """Return n seeds, those that n calls for one seed each would give."""
+    how: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": torch.int64}
+    if generator.device.type == "cpu":  # one stream of numbers, however many are asked for at once
+        return torch.randint(2**62, (n,), **how)
+    # What an accelerator draws in one launch depends on how many are asked for.
+    ones = [torch.randint(2**62, (1,), **how) for _ in range(n)]
+    return torch.cat(ones) if ones else torch.empty(0, dtype=torch.int64, device=generator.device)

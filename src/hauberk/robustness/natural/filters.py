@@ -128,6 +128,7 @@ def motion_kernels(angles: Tensor, radius: Tensor, sigma: Tensor) -> Tensor:
     Returns:
         Shape (n, k, k). As published, each step falls on the one pixel nearest to it.
     """
+    sigma = sigma.clamp(min=1e-3)  # of none, all the weight is at the centre
     # Beyond six deviations less than a millionth of the weight is left.
     reach = int(torch.minimum(2 * radius.floor(), (6 * sigma).ceil()).max()) if len(angles) else 0
     steps = torch.arange(reach + 1, dtype=torch.float64, device=angles.device)  # (t,)

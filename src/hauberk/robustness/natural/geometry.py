@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hauberk.core.errors import DataError
 from hauberk.robustness.natural.contract import Parameters, Size, Warp, natural, spread
 from hauberk.robustness.natural.draws import Draws
 
@@ -74,7 +75,7 @@ def scale(x: Tensor, parameters: Parameters, draws: Draws) -> Tensor:
 
 def scale_by(x: Tensor, across: Tensor | float, down: Tensor | float) -> Tensor:
     """Return images, shape (n, c, h, w), scaled about their centre by factors above 0, one number or shape (n,) each."""
-    return warped(x, scaling(spread(across, x, "across"), spread(down, x, "down"), _size(x)))
+    return warped(x, scaling(spread(across, x, "across", above=0), spread(down, x, "down", above=0), _size(x)))
 
 
 def _slant(slope: float, draws: Draws, size: Size) -> Parameters:
@@ -114,7 +115,14 @@ def perspective(x: Tensor, parameters: Parameters, draws: Draws) -> Tensor:
 
 def perspective_by(x: Tensor, corners: Tensor) -> Tensor:
     """Return images, shape (n, c, h, w), whose corners, clockwise from the top left, are moved to positions, shape (n, 4, 2)."""
-    return warped(x, homography(spread(corners, x, "corners"), _size(x)))
+    places = spread(corners, x, "corners")
+    if places.shape != (len(x), 4, 2):
+        raise DataError(f"corners has shape {tuple(places.shape)}", want=f"four positions for each image: {(len(x), 4, 2)}")
+    sides = places.roll(-1, 1) - places
+    turns = sides[..., 0] * sides.roll(-1, 1)[..., 1] - sides[..., 1] * sides.roll(-1, 1)[..., 0]  # (n, 4)
+    if not bool(((turns > 1e-9).all(1) | (turns < -1e-9).all(1)).all()):
+        raise DataError("corners fall together, on one line, or make no convex shape", want="the four corners of a view, in turn")
+    return warped(x, homography(places, _size(x)))
 
 
 def _wave(share: float, draws: Draws, size: Size) -> Parameters:

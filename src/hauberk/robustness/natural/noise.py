@@ -48,7 +48,7 @@ def gaussian_noise_by(x: Tensor, sigma: Tensor | float, source: Draws | torch.Ge
         The noisy images, not clipped; `applied("gaussian-noise", ...)` keeps them inside any bounds.
     """
     noise = Draws.of(source, x).normal(*x.shape[1:])
-    return _added(x, noise, spread(sigma, x, "sigma"))
+    return _added(x, noise, spread(sigma, x, "sigma", least=0))
 
 
 @natural(
@@ -73,7 +73,7 @@ def uniform_noise_by(x: Tensor, reach: Tensor | float, source: Draws | torch.Gen
         The noisy images, not clipped.
     """
     noise = Draws.of(source, x).uniform(*x.shape[1:]).sub_(0.5)
-    return _added(x, noise, 2 * spread(reach, x, "reach"))
+    return _added(x, noise, 2 * spread(reach, x, "reach", least=0))
 
 
 @natural(
@@ -115,7 +115,7 @@ def salt_and_pepper_by(x: Tensor, share: Tensor | float, source: Draws | torch.G
         The struck images.
     """
     draw = Draws.of(source, x).uniform(1, *x.shape[2:])
-    return _struck(x, draw, like_images(spread(share, x, "share"), x))
+    return _struck(x, draw, like_images(spread(share, x, "share", least=0), x))
 
 
 @natural(

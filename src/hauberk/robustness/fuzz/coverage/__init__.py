@@ -22,7 +22,9 @@ from hauberk.robustness.fuzz.coverage.sections import multisection_coverage as m
 from hauberk.robustness.fuzz.coverage.sections import strong_activation_coverage as strong_activation_coverage
 from hauberk.robustness.fuzz.coverage.sensitivity import SensitivityConvergence as SensitivityConvergence
 from hauberk.robustness.fuzz.coverage.surprise import distance_surprise as distance_surprise
+from hauberk.robustness.fuzz.coverage.surprise import left_out_likelihood as left_out_likelihood
 from hauberk.robustness.fuzz.coverage.surprise import likelihood_surprise as likelihood_surprise
+from hauberk.robustness.fuzz.coverage.surprise import likelihood_surprise_coverage as likelihood_surprise_coverage
 from hauberk.robustness.fuzz.coverage.surprise import mahalanobis_surprise as mahalanobis_surprise
 from hauberk.robustness.fuzz.coverage.surprise import surprise_coverage as surprise_coverage
 from hauberk.robustness.fuzz.coverage.top_k import TopKPatterns as TopKPatterns
@@ -31,7 +33,7 @@ from hauberk.robustness.fuzz.coverage.top_k import top_k_coverage as top_k_cover
 CRITERIA: Mapping[str, Callable[[Profile], Criterion]] = {
     "nc": neuron_coverage, "tknc": top_k_coverage, "tknp": TopKPatterns, "kmnc": multisection_coverage, "nbc": boundary_coverage,
     "snac": strong_activation_coverage, "scc": SensitivityConvergence,
-    "lsc": lambda known: surprise_coverage("lsc", known, likelihood_surprise(known)),
+    "lsc": likelihood_surprise_coverage,
     "dsc": lambda known: surprise_coverage("dsc", known, distance_surprise(known), upper=2.0),
     "mdsc": lambda known: surprise_coverage("mdsc", known, mahalanobis_surprise(known)),
     "nlc": LayerCovariance, "novelty": Novelty,

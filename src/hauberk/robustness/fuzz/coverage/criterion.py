@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hauberk.core.errors import DataError
 from hauberk.robustness.fuzz.coverage.reading import Reading
 
 State = dict[str, Tensor]
@@ -38,6 +39,21 @@ class Criterion(Protocol):
     def load(self, state: State) -> None:
         """Go on from a state."""
         ...
+
+
+def fitting(criterion: str, state: State, name: str, *shape: int) -> Tensor:
+    """Return a tensor of a stored state, of that shape; -1 takes any length.
+
+    Raises:
+        DataError: where it is missing, or has another shape.
+    """
+    held = state.get(name)
+    if held is None or held.ndim != len(shape) or any(want not in (-1, got) for want, got in zip(shape, held.shape, strict=True)):
+        raise DataError(
+            f"the state of {criterion} holds {name} of shape {None if held is None else tuple(held.shape)}",
+            want=f"shape {tuple('any' if one < 0 else one for one in shape)}, as this criterion writes it on this model",
+        )
+    return held
 
 
 class Cells:
@@ -86,4 +102,4 @@ class Cells:
 
     def load(self, state: State) -> None:
         """Go on from flags."""
-        self.covered = state["covered"].bool().clone()
+        self.covered = fitting(self.name, state, "covered", len(self.covered)).bool().clone()

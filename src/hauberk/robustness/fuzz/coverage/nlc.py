@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hauberk.robustness.fuzz.coverage.criterion import State
+from hauberk.robustness.fuzz.coverage.criterion import State, fitting
 from hauberk.robustness.fuzz.coverage.reading import Profile, Reading
 
 
@@ -63,6 +63,7 @@ class LayerCovariance:
 
     def load(self, state: State) -> None:
         """Go on from moments."""
-        self.n = int(state["n"])
-        self.mean = [state[f"mean{layer}"].double().clone() for layer in range(len(self.mean))]
-        self.moment = [state[f"moment{layer}"].double().clone() for layer in range(len(self.moment))]
+        sides = [len(one) for one in self.mean]
+        self.mean = [fitting("nlc", state, f"mean{layer}", side).double().clone() for layer, side in enumerate(sides)]
+        self.moment = [fitting("nlc", state, f"moment{layer}", side, side).double().clone() for layer, side in enumerate(sides)]
+        self.n = int(fitting("nlc", state, "n"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hauberk.robustness.fuzz.coverage.criterion import State
+from hauberk.robustness.fuzz.coverage.criterion import State, fitting
 from hauberk.robustness.fuzz.coverage.reading import Profile, Reading
 
 
@@ -58,7 +58,7 @@ class Novelty:
 
     def load(self, state: State) -> None:
         """Go on from features."""
-        self.kept = state["kept"].double().clone()
+        self.kept = fitting("novelty", state, "kept", -1, self.kept.shape[1]).double().clone()
 
 
 def squared(a: Tensor, b: Tensor) -> Tensor:

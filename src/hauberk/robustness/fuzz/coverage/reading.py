@@ -197,12 +197,21 @@ def profile(reader: Reader, batches: Iterable[Tensor], *, traces: int = 2000) ->
         reader: of the model.
         batches: inputs, each (n, ...).
         traces: how many features are kept.
+
+    Raises:
+        DataError: for no samples, or samples on which a neuron is not a number.
     """
     low = high = None
     kept: list[Tensor] = []
     labels: list[Tensor] = []
     for x in batches:
         seen = reader(x)
+        odd = ~seen.units.isfinite().all(1)
+        if bool(odd.any()):
+            raise DataError(
+                f"{int(odd.sum())} of {len(x)} training samples give neurons that are NaN or infinite",
+                want="finite neurons, whose ranges can be taken", fix="Leave those samples out, or mend the model",
+            )
         least, most = seen.units.amin(0), seen.units.amax(0)
         low = least if low is None else torch.minimum(low, least)
         high = most if high is None else torch.maximum(high, most)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hauberk.core.errors import DataError
-from hauberk.robustness.fuzz.coverage.criterion import State
+from hauberk.robustness.fuzz.coverage.criterion import State, fitting
 from hauberk.robustness.fuzz.coverage.reading import Profile, Reading
 
 
@@ -68,4 +68,4 @@ class SensitivityConvergence:
 
     def load(self, state: State) -> None:
         """Go on from a sample."""
-        self.sample = state["sample"].float().clone()
+        self.sample = fitting("scc", state, "sample", -1, self.sample.shape[1]).float().clone()

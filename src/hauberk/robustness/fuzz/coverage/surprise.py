@@ -22,6 +22,33 @@ def likelihood_surprise(known: Profile) -> Surprise:
 
     Gaussian kernels with Scott's bandwidth; neurons of a variance below 1e-5 are left out. Kim et al. 2019, arXiv:1808.08444.
     """
+    densities = _densities(known)
+
+    def surprise(features: Tensor, label: int) -> Tensor:
+        varied, root, points, level = densities[label]
+        white = torch.linalg.solve_triangular(root, features[:, varied].T, upper=False).T
+        return level - torch.logsumexp(-0.5 * squared(white, points), 1)
+
+    return _class_by_class(densities, surprise)
+
+
+def left_out_likelihood(known: Profile) -> Tensor:
+    """Return the LSA of every training sample by the kernels of the others of its class, shape (m,), or NaN.
+
+    A sample that sits in the middle of its own kernel is never surprising: in many dimensions that kernel outweighs all others.
+    The bandwidth is that of `likelihood_surprise`.
+    """
+    labels = known.labels.cpu()
+    found = torch.full((len(labels),), math.nan, dtype=torch.float64)
+    for label, (_, _, points, level) in _densities(known).items():
+        apart = squared(points, points).fill_diagonal_(torch.inf)
+        fewer = math.log(len(points) - 1) - math.log(len(points))
+        found[labels == label] = level + fewer - torch.logsumexp(-0.5 * apart, 1)
+    return found
+
+
+def _densities(known: Profile) -> dict[int, tuple[Tensor, Tensor, Tensor, float]]:
+    """Return by class which neurons vary, the root of the kernel covariance, whitened features, and a log scale."""
     densities: dict[int, tuple[Tensor, Tensor, Tensor, float]] = {}
     for label, rows in _by_class(known).items():
         varied = rows.var(0) > FLAT if len(rows) > 1 else torch.zeros(rows.shape[1], dtype=torch.bool)
@@ -33,13 +60,7 @@ def likelihood_surprise(known: Profile) -> Surprise:
         points = torch.linalg.solve_triangular(root, rows.T, upper=False).T
         level = math.log(n) + 0.5 * d * math.log(2 * math.pi) + float(root.diagonal().log().sum())
         densities[label] = (varied, root, points, level)
-
-    def surprise(features: Tensor, label: int) -> Tensor:
-        varied, root, points, level = densities[label]
-        white = torch.linalg.solve_triangular(root, features[:, varied].T, upper=False).T
-        return level - torch.logsumexp(-0.5 * squared(white, points), 1)
-
-    return _class_by_class(densities, surprise)
+    return densities
 
 
 def distance_surprise(known: Profile) -> Surprise:
@@ -79,8 +100,23 @@ def mahalanobis_surprise(known: Profile) -> Surprise:
     return _class_by_class(laws, surprise)
 
 
-def surprise_coverage(name: str, known: Profile, surprise: Surprise, *, upper: float | None = None, buckets: int = 1000) -> Cells:
-    """Return surprise coverage: the share of equal buckets of (0, upper] that the surprise of any sample fell in.
+def likelihood_surprise_coverage(known: Profile, *, buckets: int = 1000) -> Cells:
+    """Return LSC: surprise coverage by likelihood, over the range that training samples have and as much again above it.
+
+    A log density has no natural zero, and is below it where there are many neurons that vary little: so the buckets begin at the
+    least surprise of a training sample, each by the kernels of the others. Kim et al. 2019, arXiv:1808.08444.
+    """
+    own = left_out_likelihood(known)
+    own = own[own.isfinite()]
+    low, high = (float(own.min()), float(own.max())) if len(own) else (0.0, 1.0)
+    upper = high + max(high - low, 1e-9)
+    return surprise_coverage("lsc", known, likelihood_surprise(known), lower=low, upper=upper, buckets=buckets)
+
+
+def surprise_coverage(
+    name: str, known: Profile, surprise: Surprise, *, lower: float = 0.0, upper: float | None = None, buckets: int = 1000
+) -> Cells:
+    """Return surprise coverage: the share of equal buckets of (lower, upper] that the surprise of any sample fell in.
 
     Kim et al. 2019, arXiv:1808.08444.
 
@@ -88,6 +124,7 @@ def surprise_coverage(name: str, known: Profile, surprise: Surprise, *, upper: f
         name: of the criterion.
         known: the profile of the model.
         surprise: `(features, labels) -> surprise`, shape (n,); what is no number falls in no bucket.
+        lower: where the buckets begin: 0 for a distance.
         upper: the greatest surprise counted; None takes twice the greatest of the training samples, 2 where they have none.
         buckets: into which the range is cut.
     """
@@ -98,7 +135,7 @@ def surprise_coverage(name: str, known: Profile, surprise: Surprise, *, upper: f
 
     def hits(reading: Reading) -> Tensor:
         found = surprise(reading.features, reading.labels)
-        place = (found / upper * buckets).ceil()
+        place = ((found - lower) / (upper - lower) * buckets).ceil()
         inside = (place >= 1) & (place <= buckets)
         return torch.where(inside, place - 1, torch.full_like(place, -1)).nan_to_num(nan=-1).long()[:, None]
 

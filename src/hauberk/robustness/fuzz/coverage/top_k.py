@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hauberk.robustness.fuzz.coverage.criterion import Cells, State
+from hauberk.robustness.fuzz.coverage.criterion import Cells, State, fitting
 from hauberk.robustness.fuzz.coverage.reading import Profile, Reading
 
 _PAPER = "Ma et al. 2018 (DeepGauge), arXiv:1803.07519"
@@ -76,4 +76,4 @@ class TopKPatterns:
 
     def load(self, state: State) -> None:
         """Go on from patterns."""
-        self.seen = {row.tobytes() for row in state["patterns"].int().numpy()}
+        self.seen = {row.tobytes() for row in fitting("tknp", state, "patterns", -1, self.width).int().numpy()}
