@@ -116,6 +116,28 @@ def test_mixing_that_begins_later_is_found(monkeypatch: pytest.MonkeyPatch) -> N
         backwards(model, drawn(5, 6))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_operation_without_a_rule_is_held_to_rounding(dtype: torch.dtype) -> None:
+    from hauberk.privacy.dp.engine.fallback import _near
+
+    out = drawn(6).to(dtype)
+    assert _near(out * (1 + torch.finfo(dtype).eps), out)
+    assert _near(torch.tensor([torch.nan, torch.inf, 1.0]), torch.tensor([torch.nan, torch.inf, 1.0]))
+    assert not _near(out + 5e-4 * out.abs().max(), out) and not _near(1e-6 * out, 1.001e-6 * out)
+
+
+def test_numbers_that_choose_rows_of_a_parameter() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = nn.Parameter(drawn(11, 4).double())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rows[x] * self.rows.index_select(0, x[:, 0])[:, None]
+
+    assert_equals_loop(Table(), torch.randint(0, 11, (5, 7), generator=torch.Generator().manual_seed(1)))
+
+
 def pad_mask(m: Any, x: Tensor) -> Tensor:
     noise = torch.randn_like(x) * 0.1 + torch.rand(len(x), 1)
     keep = x.new_empty(len(x), 1).bernoulli_(0.9)

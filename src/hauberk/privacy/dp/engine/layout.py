@@ -177,7 +177,7 @@ def _same(tensors: list[Tensor], seen: list[Seen], layout: Layout, where: str, t
         each.append(one.detach().unflatten(0, (few, -1)) if layout.merged else one.detach().movedim(layout.dim, 0))
     if any(one.shape[1:] != each[0].shape[1:] for one in each):
         raise _mixed(where)
-    parts = torch.cat(each).flatten(1)
+    parts = torch.cat(each).unsqueeze(-1).flatten(1)
     slack = SLACK.get(parts.dtype, 0.02) if parts.is_floating_point() else 0.0
     if not parts.is_floating_point() and not parts.is_complex():
         parts = parts.double()
