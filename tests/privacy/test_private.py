@@ -115,7 +115,8 @@ def test_parts_of_a_batch_make_the_same_gradient_as_the_whole(micro, reduction):
     held = []
 
     def mean_or_sum(m, x, y):
-        held.append(len(x))
+        if private._tape is not None:  # not while it looks at the loss
+            held.append(len(x))
         return functional.cross_entropy(m(x), y, reduction=reduction)
 
     loss = private.step(mean_or_sum, x, y)
