@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from hauberk.core.data import Split
 from hauberk.core.errors import UsageError
 from hauberk.core.train import Gradients, Loss, Schedule, State
 from hauberk.privacy.dp import distributed
-from hauberk.privacy.dp.accounting import PrivacyLedger, PrivacyStatement, Spent
+from hauberk.privacy.dp.accounting import PrivacyLedger, PrivacyStatement, Release, Spent
 from hauberk.privacy.dp.accounting.statement import make_statement
 from hauberk.privacy.dp.apart import Watch
 from hauberk.privacy.dp.batches import Batches
@@ -88,7 +89,8 @@ class Private(Gradients):
         self.delta = min(1e-5, 1 / n) if delta is None else delta
         self.batch_size, self.noise_multiplier = batch_size, noise_multiplier
         self.draws = Batches(data, n, batch_size, options)
-        self.ledger = PrivacyLedger()
+        self.ledger, self._named = PrivacyLedger(), noise.name
+        self.ledger.ahead = weakref.WeakMethod(self._ahead)
         self.steps = self.empty_batches = self.dropped = 0
         self.seeded = options.seed is not None
         self._sums: dict[Parameter, Tensor] = {}
@@ -222,6 +224,10 @@ class Private(Gradients):
         self._by_hand = self._by_hand or bool(state.get("by_hand", False))
         # Noise that can be foretold in some steps is said of the whole run, however it goes on.
         self.seeded = self.seeded or bool(state.get("seeded", False))
+
+    def _ahead(self, steps: int) -> Release:
+        """Return what the step so many after the next one will release, drawn as the next or the last batch was."""
+        return self.draws.expected(multiplier_at(self.noise_multiplier, self.steps + steps), self._named)
 
     def _said(self) -> list[str]:
         """Return what the account rests on that the releases do not show."""
