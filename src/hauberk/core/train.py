@@ -69,6 +69,9 @@ class Callback:
     What a callback has to remember between the parts of an interrupted run goes into its `state_dict`: the checkpoint keeps it.
     """
 
+    def before_batch(self, state: State) -> None:
+        """Before the gradients of a batch are computed; a stop here leaves it unused."""
+
     def before_step(self, state: State) -> None:
         """After the gradients of a batch are computed, before the optimizer uses them; a stop here leaves them unused."""
 
@@ -219,6 +222,10 @@ def _epoch(
     state.model.train()
     total, seen = 0.0, 0
     for batch in progress.track(gradients.order(data, plan, state.epoch), f"epoch {state.epoch + 1}/{plan.epochs}"):
+        for callback in callbacks:
+            callback.before_batch(state)
+        if _stopped(state):
+            break
         x, y = (part.to(place) for part in data.take(batch))
         state.loss = gradients.compute(state, loss, x, y)
         for callback in callbacks:

@@ -23,6 +23,7 @@ class Batches:
 
     def __init__(self, data: Any, n: int, batch_size: int, options: PrivateOptions) -> None:
         self.data, self.n, self.batch_size, self.options = data, n, batch_size, options
+        self._last: str = options.sampling
         self.drawn = 0  # batches drawn so far: the name of the next draw
         self._open: int | None = None  # examples of the batch handed out; -1 once a step has used it; None outside
 
@@ -67,6 +68,14 @@ class Batches:
             if everywhere > self.batch_size:
                 raise UsageError(f"a batch holds {everywhere} examples", want=f"at most the batch size {self.batch_size}")
             sampling = "any" if self.options.loader is None else "shuffled"
+        self._last = sampling
+        return self._made(mechanism, noise, sampling)
+
+    def expected(self, noise: float, mechanism: str) -> Release:
+        """Return what a step to come releases, if its batch is drawn as the last one was."""
+        return self._made(mechanism, noise, self._last if self._open is None else self.options.sampling)
+
+    def _made(self, mechanism: str, noise: float, sampling: str) -> Release:
         if sampling == "any":
             return Release(mechanism, noise, "any", population=self.n)
         try:

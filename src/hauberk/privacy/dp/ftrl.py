@@ -113,6 +113,10 @@ class _InOrder(Batches):
             return Release(mechanism, noise, count=int(begun), population=self.noise.steps)
         return Release(mechanism, noise, count=int(begun), population=self.n)
 
+    def expected(self, noise: float, mechanism: str) -> Release:
+        """Return the whole tree or run, which the next step may begin."""
+        return Release(mechanism, noise, population=self.noise.steps if isinstance(self.noise, TreeNoise) else self.n)
+
     def _draw(self) -> Tensor:
         first = self.drawn % self.per_epoch * self.batch_size
         self.drawn += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ from hauberk.core.data import Split
 from hauberk.core.errors import UsageError
 from hauberk.core.train import Gradients, Loss, Schedule, State
 from hauberk.privacy.dp import distributed
-from hauberk.privacy.dp.accounting import PrivacyLedger, PrivacyStatement, Spent
+from hauberk.privacy.dp.accounting import PrivacyLedger, PrivacyStatement, Release, Spent
 from hauberk.privacy.dp.accounting.statement import make_statement
+from hauberk.privacy.dp.apart import Watch
 from hauberk.privacy.dp.batches import Batches
 from hauberk.privacy.dp.clipping import L1, Clipping, Flat
 from hauberk.privacy.dp.engine import check_model, record
@@ -87,12 +89,15 @@ class Private(Gradients):
         self.delta = min(1e-5, 1 / n) if delta is None else delta
         self.batch_size, self.noise_multiplier = batch_size, noise_multiplier
         self.draws = Batches(data, n, batch_size, options)
-        self.ledger = PrivacyLedger()
+        self.ledger, self._named = PrivacyLedger(), noise.name
+        self.ledger.ahead = weakref.WeakMethod(self._ahead)
         self.steps = self.empty_batches = self.dropped = 0
         self.seeded = options.seed is not None
         self._sums: dict[Parameter, Tensor] = {}
         self._seen = 0
         self._tape: Any = None
+        self._watch = Watch(self.model, list(self.parameters.values()), options.reduction)
+        self._by_hand = False
         distributed.first_ones([one.data for one in (*self.model.parameters(), *self.model.buffers())])
 
     def batches(self, epochs: float | None = None, *, steps: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -114,12 +119,22 @@ class Private(Gradients):
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Watch the forward pass inside the block, for a loss computed by hand; `backward` follows."""
+        self._by_hand = True
+        with self._recorded():
+            yield
+
+    @contextlib.contextmanager
+    def _recorded(self) -> Iterator[list[int]]:
+        """Record a forward pass; yield the batch sizes of the model's calls."""
         if self._tape is not None:
             self._tape.release()
         try:
-            with record(self.model, list(self.parameters.values()), norm=self.clipping.norm) as tape:
+            recording = record(self.model, list(self.parameters.values()), norm=self.clipping.norm)
+            with self._watch.forward(self.steps) as sizes, recording as tape:
                 self._tape = tape
-                yield
+                yield sizes
+            if len(set(sizes)) > 1:
+                raise _other_batch(sizes, sizes[0])
         except BaseException:
             self._forget()  # a second try begins with the first part, and no example is added or counted twice
             raise
@@ -195,7 +210,7 @@ class Private(Gradients):
         return {
             "ledger": self.ledger.state_dict(), "clipping": self.clipping.state_dict(), "draws": self.draws.state_dict(),
             "steps": self.steps, "empty_batches": self.empty_batches, "dropped": self.dropped,
-            "seeded": self.seeded,
+            "seeded": self.seeded, "by_hand": self._by_hand,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -206,13 +221,23 @@ class Private(Gradients):
         self.clipping.load_state_dict(state["clipping"])
         self.draws.load_state_dict(state["draws"])
         self.steps, self.empty_batches, self.dropped = state["steps"], state["empty_batches"], state["dropped"]
+        self._by_hand = self._by_hand or bool(state.get("by_hand", False))
         # Noise that can be foretold in some steps is said of the whole run, however it goes on.
         self.seeded = self.seeded or bool(state.get("seeded", False))
 
+    def _ahead(self, steps: int) -> Release:
+        """Return what the step so many after the next one will release, drawn as the next or the last batch was."""
+        return self.draws.expected(multiplier_at(self.noise_multiplier, self.steps + steps), self._named)
+
     def _said(self) -> list[str]:
         """Return what the account rests on that the releases do not show."""
+        said = [] if not self._by_hand else [
+            "a loss was computed by hand: that it keeps the examples apart was not looked at"
+        ]
         dealt = any(one.sampling == "shuffled" for one in self.ledger.releases)
-        return ["that every example was in one batch of each pass is declared by the trainer (options.loader)"] if dealt else []
+        if dealt:
+            said.append("that every example was in one batch of each pass is declared by the trainer (options.loader)")
+        return said
 
     # one step
 
@@ -221,10 +246,16 @@ class Private(Gradients):
         place = next(iter(self.parameters.values())).device
         x, y = x.to(place), y.to(place)
         value, size = math.nan, self.options.micro_batch or max(len(x), 1)
+        if len(y) != len(x):
+            raise UsageError(f"x holds {len(x)} examples and y {len(y)}", want="the examples along the first dimension of both")
+        self._watch.look(loss, x, y, self.steps, self.options.micro_batch)
         for begin in range(0, len(x), size):
             part = slice(begin, begin + size)
-            with self.recording():
+            with self._recorded() as sizes:
                 mean = loss(self.model, x[part], y[part])
+            if any(one != len(x[part]) for one in sizes):
+                self._forget()
+                raise _other_batch(sizes, len(x[part]))
             share = 1.0 if self.options.reduction == "sum" else len(x[part]) / len(x)
             value = (0.0 if math.isnan(value) and begin == 0 else value) + float(mean.detach()) * share
             self.backward(mean, last=False)
@@ -275,6 +306,14 @@ class Private(Gradients):
             self._tape.release()
         self._tape, self._sums, self._seen = None, {}, 0
         self.clipping.forget()
+
+
+def _other_batch(sizes: list[int], size: int) -> UsageError:
+    return UsageError(
+        f"the model was called on {', '.join(map(str, sizes[:8]))} rows for {size} examples",
+        want="each call on all the examples, once",
+        fix="Call the model once per view instead of on views side by side; put the examples along the first dimension",
+    )
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from hauberk.core.errors import UsageError
@@ -23,8 +24,13 @@ class PrivacyLedger:
 
     def __init__(self, releases: Iterable[Release] = ()) -> None:
         self._releases: list[Release] = []
+        # Whoever writes the ledger may tell what comes: of k, the release k steps after the next; weak, and no part of the state.
+        self.ahead: weakref.WeakMethod[Callable[[int], Release]] | None = None
         for one in releases:
             self.add(one)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "ahead": None}
 
     def add(self, release: Release) -> None:
         """Record a release, made after those recorded before."""

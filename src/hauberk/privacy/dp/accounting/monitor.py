@@ -25,7 +25,7 @@ class PrivacyMonitor(Callback):
 
     Arguments:
         step: what one training step releases, or `(step) -> Release` where that changes; its count is not looked at. None
-            where `ledger` is written by the trainer: the next step is then taken to be like the last.
+            where `ledger` is written by the trainer, who tells what comes next; else the next step is taken to be like the last.
         delta: the δ at which ε is told.
         budget: the ε that must not be passed; None only tells.
         accountants: the first is the one of the budget; the others are told beside it.
@@ -101,6 +101,10 @@ class PrivacyMonitor(Callback):
         budget = "" if self.budget is None else f" (budget {self.budget:g})"
         return f"after {self.ledger.count} steps{budget}: " + "; ".join(one.describe() for one in found.values())
 
+    def before_batch(self, state: State) -> None:
+        """Stop before the gradients of a step that would pass the budget are made."""
+        state.stop = state.stop or not self.allows()
+
     def before_step(self, state: State) -> None:
         """Stop before a step that would pass the budget."""
         if self._step is not None and not self.allows():
@@ -136,9 +140,10 @@ class PrivacyMonitor(Callback):
         assert self.budget is not None
         made, count = self.ledger.releases, self.ledger.count
         if self._step is None:
-            if not made:
+            told = self.ledger.ahead() if self.ledger.ahead is not None else None
+            if told is None and not made:
                 return 1.0  # nothing is known of the first step until it is made
-            following: Step = lambda _: made[-1]  # noqa: E731
+            following: Step = (lambda k: told(k - count)) if told is not None else (lambda _: made[-1])
         else:
             following = self._step
         return most_steps(

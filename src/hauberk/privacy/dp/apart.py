@@ -1,0 +1,263 @@
+"""Looks for what the clip does not hold: a loss that mixes examples, and state that a forward pass learns from the data.
+
+The gradients of a few real examples together are compared with those of each alone, the first time a loss is used and again
+every 150 steps; what the passes leave in buffers and parameters is compared as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.utils import _pytree as pytree
+
+from hauberk.core import rng
+from hauberk.core.errors import ModelError
+from hauberk.core.train import Loss
+from hauberk.privacy.dp.draws import Even
+
+EVERY = 150  # steps from one look to the next
+FIRST, LATER = 8, 3  # examples looked at
+KINDS = 8  # looks at losses of one function that differ in what they close over, before they count as one loss
+LARGE = 1 << 20  # entries; of more than that only sums are compared
+_MIXED = (
+    "Divide by the number of examples, not of tokens or weights (reduction='none', the mean of each example's own terms, then "
+    ".mean()), keep pairs, batch statistics and mixtures of examples out of the loss; for a sum, PrivateOptions(reduction='sum')"
+)
+_LEARNT = "Take the update out of the forward pass, freeze it by model.eval(), or learn it as a parameter by its gradient"
+
+
+class Watch:
+    """Watches the steps of one model; `allowed` are the buffers that change in a way that has nothing to do with the data."""
+
+    def __init__(self, model: nn.Module, parameters: Sequence[Parameter], reduction: str) -> None:
+        self.model, self.parameters, self.reduction = model, list(parameters), reduction
+        self.allowed: set[str] = set()
+        self._tracked = {id(one) for one in parameters}
+        self._modules = list(model.named_modules())
+        self._last: Loss | None = None
+        self._kinds: dict[Any, int] = {}
+        self._due = self._due_by_hand = 0
+        self._held: list[Tensor] = []
+
+    def look(self, loss: Loss, x: Tensor, y: Tensor, step: int, most: int | None) -> None:
+        """Look at a loss where it is time to, on up to `most` examples of a batch.
+
+        Raises:
+            ModelError: for a loss that mixes examples, or a forward pass that learns.
+        """
+        kind = getattr(loss, "__code__", None) or type(loss)
+        fresh = loss is not self._last and self._kinds.get(kind, 0) < KINDS
+        if len(x) < 2 or (not fresh and step < self._due):
+            return
+        number = max(2, min(most or FIRST, FIRST if fresh else LATER))
+        picks = _picks(x, y, number, rng.generator(step, "apart"))
+        before = _fingerprints(self.model)
+        with self._aside() as again:
+            try:
+                self._compare(lambda rows: loss(self.model, x[rows], y[rows]), picks, again)
+            finally:
+                self._same_parameters(before)
+        self._last, self._due = loss, step + EVERY
+        self._kinds[kind] = self._kinds.get(kind, 0) + fresh
+
+    @contextlib.contextmanager
+    def forward(self, step: int) -> Iterator[list[int]]:
+        """Watch a recorded pass; yield the batch sizes of the model's calls.
+
+        Raises:
+            ModelError: for state that it learnt from the data.
+        """
+        calls: list[tuple[Any, Any]] = []
+        sizes: list[int] = []
+
+        def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim()]
+            sizes.extend(len(one) for one in given[:1])
+            if not calls:
+                calls.append((args, kwargs))
+
+        before, handle = self._versions(), self.model.register_forward_pre_hook(begin, with_kwargs=True)
+        try:
+            yield sizes
+        finally:
+            handle.remove()
+        after = self._versions()
+        changed = {name for name in after if after[name] != before.get(name)} - self.allowed
+        if calls and sizes and sizes[0] and (changed or step >= max(self._due, self._due_by_hand)):
+            self._due_by_hand = step + EVERY
+            self._by_call(*calls[0], sizes[0], changed)
+        elif changed:
+            raise _learnt(changed)
+
+    def _by_call(self, args: Any, kwargs: Any, size: int, changed: set[str]) -> None:
+        """Compare what calls on different data leave, where no loss is known."""
+        def part(rows: Tensor, scale: float) -> Any:
+            def cut(one: Any) -> Any:
+                if not isinstance(one, Tensor) or not one.dim() or len(one) != size:
+                    return one
+                one = one.detach()[rows.to(one.device)]
+                return one * scale if one.is_floating_point() else one
+            return pytree.tree_map(cut, (args, kwargs))
+
+        before = _fingerprints(self.model)
+        with self._aside() as again, torch.no_grad(), rng.isolated(0, self.parameters[0].device), Even():
+            for rows, scale in ((torch.arange(1), 1.0), (torch.arange(size)[1:3], 1.5)):
+                given = part(rows if len(rows) else torch.arange(1), scale)
+                self.model(*given[0], **given[1])
+                again()
+        self._same_parameters(before)
+        if rest := changed - self.allowed:
+            raise _learnt(rest)
+
+    def _compare(self, loss: Callable[[Tensor], Tensor], picks: Tensor, again: Callable[[], None]) -> None:
+        def slopes(rows: Tensor) -> tuple[bool, list[Tensor]]:
+            with rng.isolated(0, self.parameters[0].device), Even(), torch.enable_grad():
+                value = loss(rows)
+                found = torch.autograd.grad(value, self.parameters, allow_unused=True) if value.requires_grad else []
+            again()
+            made = [torch.zeros(()) if one is None else one.detach() for one in found] or [torch.zeros(())]
+            return bool(value.isfinite().all()) and bool(_size(made).isfinite()), made
+
+        def alone(row: Tensor) -> tuple[bool, list[Tensor]]:
+            try:
+                return slopes(row)
+            except (RuntimeError, ValueError, IndexError, TypeError):
+                again()
+            try:  # there are models that drop a first dimension of 1
+                good, made = slopes(row.repeat(2))
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                raise ModelError(
+                    f"the loss cannot be computed for one example alone ({str(error)[:150]})",
+                    want="a loss of any batch, also of one", fix=_MIXED,
+                ) from error
+            return good, [one / 2 for one in made] if self.reduction == "sum" else made
+
+        good, whole = slopes(picks)
+        total: list[Tensor] = []
+        size, kept = 0.0, []
+        for row in picks.split(1):
+            fine, made = alone(row)
+            if fine:
+                kept.append(row)
+                size += float(_size(made))
+                total = made if not total else [a + b for a, b in zip(total, made, strict=True)]
+            elif good:
+                raise _mixing(len(picks), "although the loss of one of them alone is not finite")
+        if not good:
+            if len(kept) < 2 or len(kept) == len(picks):
+                return  # an example that is not finite adds nothing in the step; the others are looked at another time
+            good, whole = slopes(torch.cat(kept))
+            if not good:
+                return
+        share = 1.0 if self.reduction == "sum" else 1 / len(kept)
+        away = float(_size([a - b * share for a, b in zip(whole, total, strict=True)]))
+        least = torch.finfo(whole[0].dtype).tiny ** 0.5
+        if away > _tolerance(whole[0]) * size * share + least:
+            raise _mixing(len(kept), f"by {away:.3g}, where those of each alone have a norm of {size * share:.3g} together")
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[Callable[[], None]]:
+        """Put copies in the place of the buffers; yield what compares a pass with the one before and puts copies there again."""
+        own = [(f"{path}.{name}" if path else name, module, name, one) for path, module in self._modules
+               for name, one in module._buffers.items() if one is not None]
+        start = [one.detach().clone() for *_, one in own]
+        first: dict[str, Tensor] = {}
+
+        def put() -> None:
+            for (_, module, name, _), value in zip(own, start, strict=True):
+                module._buffers[name] = value.clone()
+
+        def again() -> None:
+            for (path, module, name, _), value in zip(own, start, strict=True):
+                found = module._buffers.get(name)
+                found = torch.zeros(0) if found is None else found.detach()
+                if path in first and not _equal(found, first[path]):
+                    raise _learnt({path})
+                first[path] = found
+                if not _equal(found, value):
+                    self.allowed.add(path)
+            put()
+
+        before = set(self.allowed)
+        put()
+        try:
+            yield again
+        except BaseException:
+            self.allowed = before
+            raise
+        finally:
+            for _, module, name, one in own:
+                module._buffers[name] = one
+
+    def _versions(self) -> dict[str, tuple[int, int]]:
+        found: dict[str, tuple[int, int]] = {}
+        held: list[Tensor] = []
+        for path, module in self._modules:
+            for kind in (module._buffers, module._parameters):
+                for name, one in kind.items():
+                    if one is not None and id(one) not in self._tracked:
+                        held.append(one)
+                        found[f"{path}.{name}" if path else name] = (id(one), one._version)
+        self._held = held  # so that no address is used again before it is compared
+        return found
+
+    def _same_parameters(self, before: Mapping[str, Any]) -> None:
+        after = _fingerprints(self.model)
+        if changed := {name for name, value in after.items() if name not in before or not _equal(value, before[name])}:
+            raise _learnt(changed)
+
+
+def _fingerprints(model: nn.Module) -> dict[str, Tensor]:
+    """Return the values of the parameters, of large ones two sums."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        one = parameter.detach()
+        if one.numel() <= LARGE:
+            found[name] = one.clone()
+        else:
+            found[name] = torch.stack([part.sum(dtype=torch.float64) for part in (one, one[..., ::3])])
+    return found
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and bool(torch.isclose(one, other, 0, 0, equal_nan=True).all())
+
+
+def _size(parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack([torch.linalg.vector_norm(one, dtype=torch.float64).cpu() for one in parts]).norm()
+
+
+def _tolerance(like: Tensor) -> float:
+    """Return the share by which gradients may differ through rounding alone."""
+    if torch.is_autocast_enabled(like.device.type) or like.dtype in (torch.float16, torch.bfloat16):
+        return 0.1
+    return 1e-2 if like.is_cuda else 1e-3
+
+
+def _picks(x: Tensor, y: Tensor, number: int, draw: torch.Generator) -> Tensor:
+    """Return the positions of examples that differ: the least and the greatest by label and by input, and others at random."""
+    if len(x) <= number:
+        return torch.arange(len(x), device=x.device)
+    sums = [one.detach().reshape(len(x), -1).sum(1, dtype=torch.float64).nan_to_num() for one in (y, x) if len(one) == len(x)]
+    ends = [int(place) for one in sums for place in (one.argmin(), one.argmax())]
+    others = torch.randint(len(x), (4 * number,), generator=draw).tolist()
+    return torch.tensor(list(dict.fromkeys([*ends[: max(2, number - 1)], *others]))[:number], device=x.device)
+
+
+def _mixing(number: int, how: str) -> ModelError:
+    return ModelError(
+        f"the loss mixes examples: its gradient for {number} of them together differs {how}",
+        want="the mean of losses that each depend on one example alone", fix=_MIXED,
+    )
+
+
+def _learnt(names: set[str]) -> ModelError:
+    return ModelError(
+        f"a forward pass in training changes {', '.join(sorted(names)[:5])} by what the data is, without a clip or noise",
+        want="buffers and frozen parameters that stay as they are, or change by the weights alone", fix=_LEARNT,
+    )

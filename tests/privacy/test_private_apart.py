@@ -1,0 +1,239 @@
+"""What the clip does not hold is refused: losses that mix examples, state learnt without noise, rows that are no examples."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations
+
+from hauberk import Linf
+from hauberk.core.errors import ModelError, UsageError
+from hauberk.core.train import cross_entropy
+from hauberk.privacy.dp import PrivateOptions, make_private
+from hauberk.privacy.dp.apart import EVERY
+from hauberk.robustness.defend import trades
+
+N = 16
+
+
+def data(seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(N, 6, generator=draw), torch.arange(N) % 3
+
+
+def made(model, reduction="mean", seed=0):
+    torch.default_generator.manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = PrivateOptions(seed=seed, reduction=reduction)
+    return make_private(model, optimizer, 100, batch_size=N, noise_multiplier=1.0, options=options)
+
+
+def tokens(m, x, y):
+    """A language model's loss: the mean over the tokens that are no padding."""
+    labels = torch.where(torch.arange(6) <= y[:, None], 1, -100)
+    return functional.cross_entropy(m(x.unsqueeze(-1)).flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+def tokens_apart(m, x, y):
+    labels = torch.where(torch.arange(6) <= y[:, None], 1, -100)
+    each = functional.cross_entropy(m(x.unsqueeze(-1)).transpose(1, 2), labels, ignore_index=-100, reduction="none").sum(1)
+    return (each / (labels >= 0).sum(1)).mean()
+
+
+def weighted(m, x, y):
+    return functional.cross_entropy(m(x), y, weight=torch.tensor([1.0, 1.0, 9.0]))
+
+
+def weighted_apart(m, x, y):
+    return (functional.cross_entropy(m(x), y, reduction="none") * torch.tensor([1.0, 1.0, 9.0])[y]).mean()
+
+
+def contrastive(m, x, y):
+    z = functional.normalize(m(x), dim=1)
+    return functional.cross_entropy(z @ z.T / 0.1 - 1e4 * torch.eye(len(z)), (torch.arange(len(z)) + 1) % len(z))
+
+
+def centred(m, x, y):
+    out = m(x)
+    return functional.cross_entropy(out - out.mean(0), y)
+
+
+def mixup(m, x, y):
+    order = torch.randperm(len(x))
+    out = m(0.5 * x + 0.5 * x[order])
+    return 0.5 * functional.cross_entropy(out, y) + 0.5 * functional.cross_entropy(out, y[order])
+
+
+def normalised(m, x, y):
+    each = functional.cross_entropy(m(x), y, reduction="none")
+    return (each / each.detach().sum()).sum()
+
+
+def summed(m, x, y):
+    return functional.cross_entropy(m(x), y, reduction="sum")
+
+
+def only_some(m, x, y):
+    return functional.cross_entropy(m(x), torch.where(y == 2, -100, y), ignore_index=-100)
+
+
+def noisy(m, x, y):
+    return functional.cross_entropy(m(functional.dropout(x + 0.1 * torch.randn_like(x), 0.3)), y)
+
+
+MIXING = [weighted, contrastive, centred, mixup, normalised, summed, only_some]
+
+
+@pytest.mark.parametrize("loss", [tokens, *MIXING], ids=lambda loss: loss.__name__)
+def test_a_loss_that_mixes_examples_is_refused_before_anything_is_let_out(loss):
+    model = nn.Linear(1 if loss is tokens else 6, 3)
+    private, before, stream = made(model), copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    with pytest.raises(ModelError, match="mixes examples"):
+        private.step(loss, *data())
+    assert private.ledger.count == 0 and torch.equal(torch.get_rng_state(), stream)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("loss", [tokens_apart, weighted_apart, noisy, cross_entropy, trades(Linf(0.1))],
+                         ids=["tokens", "weighted", "noisy", "plain", "trades"])
+def test_a_loss_that_keeps_examples_apart_is_trained_also_where_it_draws_at_random(loss):
+    deep = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
+    private = made(nn.Linear(1, 3) if loss is tokens_apart else deep)
+    private.step(loss, *data())
+    assert private.steps == 1
+    other = made(nn.Linear(6, 3), reduction="sum")
+    other.step(summed, *data())
+    with pytest.raises(ModelError, match="mixes examples"):
+        other.step(cross_entropy, *data())
+
+
+def test_a_look_leaves_the_step_as_it_would_have_been():
+    first, second = nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.Linear(8, 3)), None
+    second = copy.deepcopy(first)
+    stream = torch.get_rng_state()
+    for model, looked in ((first, True), (second, False)):
+        torch.set_rng_state(stream)
+        private = made(model)
+        torch.set_rng_state(stream)
+        if not looked:
+            private._watch.look = lambda *_: None
+        private.step(cross_entropy, *data())
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_a_loss_that_begins_to_mix_is_seen_within_some_steps():
+    private, begun = made(nn.Linear(6, 3)), []
+
+    def later(m, x, y):
+        return weighted(m, x, y) if begun else cross_entropy(m, x, y)
+
+    private.step(later, *data())
+    begun.append(True)
+
+    def train():
+        for _ in range(EVERY):
+            private.step(later, *data())
+
+    with pytest.raises(ModelError, match="mixes examples"):
+        train()
+
+
+class Learning(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.how = nn.Linear(6, 3), how
+        self.register_buffer("mean", torch.zeros(6))
+        self.frozen = nn.Parameter(torch.zeros(6), requires_grad=False)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x):
+        out = self.layer(x - self.mean)
+        with torch.no_grad():
+            if self.how == "in place":
+                self.mean.mul_(0.9).add_(x.mean(0), alpha=0.1)
+            elif self.how == "assigned":
+                self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+            elif self.how == "data":
+                self.mean.data.copy_(x.mean(0))
+            elif self.how == "frozen":
+                self.frozen.copy_(x.mean(0))
+            elif self.how == "trained":
+                self.layer.bias.data.copy_(-out.mean(0))
+            elif self.how == "seen":
+                self.steps += len(x)
+            else:
+                self.steps += 1
+        return out
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("how", ["in place", "assigned", "data", "frozen", "seen"])
+def test_state_learnt_from_the_data_is_refused(how, by_hand):
+    private = made(Learning(how))
+    x, y = data()
+
+    def hand():
+        with private.recording():
+            private.model(x)
+
+    with pytest.raises(ModelError, match=r"changes (mean|frozen|steps) by what the data is"):
+        hand() if by_hand else private.step(cross_entropy, x, y)
+    assert private.ledger.count == 0
+
+
+def test_weights_that_a_forward_pass_sets_are_refused():
+    with pytest.raises(ModelError, match=r"changes layer\.bias"):
+        made(Learning("trained")).step(cross_entropy, *data())
+
+
+def test_state_that_begins_to_be_learnt_is_refused_at_once():
+    private = made(Learning("steps"))
+    for _ in range(3):
+        private.step(cross_entropy, *data())
+    assert float(private.model.steps) == 3  # a look counts no step
+    private.model.how = "in place"
+    with pytest.raises(ModelError, match="changes mean"):
+        private.step(cross_entropy, *data())
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("size", [1, N])
+def test_state_that_depends_on_the_weights_alone_may_change(size, by_hand):
+    model = parametrizations.spectral_norm(nn.Linear(6, 3))
+    private = made(model)
+    x, y = data()
+    for _ in range(2):
+        if by_hand:
+            with private.recording():
+                loss = cross_entropy(model, x[:size], y[:size])
+            private.backward(loss)
+        else:
+            private.step(cross_entropy, x[:size], y[:size])
+    assert private.steps == 2
+    assert any("by hand" in said for said in private.statement().warnings) == by_hand
+
+
+def test_rows_that_are_no_examples_are_refused():
+    x, y = data()
+
+    def views(m, x, y):
+        return functional.cross_entropy(m(torch.cat([x, x + 0.01])), torch.cat([y, y]))
+
+    def halves(m, x, y):
+        half = len(x) // 2 or 1
+        return (functional.cross_entropy(m(x[:half]), y[:half]) * half
+                + functional.cross_entropy(m(x[half:]), y[half:], reduction="sum")) / len(x)
+
+    def twice(m, x, y):
+        return cross_entropy(m, x, y) + cross_entropy(m, x + 0.01, y)
+
+    for loss in (views, halves):
+        with pytest.raises(UsageError, match="the model was called on"):
+            made(nn.Linear(6, 3)).step(loss, x, y)
+    made(nn.Linear(6, 3)).step(twice, x, y)
+    with pytest.raises(UsageError, match="16 examples and y 15"):
+        made(nn.Linear(6, 3)).step(cross_entropy, x, y[:15])
