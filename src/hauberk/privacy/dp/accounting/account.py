@@ -14,6 +14,7 @@ from hauberk.privacy.dp.accounting.losses import Unsound
 from hauberk.privacy.dp.accounting.release import ACCOUNTANTS, Release, Spent, relation_for
 
 LEAST_RATE = 1e-9  # smaller rates are rounded up to it: they cost next to nothing, and e^ε / rate stays a number
+LARGE_DELTA = 1e-2  # said to be large whatever the number of records: few data sets worth protecting have under a hundred
 MOST_NOISE = 1e15  # greater ones are rounded down to it
 ROUNDING = 1 + 1e-6  # more than what transforms in double precision lose at any δ they are used for
 
@@ -43,7 +44,7 @@ def epsilon(
             f"the accountant is '{accountant}'", want=" | ".join(ACCOUNTANTS), fix=nearest(str(accountant), ACCOUNTANTS)
         )
     relation = relation_for(listed, relation)
-    notes = _notes(listed, accountant, relation)
+    notes = [*_notes(listed, accountant, relation), *large_delta(listed, delta)]
     if not all(one.private for one in listed):
         notes.append("a release without noise was made: nothing bounds the loss")
         return Spent(math.inf, delta, accountant, relation, accountant != "gdp", tuple(notes))
@@ -124,6 +125,14 @@ def check_delta(delta: float) -> None:
     """Raise UsageError for a δ that is no probability below 1."""
     if isinstance(delta, bool) or not isinstance(delta, (int, float)) or not 0 <= delta < 1:
         raise UsageError(f"δ is {delta}", want="a probability from 0 up to 1", fix="A usual one is 1e-5, well below 1 / records")
+
+
+def large_delta(releases: Iterable[Release], delta: float) -> list[str]:
+    """Return what to say of a δ that lets records be published outright, where it is one."""
+    known = [one.population for one in releases if one.population is not None and one.mechanism != "tree"]
+    if known and delta > 1 / min(known):
+        return [f"δ = {delta:g} is above 1 / {min(known)} records: it allows that one is published outright"]
+    return [f"δ = {delta:g} is large: with that probability nothing is promised"] if delta > LARGE_DELTA else []
 
 
 def _sampled_enough(release: Release) -> Release:
