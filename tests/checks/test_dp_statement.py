@@ -58,6 +58,14 @@ def test_what_is_weak_warns_and_what_is_unbounded_fails(tmp_path: Path) -> None:
     assert run(tmp_path / "high.json").status is Status.WARN
 
 
+def test_a_delta_that_publishes_records_warns_without_the_training_data(tmp_path: Path) -> None:
+    for delta, population, said in ((0.05, 100, "1 / 100 records"), (0.99, None, "nothing is promised")):
+        made = PrivacyLedger([Release("gaussian", 1.0, "poisson", 0.01, 100, population)]).statement(delta)
+        made.write(tmp_path / "privacy.json")
+        found = run(tmp_path / "privacy.json")
+        assert found.status is Status.WARN and any(said in note for note in found.notes)
+
+
 def test_without_a_statement_it_does_not_run_and_says_how(tmp_path: Path) -> None:
     found = run(None)
     assert found.status is Status.NOT_RUN and "[privacy] statement" in found.reason and "hauberk account" in found.reason

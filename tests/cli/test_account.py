@@ -47,6 +47,12 @@ def test_a_statement_is_written_and_computed_again(hauberk: Run, tmp_path: Path)
     assert run.exit_code == 1 and json.loads(run.stdout)["holds"] is False
 
 
+def test_a_delta_above_one_over_the_records_is_said(hauberk: Run) -> None:
+    run = hauberk("account", "--noise", 1.1, "--n", 100, "--batch", 10, "--epochs", 2, "--delta", 0.1)
+    assert run.exit_code == 0 and "note: δ = 0.1 is above 1 / 100 records: it allows that one is published outright" in run.stdout
+    assert "1 / 100" not in hauberk("account", "--noise", 1.1, "--n", 100, "--batch", 10, "--epochs", 2).stdout
+
+
 def test_calibrate_keeps_the_budget_both_ways(hauberk: Run) -> None:
     same = ("--epsilon", 2, "--rate", 0.01, "--accountant", "rdp", "--format", "json")
     told = json.loads(hauberk("calibrate", *same, "--steps", 1000).stdout)

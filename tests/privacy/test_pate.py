@@ -236,3 +236,20 @@ def test_what_cannot_be_is_refused() -> None:
             wrong()
     with pytest.raises(DataError, match="votes"):
         GNMax(1.0).answer(torch.tensor([[1.0, -1.0]]))
+
+
+def test_a_record_out_of_the_middle_changes_one_shard_alone() -> None:
+    x, y = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 2
+    shards: list[list[list[tuple[float, ...]]]] = []
+    for kept in (torch.arange(60), torch.tensor([k for k in range(60) if k != 20]), torch.randperm(60)):
+        seen: list[list[tuple[float, ...]]] = []
+
+        def look(model: nn.Module, data: Split, seen: list[list[tuple[float, ...]]] = seen) -> None:
+            seen.append(sorted(tuple(row) for row in data.tensors()[0].tolist()))
+
+        train_teachers(lambda: nn.Linear(3, 2), Split(x[kept], y[kept]), 5, train=look, seed=3)
+        shards.append(seen)
+    whole, less, shuffled = shards
+    changed = [k for k in range(5) if whole[k] != less[k]]
+    assert len(changed) == 1 and len(whole[changed[0]]) == len(less[changed[0]]) + 1
+    assert shuffled == whole and all(4 <= len(shard) <= 22 for shard in whole)

@@ -8,6 +8,8 @@ from pathlib import Path
 from hauberk.checks.context import Context, NotRun
 from hauberk.core.finding import Advice, Finding, Status, Table
 from hauberk.core.kinds import check
+from hauberk.privacy.dp.accounting import Release
+from hauberk.privacy.dp.accounting.account import large_delta
 from hauberk.privacy.dp.accounting.statement import NAME, read_statement
 from hauberk.privacy.membership.loss import TAGS
 
@@ -39,6 +41,8 @@ def dp_statement(context: Context) -> Finding:
     if train is not None and len(train) and statement.delta > 1 / len(train):
         context.note(f"δ = {statement.delta:g} is above 1 / {len(train)} training records: it lets one be given away whole")
         status = Status.WARN
+    if large_delta([Release(**one.model_dump()) for one in statement.releases], statement.delta):
+        status = Status.WARN  # the note is among those of the account
     if not statement.bound:
         context.note("the figure claimed is an estimate, not a bound; the one computed again is a bound")
         status = Status.WARN

@@ -10,9 +10,12 @@ from collections.abc import Iterable, Sequence
 from hauberk.core.errors import UsageError, nearest
 from hauberk.privacy.dp.accounting import pld, renyi
 from hauberk.privacy.dp.accounting.gaussian import clt_mu, gaussian_delta, gaussian_epsilon, smallest
+from hauberk.privacy.dp.accounting.losses import Unsound
 from hauberk.privacy.dp.accounting.release import ACCOUNTANTS, Release, Spent, relation_for
 
 LEAST_RATE = 1e-9  # smaller rates are rounded up to it: they cost next to nothing, and e^ε / rate stays a number
+LARGE_DELTA = 1e-2  # said to be large whatever the number of records: few data sets worth protecting have under a hundred
+MOST_NOISE = 1e15  # greater ones are rounded down to it
 ROUNDING = 1 + 1e-6  # more than what transforms in double precision lose at any δ they are used for
 
 
@@ -41,7 +44,7 @@ def epsilon(
             f"the accountant is '{accountant}'", want=" | ".join(ACCOUNTANTS), fix=nearest(str(accountant), ACCOUNTANTS)
         )
     relation = relation_for(listed, relation)
-    notes = _notes(listed, accountant, relation)
+    notes = [*_notes(listed, accountant, relation), *large_delta(listed, delta)]
     if not all(one.private for one in listed):
         notes.append("a release without noise was made: nothing bounds the loss")
         return Spent(math.inf, delta, accountant, relation, accountant != "gdp", tuple(notes))
@@ -62,14 +65,25 @@ def delta_for(
     if not all(one.private for one in listed):
         return 1.0
     if accountant == "pld" and not any(one.mechanism == "discrete-gaussian" for one in listed):
-        found = float(pld.composed(listed, under).get_delta_for_epsilon(float(epsilon)))
-        return min(1.0, found + pld.LEAST_DELTA / 10)  # the rounding of the transforms, upward
+        try:
+            return pld.composed(listed, under).delta(float(epsilon))
+        except Unsound:
+            accountant = "rdp" if _covered(listed, under) else accountant
     spent = globals()["epsilon"]
     exponent = smallest(
         lambda power: spent(listed, math.exp(-1 / power), accountant=accountant, relation=under).epsilon <= epsilon,
         0.0, 1 / 700, 1e6, relative=1e-9,
     )
     return 1.0 if math.isinf(exponent) else math.exp(-1 / exponent)
+
+
+def _covered(listed: Sequence[Release], relation: str) -> bool:
+    """Whether the Rényi accountant covers the releases."""
+    try:
+        renyi.rdp_epsilon(listed, 0.1, relation, quick=True)
+    except UsageError:
+        return False
+    return True
 
 
 def group_epsilon(
@@ -113,8 +127,21 @@ def check_delta(delta: float) -> None:
         raise UsageError(f"δ is {delta}", want="a probability from 0 up to 1", fix="A usual one is 1e-5, well below 1 / records")
 
 
+def large_delta(releases: Iterable[Release], delta: float) -> list[str]:
+    """Return what to say of a δ that lets records be published outright, where it is one."""
+    known = [one.population for one in releases if one.population is not None and one.mechanism != "tree"]
+    if known and delta > 1 / min(known):
+        return [f"δ = {delta:g} is above 1 / {min(known)} records: it allows that one is published outright"]
+    return [f"δ = {delta:g} is large: with that probability nothing is promised"] if delta > LARGE_DELTA else []
+
+
 def _sampled_enough(release: Release) -> Release:
-    return release if release.rate >= LEAST_RATE else dataclasses.replace(release, rate=LEAST_RATE)
+    """Return a release that loses at least as much, of numbers that can be squared."""
+    if release.rate < LEAST_RATE:
+        release = dataclasses.replace(release, rate=LEAST_RATE)
+    if release.is_pure and release.noise < 1 / MOST_NOISE:
+        return dataclasses.replace(release, noise=1 / MOST_NOISE)
+    return release if release.is_pure or release.noise <= MOST_NOISE else dataclasses.replace(release, noise=MOST_NOISE)
 
 
 def _factor(epsilon: float, size: int) -> float:
@@ -136,6 +163,8 @@ def _pld(listed: Sequence[Release], delta: float, relation: str, notes: list[str
     if delta < pld.LEAST_DELTA:
         notes.append(f"δ is too small for privacy loss distributions in double precision ({pld.LEAST_DELTA:g}): Rényi bound")
         return _by_renyi(listed, delta, relation, plain)
+    if all(pld.gathers(one) for one in listed):
+        return gaussian_epsilon(delta, _mu(listed, relation)) * ROUNDING  # one Gaussian: exact
     gauge = min(bound, _gauge(listed, delta, relation))
     if gauge > pld.LARGEST:
         bound = _by_renyi(listed, delta, relation, plain)
@@ -145,11 +174,16 @@ def _pld(listed: Sequence[Release], delta: float, relation: str, notes: list[str
         if math.isfinite(bound) and gauge > pld.LARGEST:
             notes.append("ε is so large that it was left at the Rényi bound")
             return bound
-    found = float(pld.composed(listed, relation, gauge if math.isfinite(gauge) else 0.0).get_epsilon_for_delta(delta))
+    found = math.inf
+    with contextlib.suppress(Unsound):
+        found = pld.composed(listed, relation, delta).epsilon(delta)
     if 0 <= found * ROUNDING <= bound:
         return found * ROUNDING
     # So many releases that each moves the loss by less than the grid: rounding outweighs it, and the Rényi bound is the tighter.
-    return min(bound, _by_renyi(listed, delta, relation, plain))
+    found = min(bound, _by_renyi(listed, delta, relation, plain))
+    if math.isinf(found):
+        notes.append("so many releases that double precision does not hold their composition")
+    return found
 
 
 def _gauge(listed: Sequence[Release], delta: float, relation: str) -> float:

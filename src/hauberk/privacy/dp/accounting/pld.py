@@ -1,76 +1,120 @@
-"""Privacy loss distributions, by dp-accounting: pessimistic, so that rounding only ever adds to ε."""
+"""Privacy loss distributions of releases: pessimistic, so that rounding only ever adds to ε, and bounded in time and memory."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtri
 
 from hauberk.privacy.dp.accounting import profiles
-from hauberk.privacy.dp.accounting.release import Release
+from hauberk.privacy.dp.accounting.losses import Losses, TooWide, Unsound, compose, connect
+from hauberk.privacy.dp.accounting.release import MOST, Release
 
 FINEST = 1e-4  # the width of a step of the loss that dp-accounting's own default has
-MOST_STEPS = 1 << 17  # of one release; wider losses are rounded upward to a coarser grid, which holds the finer one's bound
-MOST_DISTINCT = 64
-KINDS = 5
+ROOM = 1 << 20  # points of all grids, and of all transforms, together: bounds time to about a second and memory to some 100 MB
+MOST_DISTINCT = 128
+Profile = Callable[[profiles.Array], profiles.Array]
 LEAST_DELTA = 1e-11  # below it the rounding of the Fourier transforms is no longer small beside δ
 LARGEST = 500.0  # an ε above which nothing is protected and a distribution would only fill memory
+LOST = 4e-16  # of δ, per release composed: more than a power of a transform loses by rounding
 
 
-def composed(releases: Sequence[Release], relation: str, scale: float = 0.0) -> Any:
-    """Return the privacy loss distribution of all releases together, one after the other, each chosen in view of the others.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Composed:
+    """The losses of all releases, in one direction or both.
+
+    Arguments:
+        sides: a record removed, and a record added where that differs.
+        slack: by how much rounding may have lowered δ.
+    """
+
+    sides: tuple[Losses, ...]
+    slack: float
+
+    def epsilon(self, delta: float) -> float:
+        """Return ε at δ, upward; infinite where δ drowns in rounding."""
+        return max(one.epsilon(delta - self.slack) for one in self.sides) if self.slack < delta / 2 else math.inf
+
+    def delta(self, epsilon: float) -> float:
+        """Return δ at ε, upward."""
+        return min(1.0, max(one.delta(epsilon) for one in self.sides) + self.slack)
+
+
+def composed(releases: Sequence[Release], relation: str, delta: float = 1e-10) -> Composed:
+    """Return the privacy losses of all releases together, one after the other, each chosen in view of the others.
 
     Arguments:
         releases: private ones that give something away.
         relation: `add-remove` or `replace-one`.
-        scale: an ε that the whole does not pass, where one is known: the grid is then no finer than it needs to be.
+        delta: the least δ that is asked about: far less of each loss is cut off, and counted as infinite.
+
+    Raises:
+        Unsound: where double precision does not hold the composition.
     """
     distinct = thinned(releases)
-    # Kinds beyond a few make it dearer, and a grid twice as coarse makes it cheaper and errs upward, by some hundredths of 1 %.
-    step = FINEST * 2 ** max(0, math.ceil(math.log2(len(distinct) / KINDS)))
-    while scale > step * MOST_STEPS:
-        step *= 2
-    for one in distinct:
-        while _width(one, relation) > step * MOST_STEPS:
+    count = sum(one.count for one in distinct)
+    far = float(-ndtri(min(1e-4, max(1e-23, 1e-5 * delta / count))))
+    spreads = [min(_deviation(one, relation), _width(one, relation, far) / 4) for one in distinct]
+    total = math.sqrt(sum(one.count * spread**2 for one, spread in zip(distinct, spreads, strict=True)))
+    # A grid adds up to step²/4 to the variance of each loss: a twentieth of the usual deviation adds a thousandth.
+    step = min(FINEST, max(total / math.sqrt(count) / 20, 1e-12))
+    step = max(step, 2 * sum(_width(one, relation, far) for one in distinct) / ROOM, 17 * total * 2 * len(distinct) / (2 * ROOM))
+    for _ in range(40):
+        try:
+            return _all(tuple(distinct), relation, step, far)
+        except TooWide:
             step *= 2
-    return _all(tuple(distinct), relation, step)
+    raise Unsound("no grid holds the losses")
 
 
 @functools.lru_cache(maxsize=8)
-def _all(distinct: tuple[Release, ...], relation: str, step: float) -> Any:
-    total = None
-    # A moment that overflows bounds no tail, and another one is taken.
-    with np.errstate(all="ignore"):
-        for one in distinct:
-            part = _single(_alone(one), relation, step)
-            part = part if one.count == 1 or _gathers(one) else part.self_compose(one.count)
-            total = part if total is None else total.compose(part)
-    return total
+def _all(distinct: tuple[Release, ...], relation: str, step: float, far: float) -> Composed:
+    parts = [(_single(_alone(one), relation, step, far), 1 if gathers(one) else one.count) for one in distinct]
+    both = max(len(sides) for sides, _ in parts)
+    most = max(1 << 15, 2 * ROOM // len(distinct))
+    made = tuple(compose([(sides[min(k, len(sides) - 1)], count) for sides, count in parts], most) for k in range(both))
+    for one in made:
+        if not 0 <= one.delta(0.0) <= 1 + 1e-9:
+            raise Unsound(f"δ(0) is {one.delta(0.0)}")
+    return Composed(made, LOST * sum(count for _, count in parts))
 
 
 def thinned(releases: Sequence[Release], *, most: int = MOST_DISTINCT) -> list[Release]:
-    """Return releases that lose at least as much, of few distinct kinds: a decaying noise is rounded down to a grid of ratios."""
+    """Return releases that lose at least as much, of few distinct kinds: near ones are taken to be the one that loses the most.
+
+    Gaussian noise without amplification adds up to one Gaussian release, exactly.
+    """
     merged: dict[Release, int] = {}
+    power = 0.0
     for one in releases:
-        merged[_alone(one, 0)] = merged.get(_alone(one, 0), 0) + one.count
-    ratio = 1.0005
-    while len(merged) > most and ratio < 2:
-        rounded: dict[Release, int] = {}
-        for one, count in merged.items():
-            # An ε is rounded up, a noise down: towards the greater loss.
-            power = math.log(one.noise) / math.log(ratio)
-            power = math.ceil(power - 1e-9) if one.is_pure else math.floor(power + 1e-9)
-            noise = max(one.noise, ratio**power) if one.is_pure else min(one.noise, ratio**power)
-            key = Release(one.mechanism, noise, one.sampling, one.rate, 0, one.population)
-            rounded[key] = rounded.get(key, 0) + count
-        if len(rounded) <= most:
-            merged = rounded
-            break
-        ratio = 1 + 2 * (ratio - 1)
-    return [Release(key.mechanism, key.noise, key.sampling, key.rate, count, key.population) for key, count in merged.items()]
+        if gathers(one):
+            power += spread(one) / one.noise**2
+        else:
+            merged[_alone(one, 0)] = merged.get(_alone(one, 0), 0) + one.count
+    gathered = [Release("gaussian", 1 / math.sqrt(power))] if power > 0 else []
+    room, ratio = max(1, most - len(gathered)), 1.0005
+    known = merged
+    while len(merged) > room and ratio < 1e6:
+        merged = _rounded(known, ratio)
+        ratio = 1 + 1.5 * (ratio - 1)
+    return [*gathered, *(dataclasses.replace(key, count=min(count, MOST)) for key, count in merged.items())]
+
+
+def _rounded(kinds: dict[Release, int], ratio: float) -> dict[Release, int]:
+    """Return kinds whose noises and rates lie within a ratio as one: the least noise (the greatest ε), the greatest rate."""
+    groups: dict[tuple[object, ...], tuple[float, float, int]] = {}
+    scale = 1 / math.log(ratio)
+    for one, count in kinds.items():
+        key = (one.mechanism, one.sampling, math.floor(math.log(one.noise) * scale), math.floor(math.log(one.rate) * scale))
+        noise, rate, held = groups.get(key, (one.noise, one.rate, 0))
+        noise = max(noise, one.noise) if one.is_pure else min(noise, one.noise)
+        groups[key] = (noise, max(rate, one.rate), held + count)
+    return {Release(str(key[0]), noise, str(key[1]), rate, 0): count for key, (noise, rate, count) in groups.items()}
 
 
 def distance(relation: str) -> float:
@@ -95,12 +139,12 @@ def pure_epsilon(release: Release, relation: str) -> float:
 
 
 def _alone(release: Release, count: int = 1) -> Release:
-    if _gathers(release) and count:
+    if gathers(release) and count:
         return release
     return Release(release.mechanism, release.noise, release.sampling, release.rate, count, release.population)
 
 
-def _gathers(release: Release) -> bool:
+def gathers(release: Release) -> bool:
     """Whether all its releases together are one Gaussian: exact, and cheaper than composing."""
     return release.mechanism in ("gaussian", "tree") and (release.sampling in ("full", "shuffled") or release.rate == 1)
 
@@ -113,16 +157,33 @@ def spread(release: Release) -> float:
     return release.participations if release.sampling == "shuffled" else release.count
 
 
-def _width(release: Release, relation: str) -> float:
-    """Return how wide a range the loss of one release has."""
-    away = distance(relation)
-    if _gathers(release):
-        sigma = release.noise / math.sqrt(spread(release)) / away
-        return 20 / sigma + 1 / sigma**2
+def _width(release: Release, relation: str, far: float) -> float:
+    """Return how wide a range the loss of one release has, both directions together."""
+    if gathers(release):
+        sigma = release.noise / math.sqrt(spread(release)) / distance(relation)
+        return 2 * far / sigma + 1 / sigma**2
     if pure_epsilon(release, relation) < math.inf:
         return 2 * pure_epsilon(release, relation)
-    low, high = profiles.ends(release.rate, _sigma(release, relation), _replaced(release, relation))
-    return high - low
+    return sum(high - low for low, high in _ranges(release, relation, far))
+
+
+def _deviation(release: Release, relation: str) -> float:
+    """Return about how far the loss of one release strays."""
+    if pure_epsilon(release, relation) < math.inf:
+        return pure_epsilon(release, relation)
+    if gathers(release):
+        return math.sqrt(spread(release)) * distance(relation) / release.noise
+    power = 1 / _sigma(release, relation) ** 2
+    return release.rate * math.sqrt(math.expm1(min(power, 60.0))) * (2 if _replaced(release, relation) else 1)
+
+
+def _ranges(release: Release, relation: str, far: float) -> list[tuple[float, float]]:
+    """Return the least and the greatest loss that matter of a sampled Gaussian: in each direction, or in both at once."""
+    low, high = profiles.ends(release.rate, _sigma(release, relation), _replaced(release, relation), far)
+    if relation == "replace-one":
+        return [(low, high)]
+    least = math.log1p(-release.rate) if release.rate < 1 else low
+    return [(max(low, least), high), (-high, min(high, -least))]
 
 
 def _replaced(release: Release, relation: str) -> bool:
@@ -134,61 +195,75 @@ def _sigma(release: Release, relation: str) -> float:
     return release.noise / distance(relation) if release.sampling == "without-replacement" else release.noise
 
 
-@functools.lru_cache(maxsize=64)
-def _single(release: Release, relation: str, step: float) -> Any:
-    from dp_accounting.pld import privacy_loss_distribution as pld
-
-    away, keywords = distance(relation), {"value_discretization_interval": step}
-    if _gathers(release):
-        return pld.from_gaussian_mechanism(release.noise / math.sqrt(spread(release)) / away, **keywords)
-    if release.mechanism == "discrete-laplace" and release.sampling == "full":
-        return pld.from_discrete_laplace_mechanism(1 / release.noise, int(away), **keywords)
-    if release.mechanism == "laplace" and (release.sampling == "full" or away == 1):
-        return pld.from_laplace_mechanism(release.noise / away, sampling_prob=release.rate, **keywords)
+@functools.lru_cache(maxsize=256)
+def _single(release: Release, relation: str, step: float, far: float) -> tuple[Losses, ...]:
+    """Return the losses of one release, a record removed and added, or one that holds both ways."""
+    away = distance(relation)
+    if gathers(release):
+        sigma = release.noise / math.sqrt(spread(release)) / away
+        reach = far / sigma + 1 / (2 * sigma**2)
+        return (_dots((-reach, reach), step, lambda grid: profiles.removed(grid, 1.0, sigma)),)
+    if release.mechanism in ("laplace", "discrete-laplace") and release.sampling == "full":
+        return (_laplace(release, away, step),)
     if release.mechanism != "gaussian":
         # The answer to a yes-or-no question loses the most of all that are ε-private (Kairouz et al. 2015, arXiv:1311.0776).
-        return _two_points(pure_epsilon(release, relation), step)
-    return _sampled_gaussian(release, relation, step)
+        return (_two_points(pure_epsilon(release, relation), step),)
+    return _sampled_gaussian(release, relation, step, far)
 
 
-def _two_points(epsilon: float, step: float) -> Any:
-    """The pair of answers e^ε to 1 and 1 to e^ε, on the grid, connected by the dots of its δ between."""
-    from dp_accounting.pld import pld_pmf
+def _laplace(release: Release, away: float, step: float) -> Losses:
     from dp_accounting.pld import privacy_loss_distribution as pld
 
-    ends = sorted({rounded(sign * epsilon / step) for sign in (-1, 1) for rounded in (math.floor, math.ceil)})
-    grid = np.array(ends, dtype=float) * step
-    inside = np.clip(np.expm1(np.minimum(grid - epsilon, 0.0)) / -(1 + math.exp(-epsilon)), 0.0, 1.0)
-    deltas = np.where(grid <= -epsilon, -np.expm1(np.minimum(grid, 0.0)), inside)
-    return pld.PrivacyLossDistribution(pld_pmf.create_pmf_pessimistic_connect_dots(step, ends, deltas).to_dense_pmf())
+    keywords: dict[str, Any] = {"value_discretization_interval": step}
+    if release.mechanism == "laplace":
+        made: Any = pld.from_laplace_mechanism(release.noise / away, **keywords)
+    else:
+        made = pld.from_discrete_laplace_mechanism(1 / release.noise, int(away), **keywords)
+    reach = away / release.noise + step
+
+    def profile(grid: profiles.Array) -> profiles.Array:
+        falling = grid[0] > grid[-1]
+        found = np.array(made.get_delta_for_epsilon(grid[::-1] if falling else grid))
+        return found[::-1] if falling else found
+
+    return _dots((-reach, reach), step, profile)
 
 
-def _sampled_gaussian(release: Release, relation: str, step: float) -> Any:
+def _two_points(epsilon: float, step: float) -> Losses:
+    """The pair of answers e^ε to 1 and 1 to e^ε, on the grid."""
+    share = 1 / (1 + math.exp(-epsilon))
+    return _dots((-epsilon, epsilon), step, lambda grid: share * -np.expm1(np.minimum(grid - epsilon, 0.0)))
+
+
+def _sampled_gaussian(release: Release, relation: str, step: float, far: float) -> tuple[Losses, ...]:
     """The loss in both directions, or one that holds in either.
 
     Without replacement, with P and Q the answers at the distance of a replaced record, qP + (1−q)Q against Q dominates for ε ≥ 0
     and its mirror for ε ≤ 0, by the joint convexity of the hockey-stick divergence (Balle et al. 2018, arXiv:1807.01647; Zhu et
     al. 2022, arXiv:2106.08567). One curve above both holds in either direction, and so may be composed.
     """
-    from dp_accounting.pld import privacy_loss_distribution as pld
-
     q, sigma = release.rate, _sigma(release, relation)
-    low, high = profiles.ends(q, sigma, _replaced(release, relation))
+    ends = _ranges(release, relation, far)
+
+    def removed(grid: profiles.Array) -> profiles.Array:
+        return profiles.removed(grid, q, sigma)
+
+    def added(grid: profiles.Array) -> profiles.Array:
+        return profiles.added(grid, q, sigma)
+
     if _replaced(release, relation):
-        return pld.PrivacyLossDistribution(_dots(low, high, step, lambda grid: profiles.replaced(grid, q, sigma)))
+        return (_dots(ends[0], step, lambda grid: profiles.replaced(grid, q, sigma)),)
     if release.sampling == "without-replacement":
-        return pld.PrivacyLossDistribution(_dots(
-            low, high, step, lambda grid: np.maximum(profiles.removed(grid, q, sigma), profiles.added(grid, q, sigma))
-        ))
-    return pld.PrivacyLossDistribution(
-        _dots(low, high, step, lambda grid: profiles.removed(grid, q, sigma)),
-        _dots(low, high, step, lambda grid: profiles.added(grid, q, sigma)),
-    )
+        return (_dots(ends[0], step, lambda grid: np.maximum(removed(grid), added(grid))),)
+    return _dots(ends[0], step, removed, added), _dots(ends[1], step, added, removed)
 
 
-def _dots(low: float, high: float, step: float, profile: Callable[[profiles.Array], profiles.Array]) -> Any:
-    from dp_accounting.pld import pld_pmf
-
-    first, last = math.floor(low / step), math.ceil(high / step)
-    deltas = np.clip(profile(np.arange(first, last + 1, dtype=np.float64) * step), 0.0, 1.0)
-    return pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap(step, first, last, np.minimum.accumulate(deltas)).to_dense_pmf()
+def _dots(ends: tuple[float, float], step: float, profile: Profile, mirror: Profile | None = None) -> Losses:
+    """Return the losses of a curve of δ; `mirror` is that of the two data sets changed over, None where it is the same."""
+    first, last = min(-1, math.floor(ends[0] / step)), max(1, math.ceil(ends[1] / step))
+    if last - first > 4 * ROOM:
+        raise TooWide(f"{last - first} points")
+    down = np.arange(-first, -1, -1, dtype=np.float64) * step
+    # δ of P against Q at −ε is 1 − e^−ε and e^−ε times δ of Q against P at ε.
+    below = np.exp(-down) * (mirror or profile)(down)
+    return connect(step, first, profile(np.arange(last + 1, dtype=np.float64) * step), below)

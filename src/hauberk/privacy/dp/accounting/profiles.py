@@ -12,10 +12,15 @@ Array = npt.NDArray[np.float64]
 FAR = 10.0  # standard deviations: less than e^−50 lies beyond
 
 
-def ends(rate: float, sigma: float, replaced: bool) -> tuple[float, float]:
-    """Return the least and the greatest loss that matter, in either direction."""
-    far = [(sign * 2 * (FAR * sigma + 1) - 1) / (2 * sigma**2) for sign in (-1, 1)]
-    low, high = (float(np.logaddexp(_log1m(rate), math.log(rate) + power)) for power in far)
+def ends(rate: float, sigma: float, replaced: bool, far: float = FAR) -> tuple[float, float]:
+    """Return the least and the greatest loss that matter, in either direction, `far` standard deviations out."""
+    powers = [(sign * 2 * (far * sigma + 1) - 1) / (2 * sigma**2) for sign in (-1, 1)]
+    # ln(1 − q + q e^power), where q may be tiny.
+    low, high = (
+        math.log1p(rate * math.expm1(power)) if power < 30 and rate < 1
+        else float(np.logaddexp(_log1m(rate), math.log(rate) + power))
+        for power in powers
+    )
     return (-(high - low), high - low) if replaced else (min(low, -high), max(high, -low))
 
 

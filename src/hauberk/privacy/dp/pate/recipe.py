@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,7 +78,8 @@ def train_teachers(build: Build, private: Split, teachers: int, *, train: Train 
 
     Arguments:
         build: returns a new, untrained classifier.
-        private: each sample goes to a teacher drawn for it alone, so that one more or less of them changes no other's place.
+        private: a sample's teacher follows from the seed and the sample itself, so that one more or less, wherever it lies,
+            changes no other's place; equal samples share a teacher.
         teachers: how many.
         train: trains a model in place on a split; it must know nothing of the other shards.
         seed: of shards and first weights.
@@ -90,12 +92,21 @@ def train_teachers(build: Build, private: Split, teachers: int, *, train: Train 
         raise UsageError(f"{teachers} teachers were asked for", want="at least 2; tens or hundreds give useful privacy")
     if len(private) < teachers:
         raise DataError(f"there are {len(private)} samples for {teachers} teachers", want="at least one each")
-    place = torch.randint(teachers, (len(private),), generator=rng.generator(seed, "pate", "shards"))
+    place = _places(private, teachers, rng.derive_seed(seed, "pate", "shards"))
     shards = [(place == number).nonzero().flatten() for number in range(teachers)]
     return [
         _trained(build, Split(*private.take(shard)), train, rng.derive_seed(seed, "pate", "teacher", number))
         for number, shard in enumerate(shards)
     ]
+
+
+def _places(private: Split, teachers: int, seed: int) -> Tensor:
+    """Return the teacher of each sample, shape (n,): a keyed hash of its bytes, which no other sample and no order is in."""
+    key = (seed % (1 << 64)).to_bytes(8, "big")
+    rows = [one.detach().cpu().reshape(len(private), -1).contiguous().view(torch.uint8).numpy() for one in private.tensors()]
+    joined = (b"".join(part.tobytes() for part in row) for row in zip(*rows, strict=True))
+    hashed = [hashlib.blake2b(one, key=key, digest_size=8) for one in joined]
+    return torch.tensor([int.from_bytes(one.digest(), "big") % teachers for one in hashed])
 
 
 def ask(teachers: Sequence[nn.Module], public: Tensor, *, batch_size: int = 1024) -> tuple[Tensor, int]:
