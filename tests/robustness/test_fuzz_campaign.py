@@ -22,7 +22,7 @@ from hauberk.robustness.fuzz.cluster import Faults
 from hauberk.robustness.fuzz.corpus import read_arrays, write_arrays
 from hauberk.robustness.fuzz.coverage import criterion
 from hauberk.robustness.fuzz.loop import Search
-from hauberk.robustness.fuzz.minimise import fails_again, replay
+from hauberk.robustness.fuzz.minimise import fails_again, minimised, replay
 from hauberk.robustness.fuzz.mutate import AFFINE, ATTACKS, Job, Step, mutated
 from hauberk.robustness.fuzz.results import scores
 
@@ -196,6 +196,30 @@ def test_minimal_failures_fail_again_and_are_no_larger(
             right = digits_model(image).argmax(1) == bench.seeds.y[at]
             assert bool(right) or not bool(bench.options.rule.holds(image, reference, (0.0, 1.0)))
     assert smaller > 0.5 * len(found.minimal)
+
+
+def test_minimal_failures_are_made_smaller_until_nothing_helps() -> None:
+    """With b at level 5 no step can go; once b is at level 2, a is not needed any more."""
+
+    class Told(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = (x[:, 0] * 100).round(), (x[:, 1] * 100).round()
+            wrong = ((a > 0) & (b >= 2)) | (b == 2)
+            return torch.stack([(~wrong).float(), wrong.float()], 1)
+
+    def put(place: int) -> Callable[[Tensor, int, torch.Generator], Tensor]:
+        def change(x: Tensor, level: int, _generator: torch.Generator) -> Tensor:
+            made = x.clone()
+            made[:, place] = level / 100
+            return made
+
+        return change
+
+    data = table(torch.zeros(4, 4), torch.zeros(4).long())
+    bench, _ = prepare(Target(Told()), data, 4, Options(), (), [own("a", put(0)), own("b", put(1))])
+    blank, steps = torch.zeros(4), (Step("a", 1, 1, 0), Step("b", 5, 2, 0))
+    small = minimised(Failure(0, steps, "misclassification", 0, 1, blank, blank, torch.zeros(4)), bench)
+    assert small.steps == (Step("b", 2, 2, 0),) and small.replays and fails_again(small, bench)
 
 
 def test_same_seed_same_campaign_and_no_trace(digits: Data, digits_model: nn.Module) -> None:

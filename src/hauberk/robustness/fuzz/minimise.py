@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from hauberk.robustness.fuzz.loop import Bench
 from hauberk.robustness.fuzz.mutate import AFFINE, Job, Mutator, Step, mutated
 from hauberk.robustness.fuzz.objectives import Case
 
+Try = Callable[[tuple[Step, ...]], Failure | None]
 HALVINGS = 8
+PASSES = 8  # over the steps of a failure, at most
 
 
 def replay(
@@ -42,8 +45,9 @@ def replay(
 def minimised(failure: Failure, bench: Bench) -> Failure:
     """Return the failure with the fewest steps, the lowest levels, and the least of the last change, that still fails alike.
 
-    Steps are left out one by one, then levels lowered one by one, then the way from the reference to the mutant is halved: each
-    as long as the mutant stays valid and fails the same objective. What does not fail again from the seed alone (a fault of the
+    Steps are left out one by one and levels lowered one by one, again and again until neither helps any more (eight times at
+    most), then the way from the reference to the mutant is halved: each as long as the mutant stays valid and fails the same
+    objective. What does not fail again from the seed alone (a fault of the
     batch, or of chance) is returned as it was, with `replays` False.
 
     Arguments:
@@ -72,17 +76,12 @@ def minimised(failure: Failure, bench: Bench) -> Failure:
     best = tried(steps)
     if best is None:
         return dataclasses.replace(failure, replays=False)
-    place = 0
-    while place < len(best.steps) and len(best.steps) > 1:
-        shorter = tried(best.steps[:place] + best.steps[place + 1 :])
-        best, place = (best, place + 1) if shorter is None else (shorter, place)
-    for place in range(len(best.steps)):
-        for level in range(1, best.steps[place].level):
-            milder = dataclasses.replace(best.steps[place], level=level)
-            found = tried((*best.steps[:place], milder, *best.steps[place + 1 :]))
-            if found is not None:
-                best = found
-                break
+    refused: set[tuple[Step, ...]] = set()  # a later pass asks only what has not been asked
+    for _ in range(PASSES):
+        before = best.steps
+        best = _milder(_shorter(best, tried, refused), tried, refused)
+        if best.steps == before:
+            break
     if torch.equal(best.image, best.reference):  # an affine change alone: there is nothing to blend
         return best
     low, high = 0.0, 1.0
@@ -93,6 +92,33 @@ def minimised(failure: Failure, bench: Bench) -> Failure:
             low = middle
         else:
             best, high = found, middle
+    return best
+
+
+def _shorter(best: Failure, tried: Try, refused: set[tuple[Step, ...]]) -> Failure:
+    """Return the failure without every step that can be left out, asked one by one from the first."""
+    place = 0
+    while place < len(best.steps) and len(best.steps) > 1:
+        rest = best.steps[:place] + best.steps[place + 1 :]
+        found = None if rest in refused else tried(rest)
+        if found is None:
+            refused.add(rest)
+            place += 1
+        else:
+            best = found
+    return best
+
+
+def _milder(best: Failure, tried: Try, refused: set[tuple[Step, ...]]) -> Failure:
+    """Return the failure with every step at the lowest level that still does, from the first to the last."""
+    for place in range(len(best.steps)):
+        for level in range(1, best.steps[place].level):
+            milder = (*best.steps[:place], dataclasses.replace(best.steps[place], level=level), *best.steps[place + 1 :])
+            found = None if milder in refused else tried(milder)
+            if found is not None:
+                best = found
+                break
+            refused.add(milder)
     return best
 
 
