@@ -206,7 +206,7 @@ def test_idx_folder_and_files(mnist_folder):
     ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(BYTES[:7]))[:-20], "cannot be read"),
     ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(BYTES[:7])[:-3]), "longer or shorter"),
     ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(BYTES[:7]) + b"x"), "longer or shorter"),
-    ("t10k-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12), "unpacks to"),
+    ("t10k-images-idx3-ubyte.gz", gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12, mtime=0), "unpacks to"),
     ("t10k-labels-idx1-ubyte", b"\0\0\x08\x01" + b"\xff\xff\xff\xff", "longer or shorter"),
     ("t10k-labels-idx1-ubyte", b"PK\x03\x04", "50 4b 03 04.*IDX header"),
     ("t10k-labels-idx1-ubyte", b"", "IDX header"),
