@@ -72,9 +72,7 @@ def trials(
             try:
                 found = [_run(model, tracked, call, rows, chosen, exact) for rows in orders]
             except ModelError:
-                if not exact:
-                    raise
-                break
+                raise
             except Exception as problem:
                 error = problem
                 continue
