@@ -77,8 +77,10 @@ class PrivateFtrl(Private):
         self.noise.load_state_dict(state["noise"])
 
     def _said(self) -> list[str]:
-        said = ("zero-out: neighbouring data sets differ in whether one example's part is left out, the others keeping their places; "
-                "adding or removing one would move them")
+        said = (
+            "zero-out: neighbouring data sets differ in whether one example's part is left out, the others keeping their places; "
+            "adding or removing one would move them"
+        )
         return [*super()._said(), said]
 
     def _of_step(self, _: float) -> Any:
