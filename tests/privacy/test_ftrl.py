@@ -64,6 +64,8 @@ def test_the_account_is_of_trees_and_runs_not_of_steps() -> None:
         private.step(linear, x, y)
     assert private.ledger.releases == (Release("tree", 1.3, count=2, population=EPOCH),)
     assert private.ledger.releases == private.noise.releases
+    for said in (private.spent(1e-5).notes, private.statement().warnings):
+        assert any(one.startswith("zero-out") for one in said)
     _, private = made(NOISES["banded"](1.3))
     for x, y in private.batches(epochs=2):
         private.step(linear, x, y)

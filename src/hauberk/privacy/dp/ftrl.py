@@ -76,6 +76,13 @@ class PrivateFtrl(Private):
         super().load_state_dict(state)
         self.noise.load_state_dict(state["noise"])
 
+    def _said(self) -> list[str]:
+        said = (
+            "zero-out: neighbouring data sets differ in whether one example's part is left out, the others keeping their places; "
+            "adding or removing one would move them"
+        )
+        return [*super()._said(), said]
+
     def _of_step(self, _: float) -> Any:
         return self.noise.at(self.steps) if self._started else self.noise
 
