@@ -52,7 +52,16 @@ def test_a_trainer_without_noise_fails(hauberk: Run, tmp_path: Path) -> None:
     rows = run.stdout.splitlines()
     assert rows[0] == "claimed    ε = 2.000 at δ = 1e-05"
     assert float(rows[1].split("≥")[1].split()[0]) >= 3 and "confidence 95%" in rows[1]
-    assert "100 gradients" in rows[3] and rows[-1].startswith("verdict: the claim does not stand")
+    assert "100 gradients" in rows[4] and rows[-1].startswith("verdict: the claim does not stand")
+
+
+def test_an_audit_without_power_does_not_say_that_the_claim_stands(hauberk: Run) -> None:
+    few = ("--noise", 0, "--canaries", 50, "--steps", 3, "--runs", 1)
+    run = hauberk("audit", *few)
+    assert run.exit_code == 0 and "verdict: cannot tell" in run.stdout and "not seen   groups" in run.stdout
+    told = json.loads(hauberk("audit", *few, "--epsilon", 50, "--output-format", "json").stdout)
+    assert told["verdict"] == "cannot tell" and told["audited"] <= told["reach"] < 50
+    assert json.loads(hauberk("audit", *few, "--epsilon", 1, "--output-format", "json").stdout)["verdict"] != "cannot tell"
 
 
 def test_a_black_box_on_a_model_and_data(hauberk: Run, shop: Path) -> None:

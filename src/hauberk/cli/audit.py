@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 _CANARIES, _RECIPE = "What the adversary does", "The built-in recipe"
 
 
+_BLIND = {
+    "--companions": "groups of examples that are clipped together: --companions 7",
+    "--spare": "a clip that follows the data: --canaries 1 --runs 60 --spare 2000",
+    "--black-box": "records learnt by heart, as anybody could put them in: --black-box --model ... --data ...",
+}
+
+
 class Format(enum.StrEnum):
     """What is written on stdout."""
 
@@ -98,14 +105,26 @@ def describe(found: Audit) -> str:
     rows = [
         ("claimed", f"ε = {found.claimed:.3f} at δ = {found.delta:g}"),
         ("audited", f"ε ≥ {found.audited:.3f} at δ = {found.delta:g}, confidence {found.interval.confidence:.0%}"),
+        ("reach", f"ε = {found.reach:.3f}: the most that so many trials can show"),
         ("trials", f"{found.n}"), ("adversary", found.threat), ("signal", found.signal),
         ("bound", f"{found.bound}: {MEANING[found.bound]}"),
     ]
-    verdict = "the claim stands: this attack shows less than is claimed" if not found.violated else (
-        "the claim does not stand: an attack shows more than is claimed. Look at how examples are clipped, how much noise is "
-        "added, how batches are drawn, and whether every release is in the account"
-    )
+    verdict = {
+        "stands": "the claim stands: this attack shows less than is claimed",
+        "cannot tell": "cannot tell: so few trials could not have contradicted the claim, whatever they showed. Ask for more "
+        "--canaries or --runs",
+        "violated": "the claim does not stand: an attack shows more than is claimed. Look at how examples are clipped, how much "
+        "noise is added, how batches are drawn, and whether every release is in the account",
+    }[found.verdict]
+    blind = [said for flag, said in _BLIND.items() if not seen(found.threat, flag)]
+    rows += [("not seen", said) for said in blind]
     return "\n".join([*(f"{key:<10} {value}" for key, value in rows), "", f"verdict: {verdict}"])
+
+
+def seen(threat: str, flag: str) -> bool:
+    """Return whether an adversary, in words, is the one that an option asks for."""
+    words = {"--black-box": "sees the loss", "--companions": "records against each", "--spare": "size of the noise"}
+    return words[flag] in threat
 
 
 def _material(model: str, data: str, label: str, trust: bool) -> tuple[Any, Split]:

@@ -50,6 +50,7 @@ class Audit:
         bound: `gdp`, `f-dp`, `one-run` or `clopper-pearson`.
         signal: what gave it away: `gradient`, `order`, `scale` or `loss`.
         scores: of the trials behind the bound.
+        reach: the ε that as many trials would show to an attack that is always right: no claim above it can be contradicted.
     """
 
     claimed: float
@@ -61,6 +62,12 @@ class Audit:
     bound: str
     signal: str
     scores: Scores
+    reach: float
+
+    @property
+    def verdict(self) -> str:
+        """`violated`, `cannot tell` (no outcome would have contradicted the claim) or `stands`."""
+        return "violated" if self.violated else "stands" if self.reach > self.claimed else "cannot tell"
 
     @property
     def violated(self) -> bool:
@@ -69,7 +76,7 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the audit as plain JSON values, without the scores."""
-        names = ("claimed", "audited", "delta", "n", "threat", "bound", "signal")
+        names = ("claimed", "audited", "delta", "n", "threat", "bound", "signal", "reach", "verdict")
         told = {name: getattr(self, name) for name in names} | {"confidence": self.interval.confidence}
         told["claimed"] = self.claimed if math.isfinite(self.claimed) else None
         return told | {"assumption": MEANING[self.bound], "violated": self.violated}
@@ -116,9 +123,11 @@ def audit_training(
     claim = claimed if claimed is not None else max(float(one) for one in claims)
     signal, scores, cut = _choose(coins, signals, numpy_generator(seed, "halves"))
     audited = BOUNDS[name](scores, delta=delta, confidence=0.95, thresholds=cut)
+    sure = Scores(np.ones(len(scores.members)), np.zeros(len(scores.others)))
+    reach = BOUNDS[name](sure, delta=delta, confidence=0.95, thresholds=0.5)
     n = len(scores.members) + len(scores.others)
     return Audit(
-        float(claim), audited, delta, Interval(audited, math.inf, name, 0.95), n, _threat(plan), name, signal, scores
+        float(claim), audited, delta, Interval(audited, math.inf, name, 0.95), n, _threat(plan), name, signal, scores, reach
     )
 
 
@@ -221,4 +230,5 @@ def _threat(plan: WhiteBox | BlackBox) -> str:
     if isinstance(plan, BlackBox):
         return f"puts in {plan.canaries} {plan.kind} records, sees the loss of the finished model, {plan.runs} run(s)"
     beside = f" with {plan.companions} records against each" if plan.companions else ""
-    return f"chooses {plan.canaries} gradients{beside}, sees the gradient of every step, {plan.runs} run(s)"
+    size = " and the size of the noise" if plan.spare > 1 and plan.canaries == 1 else ""
+    return f"chooses {plan.canaries} gradients{beside}, sees the gradient of every step{size}, {plan.runs} run(s)"
