@@ -610,3 +610,48 @@ def test_adversarial_training_is_made_private_by_the_same_step():
         private.step(trades(Linf(0.1)), x, y)
         total = torch.cat([one.grad.flatten() for one in model.parameters()])
         assert 0 < float(total.norm()) * 6 <= 0.3 * len(x) * (1 + 1e-5)
+
+
+def test_a_batch_that_was_recorded_and_not_released_ends_the_loop_and_tells_no_epsilon() -> None:
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = (torch.rand(40, 4), torch.zeros(40, dtype=torch.int64))
+    for close in ("ordinary", "never last"):
+        private = make_private(model, optimizer, data, batch_size=20, noise_multiplier=1.0)
+        batches = private.batches(steps=3)
+        x, y = next(batches)
+        with private.recording():
+            loss = nn.functional.cross_entropy(model(x), y)
+        if close == "ordinary":
+            loss.backward()
+        else:
+            private.backward(loss, last=False)
+        with pytest.raises(UsageError, match="no private gradient"):
+            next(batches)
+        with pytest.raises(UsageError, match="no private gradient"):
+            private.spent()
+
+
+@pytest.mark.parametrize(("loss", "told"), [
+    (nn.CrossEntropyLoss(), "CrossEntropyLoss"),
+    (lambda model, x, y: nn.functional.cross_entropy(model(x), y, reduction="none"), r"shape \(\d+,\)"),
+    (lambda model, x, y: 1.0, "float"),
+    (lambda model, x, y: nn.functional.cross_entropy(model(x), y).detach(), "does not depend"),
+])
+def test_a_loss_that_cannot_be_used_is_refused_in_words(loss: object, told: str) -> None:
+    model = nn.Linear(4, 2)
+    data = (torch.rand(40, 4), torch.zeros(40, dtype=torch.int64))
+    private = make_private(model, torch.optim.SGD(model.parameters(), lr=0.1), data, batch_size=40, noise_multiplier=1.0)
+    x, y = next(private.batches(steps=1))
+    with pytest.raises(UsageError, match=told):
+        private.step(loss, x, y)  # type: ignore[arg-type]
+    assert private.steps == 0
+
+
+def test_data_of_unequal_parts_and_what_is_no_optimizer_are_refused() -> None:
+    model = nn.Linear(4, 2)
+    with pytest.raises(UsageError, match="40 and 39"):
+        make_private(model, torch.optim.SGD(model.parameters(), lr=0.1), (torch.rand(40, 4), torch.zeros(39)), batch_size=4,
+                     noise_multiplier=1.0)
+    with pytest.raises(UsageError, match="optimizer is NoneType"):
+        make_private(model, None, 40, batch_size=4, noise_multiplier=1.0)  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """Differential privacy: training whose result tells hardly anything about any one example, with an account of how much."""
 
+from hauberk.privacy.dp.engine import to_group_norm as to_group_norm
 from hauberk.privacy.dp.ftrl import PrivateFtrl as PrivateFtrl
 from hauberk.privacy.dp.ftrl import make_private_ftrl as make_private_ftrl
 from hauberk.privacy.dp.options import PrivateOptions as PrivateOptions

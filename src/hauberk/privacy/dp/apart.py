@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from torch.utils import _pytree as pytree
 
 from hauberk.core import rng
-from hauberk.core.errors import ModelError
+from hauberk.core.errors import ModelError, UsageError
 from hauberk.core.train import Loss
 from hauberk.privacy.dp.draws import Even
 
@@ -117,8 +117,8 @@ class Watch:
     def _compare(self, loss: Callable[[Tensor], Tensor], picks: Tensor, again: Callable[[], None]) -> None:
         def slopes(rows: Tensor) -> tuple[bool, list[Tensor]]:
             with rng.isolated(0, self.parameters[0].device), Even(), torch.enable_grad():
-                value = loss(rows)
-                found = torch.autograd.grad(value, self.parameters, allow_unused=True) if value.requires_grad else []
+                value = one_number(loss(rows))
+                found = torch.autograd.grad(value, self.parameters, allow_unused=True)
             again()
             made = [torch.zeros(()) if one is None else one.detach() for one in found] or [torch.zeros(())]
             return bool(value.isfinite().all()) and bool(_size(made).isfinite()), made
@@ -261,3 +261,13 @@ def _learnt(names: set[str]) -> ModelError:
         f"a forward pass in training changes {', '.join(sorted(names)[:5])} by what the data is, without a clip or noise",
         want="buffers and frozen parameters that stay as they are, or change by the weights alone", fix=_LEARNT,
     )
+
+def one_number(value: Any) -> Tensor:
+    """Return what a loss returned. Raises UsageError where it is not one number with a graph."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise UsageError(f"the loss returned {found}", want="one number, the mean or sum over the examples of the batch")
+    if not value.requires_grad:
+        raise UsageError("the loss does not depend on the parameters", want="a loss with its graph",
+                         fix="Leave out detach(), item() and no_grad() on the way from the model to the loss")
+    return value

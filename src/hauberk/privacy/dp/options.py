@@ -72,6 +72,9 @@ def population(data: Any) -> int:
         raise UsageError("the data is a DataLoader, which draws batches of its own",
                          want="its dataset, or the number of examples",
                          fix="Pass loader.dataset and train on private.batches(...)")
+    if isinstance(data, tuple) and len({len(part) for part in data}) > 1:
+        raise UsageError(f"the parts of the data hold {' and '.join(str(len(part)) for part in data)} examples",
+                         want="as many labels as examples")
     try:
         n = data if isinstance(data, int) else len(data[0] if isinstance(data, tuple) else data)
     except TypeError:
@@ -117,6 +120,8 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Par
     Raises:
         UsageError: when there is none, or the optimizer has others, whose gradients nobody would make private.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise UsageError(f"the optimizer is {type(optimizer).__name__}", want="a torch.optim.Optimizer of the model's parameters")
     held = {id(one) for group in optimizer.param_groups for one in group["params"] if one.requires_grad}
     found = {name: one for name, one in model.named_parameters() if id(one) in held}
     if len(found) != len(held):

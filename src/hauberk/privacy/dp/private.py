@@ -19,7 +19,7 @@ from hauberk.core.train import Gradients, Loss, Schedule, State
 from hauberk.privacy.dp import distributed
 from hauberk.privacy.dp.accounting import PrivacyLedger, PrivacyStatement, Release, Spent
 from hauberk.privacy.dp.accounting.statement import make_statement
-from hauberk.privacy.dp.apart import Watch
+from hauberk.privacy.dp.apart import Watch, one_number
 from hauberk.privacy.dp.batches import Batches
 from hauberk.privacy.dp.clipping import L1, Clipping, Flat
 from hauberk.privacy.dp.engine import check_model, record
@@ -73,7 +73,8 @@ class Private(Gradients):
         if not 1 <= batch_size <= n:
             raise UsageError(f"the batch size is {batch_size} of {n} examples", want="an expected batch from 1 to all of them")
         if delta is not None and not 0 < delta < 1:
-            raise UsageError(f"delta is {delta}", want="a probability between 0 and 1, below 1/n")
+            raise UsageError(f"delta is {delta}", want="a probability between 0 and 1",
+                             fix="Take one well below 1/n: at 1/n a whole example may be let out")
         noise = noise_of(options, multiplier_at(noise_multiplier, 0))
         self.clipping = clip if isinstance(clip, Clipping) else (L1(clip) if noise.norm == 1 else Flat(clip))
         if self.clipping.norm != f"l{noise.norm}":
@@ -108,7 +109,20 @@ class Private(Gradients):
         Raises:
             UsageError: without data to take examples from, or a number of steps.
         """
-        return self.draws.batches(self.draws.steps(epochs, steps))
+        return self._each_released(self.draws.batches(self.draws.steps(epochs, steps)))
+
+    def _each_released(self, drawn: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in drawn:
+            self._nothing_open()
+            yield batch
+
+    def _nothing_open(self) -> None:
+        """Refuse to go on, or to tell of an ε, where a forward pass was recorded that no private gradient came of."""
+        if self._tape is not None or self._seen:
+            raise UsageError(
+                "a batch was recorded, but no private gradient was made of it", want="private.backward(loss), its last part too",
+                fix="Call private.backward(loss) in place of loss.backward(), with last=True at the end of a batch",
+            )
 
     def step(self, loss: Loss, x: Tensor, y: Tensor) -> float:
         """Make one private step on a batch and return its mean loss, which itself is not private; NaN for an empty batch."""
@@ -189,6 +203,7 @@ class Private(Gradients):
             delta: None takes that of `make_private`.
             accountant: `pld`, `rdp`, or another of `hauberk.privacy.dp.accounting`.
         """
+        self._nothing_open()
         found = self.ledger.epsilon(self.delta if delta is None else delta, accountant=accountant)
         return dataclasses.replace(found, notes=(*found.notes, *self._said()))
 
@@ -242,6 +257,9 @@ class Private(Gradients):
     # one step
 
     def _gradients(self, loss: Loss, x: Tensor, y: Tensor) -> float:
+        if isinstance(loss, nn.Module):
+            raise UsageError(f"the loss is {type(loss).__name__}, called as loss(outputs, y)", want="loss(model, x, y) -> scalar",
+                             fix="Pass lambda model, x, y: criterion(model(x), y)")
         self._forget()
         place = next(iter(self.parameters.values())).device
         x, y = x.to(place), y.to(place)
@@ -252,7 +270,7 @@ class Private(Gradients):
         for begin in range(0, len(x), size):
             part = slice(begin, begin + size)
             with self._recorded() as sizes:
-                mean = loss(self.model, x[part], y[part])
+                mean = one_number(loss(self.model, x[part], y[part]))
             if any(one != len(x[part]) for one in sizes):
                 self._forget()
                 raise _other_batch(sizes, len(x[part]))
@@ -278,10 +296,14 @@ class Private(Gradients):
         self._seen += tape.batch_size
 
     def _release(self) -> None:
-        same_trained(self.optimizer, self.parameters)
-        z = multiplier_at(self.noise_multiplier, self.steps)
-        noise = noise_of(self.options, self.clipping.gradient_multiplier(z), self.clipping.norm)
-        self.ledger.add(self.draws.release(self._seen, z, noise.name))  # before it is made: never less than was let out
+        try:
+            same_trained(self.optimizer, self.parameters)
+            z = multiplier_at(self.noise_multiplier, self.steps)
+            noise = noise_of(self.options, self.clipping.gradient_multiplier(z), self.clipping.norm)
+            self.ledger.add(self.draws.release(self._seen, z, noise.name))  # before it is made: never less than was let out
+        except BaseException:
+            self._forget()
+            raise
         seed = self.options.seed
         source: Source = SecureSource() if seed is None else SeededSource(seed, "noise", self.steps)
         made = []
