@@ -87,6 +87,24 @@ def load_weights(module: nn.Module, source: str | Path, *, trust: bool) -> Path:
         ModelError: when the file is broken, or its names and shapes are not the module's.
         UnsafeFile: when it holds more than tensors and is not trusted.
     """
+    held = read_state(source, trust=trust)
+    try:
+        module.load_state_dict(held)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the weights in {source} do not fit {type(module).__name__}: {_misfit(module, held) or first_line(error)}",
+            want="the names and shapes of its own state dict", fix="Give the code and the weights of the same model",
+        ) from error
+    return Path(source)
+
+
+def read_state(source: str | Path, *, trust: bool) -> dict[str, Tensor]:
+    """Return the tensors by name in a file of safetensors, or in a state dict that torch saved.
+
+    Raises:
+        ModelError: when the file is broken, or holds no tensors by name.
+        UnsafeFile: when it holds more than tensors and is not trusted.
+    """
     path = existing(source, "file of weights")
     held = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _unpickled(path, trust=trust)
     if isinstance(held, dict) and not any(isinstance(value, Tensor) for value in held.values()):
@@ -96,14 +114,7 @@ def load_weights(module: nn.Module, source: str | Path, *, trust: bool) -> Path:
         held = held.state_dict()
     if not isinstance(held, dict) or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in held.items()):
         raise ModelError(f"{path} holds {_describe(held)}", want="tensors by name: a state dict")
-    try:
-        module.load_state_dict(held)
-    except RuntimeError as error:
-        raise ModelError(
-            f"the weights in {path} do not fit {type(module).__name__}: {_misfit(module, held) or first_line(error)}",
-            want="the names and shapes of its own state dict", fix="Give the code and the weights of the same model",
-        ) from error
-    return path
+    return held
 
 
 def settled(module: nn.Module) -> nn.Module:
