@@ -78,7 +78,7 @@ def rank_matching(module: nn.Module, samples: Samples, *, assign: bool = False) 
     return max(tried, key=lambda one: accuracy(one, samples))
 
 
-def few_shot(module: nn.Module, samples: Samples, *, steps: int = 200, lr: float = 1e-3, seed: int = 0) -> nn.Module:
+def few_shot(module: nn.Module, samples: Samples, *, steps: int = 100, lr: float = 1e-3, seed: int = 0) -> nn.Module:
     """Return the module fine-tuned on the adversary's samples, from the weights as they are.
 
     Arguments:
