@@ -123,8 +123,10 @@ def main() -> None:
         torch.manual_seed(0)
         module = trained(build(), x, y, epochs)
         few = share((x, y), 0.05, 0)
-        layers = enumerate(module.state_dict().items())
-        scalar = with_weights(module, {key: value * 2.0 ** (at % 7 - 3) if value.ndim > 1 else value for at, (key, value) in layers})
+        factors = {key: 2.0 ** (at % 7 - 3) for at, key in enumerate(module.state_dict())}
+        scalar = with_weights(
+            module, {key: value * factors[key] if value.ndim > 1 else value for key, value in module.state_dict().items()}
+        )
         weak = {"a factor a layer, renormalised": accuracy(renormalise(scalar, few), test)}
         if name == "MLP":
             weak["order alone, as shipped"] = accuracy(turned(module), test)  # type: ignore[arg-type]
