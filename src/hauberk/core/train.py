@@ -10,7 +10,7 @@ import pickle
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,16 @@ class Callback:
         """Take over what `state_dict` returned when the checkpoint was written."""
 
 
+class Store(Protocol):
+    """Another place for checkpoints than a plain file: encrypted, for one."""
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the last checkpoint, or None where there is none."""
+
+    def write(self, content: dict[str, Any], *, last: bool = False) -> None:
+        """Keep a checkpoint, made after an epoch; `last` where the run ends with it."""
+
+
 @dataclasses.dataclass
 class State:
     """Where a run of `fit` stands."""
@@ -111,7 +121,7 @@ class Schedule:
         seed: order of the samples, and whatever the model draws at random.
         patience: stop after so many epochs without a better validation loss, and keep the best weights; None never stops early.
         validation: the split for that loss.
-        checkpoint: a file that holds the run after every epoch; a run that finds it goes on from there.
+        checkpoint: a file, or another store, that holds the run after every epoch; a run that finds it goes on from there.
     """
 
     epochs: int = 10
@@ -119,7 +129,7 @@ class Schedule:
     seed: int = 0
     patience: int | None = None
     validation: Split | None = None
-    checkpoint: str | Path | None = None
+    checkpoint: str | Path | Store | None = None
 
 
 @dataclasses.dataclass
@@ -190,8 +200,9 @@ def fit(
     made = optimizer if optimizer is not None else torch.optim.AdamW(model.parameters(), lr=1e-3)
     state, history, source = State(model, made), History(), gradients or Gradients()
     best: dict[str, Tensor] | None = None
-    if plan.checkpoint is not None and Path(plan.checkpoint).exists():
-        best = _resume(Path(plan.checkpoint), state, history, callbacks, source)
+    store = _File(Path(plan.checkpoint)) if isinstance(plan.checkpoint, (str, Path)) else plan.checkpoint
+    if store is not None:
+        best = _resume(store, state, history, callbacks, source)
     place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with rng.isolated(None, place):
         while state.epoch < plan.epochs and not state.stop:
@@ -207,8 +218,9 @@ def fit(
                 state.stop = state.stop or (plan.patience is not None and rounds >= plan.patience)
             for callback in callbacks:
                 callback.after_epoch(state)
-            if plan.checkpoint is not None:
-                _save(Path(plan.checkpoint), state, history, best, callbacks, source)
+            if store is not None:
+                held = _content(state, history, best, callbacks, source)
+                store.write(held, last=state.stop or state.epoch >= plan.epochs)
     if plan.patience is not None and best is not None:
         model.load_state_dict(best)
     model.eval()
@@ -257,34 +269,54 @@ def _validation_loss(model: nn.Module, split: Split, size: int) -> float:
     return mean if math.isfinite(mean) else math.inf  # NaN would compare as neither better nor worse
 
 
-def _save(
-    path: Path, state: State, history: History, best: dict[str, Tensor] | None, callbacks: Sequence[Callback],
-    gradients: Gradients,
-) -> None:
-    content: dict[str, Any] = {
+class _File:
+    """A plain file as a store, written whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read(self) -> dict[str, Any] | None:
+        if not self.path.exists():
+            return None
+        held: dict[str, Any] = torch.load(self.path, weights_only=True, map_location="cpu")
+        return held
+
+    def write(self, content: dict[str, Any], *, last: bool = False) -> None:
+        path = self.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(content, file)
+            os.replace(name, path)
+        except BaseException as error:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            if isinstance(error, OSError):
+                raise cannot_write(path, error) from error
+            raise
+
+
+def _content(
+    state: State, history: History, best: dict[str, Tensor] | None, callbacks: Sequence[Callback], gradients: Gradients,
+) -> dict[str, Any]:
+    return {
         "model": state.model.state_dict(), "optimizer": state.optimizer.state_dict(), "epoch": state.epoch,
         "step": state.step, "stop": state.stop, "best": best, "loss": history.loss, "validation": history.validation,
         "callbacks": [(type(one).__name__, one.state_dict()) for one in callbacks], "gradients": gradients.state_dict(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-        os.replace(name, path)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        if isinstance(error, OSError):
-            raise cannot_write(path, error) from error
-        raise
 
 
 def _resume(
-    path: Path, state: State, history: History, callbacks: Sequence[Callback], gradients: Gradients,
+    store: Store, state: State, history: History, callbacks: Sequence[Callback], gradients: Gradients,
 ) -> dict[str, Tensor] | None:
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        content = store.read()
+        if content is None:
+            return None
         state.model.load_state_dict(content["model"])
         state.optimizer.load_state_dict(content["optimizer"])
         state.epoch, state.step, state.stop = content["epoch"], content["step"], content["stop"]
@@ -299,7 +331,7 @@ def _resume(
             callback.load_state_dict(held)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise UsageError(
-            f"the checkpoint {path} cannot be resumed ({type(error).__name__}: {str(error)[:200]})",
+            f"the checkpoint {store} cannot be resumed ({type(error).__name__}: {str(error)[:200]})",
             want="a checkpoint of this model and optimizer", fix="Remove the file to start anew, or name another",
         ) from error
     return best
