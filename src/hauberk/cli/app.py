@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hauberk.cli import account, assess, attack, audit, diagnose, diff, fuzz, gate, init, methods, obfuscate
+from hauberk.cli import account, assess, attack, audit, diagnose, diff, encrypt, fuzz, gate, init, methods, obfuscate
 
 app = typer.Typer(
     name="hauberk", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -30,6 +30,10 @@ app.command("diff")(diff.diff)
 app.command("gate")(gate.gate)
 app.command("obfuscate")(obfuscate.obfuscate)
 app.command("unlock")(obfuscate.unlock)
+app.command("encrypt")(encrypt.encrypt)
+app.command("decrypt")(encrypt.decrypt)
+app.command("rewrap")(encrypt.rewrap)
+app.command("recipient")(encrypt.recipient)
 
 
 def _version(wanted: bool) -> None:

@@ -125,9 +125,9 @@ def data_key_of(header: Header, keys: Openers, name: str) -> bytearray:
                 )
             return data_key
     kinds = ", ".join(sorted({f"{slot['kind']} {name_of(slot)}".strip()[:90] for slot in header.slots}))
+    found = f"the key does not open {name}" if len(openers) == 1 else f"none of {len(openers)} keys opens {name}"
     raise UsageError(
-        f"none of the {len(openers)} keys given opens {name}", want=f"one of: {kinds[:400]}",
-        fix="Check the key or passphrase; the file was not touched",
+        found, want=f"one of: {kinds[:400]}", fix="Check the key or passphrase; the file was not touched",
     )
 
 

@@ -6,6 +6,9 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
+
+from cryptography.exceptions import InvalidTag
 
 from hauberk.assets.encryption.access import Locks, Openers, as_locks, data_key_of, name_of, opened
 from hauberk.assets.encryption.body import Body
@@ -14,7 +17,7 @@ from hauberk.assets.encryption.header import Header, read_header
 from hauberk.assets.encryption.reader import EncryptedReader
 from hauberk.assets.encryption.writer import CHUNK, fill, wrapped_for
 from hauberk.assets.encryption.writing import new_file, write_all
-from hauberk.core.errors import UsageError
+from hauberk.core.errors import ModelError, UsageError
 
 
 def rewrap(
@@ -41,12 +44,12 @@ def rewrap(
         UsageError: when no key fits, nobody would be left, or a name to remove is not there.
         ModelError: when the file is damaged, altered or cut short.
     """
-    name = Path(path).name
+    name, path = Path(path).name, Path(path).resolve()  # a link stays a link
     with opened(path) as source:
         header, begin = read_header(source, name)
         data_key = data_key_of(header, keys, name)
         try:
-            _check_end(path, header, data_key, begin)
+            _check_end(source, name, header, data_key, begin)
             changed = dataclasses.replace(header, slots=_kept(header, remove), mac=b"")
             added = () if isinstance(add, (list, tuple)) and not add else as_locks(add)
             changed = wrapped_for(changed, list(added), data_key)
@@ -87,11 +90,22 @@ def encrypt_anew(path: str | Path, keys: Openers, locks: Locks, *, cipher: str =
         )
 
 
-def _check_end(path: str | Path, header: Header, data_key: bytearray, begin: int) -> None:
-    """Raise ModelError for a body that is no whole number of chunks: a rewrapped file must not hide that it is cut short."""
-    body = Body(header, data_key)
-    body.sealed_sizes(Path(path).stat().st_size - begin, Path(path).name)
-    body.wipe()
+def _check_end(source: BinaryIO, name: str, header: Header, data_key: bytearray, begin: int) -> None:
+    """Raise ModelError for a body that is cut short, before it gets a header that was made today."""
+    body, sealed, plain = Body(header, data_key), bytearray(header.suite.sealed(header.chunk)), bytearray(header.chunk + 16)
+    try:
+        chunks, size = body.sealed_sizes(source.seek(0, io.SEEK_END) - begin, name)
+        source.seek(begin + (chunks - 1) * body.sealed_chunk)
+        found = memoryview(sealed)[: fill(source, sealed)]
+        body.open(chunks - 1, True, found[:size], memoryview(plain))
+    except InvalidTag as error:
+        raise ModelError(
+            f"{name} was altered or cut short: its end is not authentic", want="the file as it was encrypted",
+            fix="Copy the file again from where it came",
+        ) from error
+    finally:
+        body.wipe()
+        wipe(plain)
 
 
 def _kept(header: Header, remove: Sequence[str]) -> tuple[dict[str, object], ...]:

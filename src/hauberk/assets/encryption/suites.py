@@ -25,11 +25,11 @@ class ChunkCipher(Protocol):
         """Write ciphertext and tag to `out`."""
 
     def open(self, nonce: bytes, sealed: memoryview, out: memoryview) -> int:
-        """Write the plaintext to `out`, once the tag has been found right. Raises InvalidTag before anything is released."""
+        """Write the plaintext to `out`. Raises InvalidTag where the tag is wrong, and leaves nothing of it there."""
 
 
 class Aead:
-    """AES-256-GCM or ChaCha20-Poly1305, which write from buffer to buffer.
+    """AES-256-GCM or ChaCha20-Poly1305, from buffer to buffer. What is written before the tag turns out wrong is wiped again.
 
     Arguments:
         cipher: the keyed cipher.
@@ -47,11 +47,16 @@ class Aead:
         """Write the plaintext."""
         if len(sealed) < BLOCK:
             raise InvalidTag
-        return self._cipher.decrypt_into(nonce, sealed, self._bound, out[: len(sealed) - BLOCK])
+        plain = out[: len(sealed) - BLOCK]
+        try:
+            return self._cipher.decrypt_into(nonce, sealed, self._bound, plain)
+        except InvalidTag:
+            plain[:] = bytes(len(plain))
+            raise
 
 
 class Sm4Gcm:
-    """SM4-GCM (RFC 8998). The plaintext is wiped again when the tag turns out wrong: this mode writes before it knows.
+    """SM4-GCM (RFC 8998). What is written before the tag turns out wrong is wiped again.
 
     Arguments:
         key: 16 bytes.
