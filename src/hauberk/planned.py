@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.assessment import Material, default_threats
+from hauberk.assets.encryption.named import unsealed
 from hauberk.checks.context import Settings
 from hauberk.checks.engine import select_checks
 from hauberk.core import rng
@@ -183,7 +184,7 @@ def load_plan_model(plan: Plan, data: Data, *, trust: bool = False) -> Target:
             f"the model is '{table.path}'", want="file.py:attr, a module or a function that makes one",
             fix=f"Name it, such as {table.path}:{_maker(Path(located(table.path, base)))}",
         )
-    source: str | HttpModel = located(table.path, base)
+    source: Any = located(table.path, base)
     if table.url:
         source = HttpModel(
             table.url, headers=table.headers, outputs=table.outputs, classes=tuple(table.classes), batch=table.batch_size,
@@ -193,10 +194,13 @@ def load_plan_model(plan: Plan, data: Data, *, trust: bool = False) -> Target:
         source = source if table.response is None else dataclasses.replace(source, response=table.response)
     # What a model of code draws for its first weights hangs on the plan alone, so that the run can be repeated.
     with _importing_from(base), rng.isolated(rng.derive_seed(plan.run.seed, "model")):
+        weights: Any = located(table.weights, base) or None
+        source, weights, sealed = unsealed(source, weights, _key(table.key, base), outputs=table.outputs)
         target = load_model(
-            source, weights=located(table.weights, base) or None, bounds=data.bounds, outputs=table.outputs,
+            source, weights=weights, bounds=data.bounds, outputs=table.outputs,
             normalize=table.normalize.pair if table.normalize else None, batch_size=table.batch_size, trust=trust,
         )
+        target.files += tuple(path.resolve() for path in sealed)
     if plan.run.device != "cpu":
         _move(target, plan.run.device)
     if table.access is None:
@@ -245,6 +249,12 @@ def _importing_from(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(place)
+
+
+def _key(name: str, base: Path) -> str:
+    """Return the name of a key, with the path in it seen from the current folder."""
+    kind, _, rest = name.partition(":")
+    return f"file:{located(rest, base)}" if kind == "file" and rest else name
 
 
 def _move(target: Target, device: str) -> None:

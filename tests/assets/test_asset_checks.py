@@ -106,3 +106,26 @@ def test_the_bill_is_cyclonedx(tmp_path: Path) -> None:
     assert model["components"][0]["hashes"] == [{"alg": "SHA-256", "content": sha256(place)}]
     kinds = {one["name"]: one["type"] for one in bill["components"]}
     assert (kinds["torch"], kinds["python"]) == ("library", "platform")
+
+
+def test_files_in_the_open_are_told_and_a_gate_makes_them_fail(data: Data, tmp_path: Path) -> None:
+    from hauberk.assets.encryption import encrypt_file
+
+    plain, sealed = tmp_path / "w.safetensors", tmp_path / "w.hbke"
+    save_file({"w": torch.ones(2)}, str(plain))
+    encrypt_file(plain, sealed, bytes(32))
+    for files, status, value in (((sealed,), Status.PASS, 0), ((plain,), Status.PASS, 1), ((plain, sealed), Status.PASS, 1)):
+        found = run("assets/encryption-at-rest", data, *files)
+        assert (found.status, found.value, found.n) == (status, value, len(files))
+    assert "informational; to encrypt it: hauberk encrypt w.safetensors --key-file KEY" in found.notes
+    assert ("w.hbke", "yes", "aes-256-gcm", "key 5f84188c1ae37d18") in found.evidence[0].rows  # type: ignore[union-attr]
+    strict = Settings(gates={"assets/encryption-at-rest": {"max": 0}})
+    card = load_methods().get("assets/encryption-at-rest", "check")
+    found = run_check(card, Target(nn.Linear(3, 2), files=(plain, sealed)), data, strict)
+    assert found.status is Status.FAIL
+    assert found.advice[0].command == "hauberk encrypt FILE --key-file KEY"
+    # The scan says of an encrypted file that it was not scanned, and of the others what it says.
+    assert run("assets/unsafe-opcodes", data, sealed).status is Status.NOT_RUN
+    found = run("assets/unsafe-opcodes", data, sealed, plain)
+    assert (found.status, found.n) == (Status.PASS, 1) and "w.hbke: encrypted" in found.notes[0]
+    assert run("assets/file-hash", data, sealed).evidence[0].rows[0][3:] == ("encrypted", "no")  # type: ignore[union-attr]

@@ -293,3 +293,39 @@ def test_a_plan_is_loaded_for_python(folder: Path) -> None:
     assert plan.threat.eps == 0.2 and plan.threat.bounds == (0.0, 1.0) and len(plan.data.test) == 8
     with pytest.raises(ModelError, match="no torch module"):
         _ = Planned(Target(lambda x: x), plan.data, plan.threats).model
+
+
+def test_encrypted_weights_and_models_are_opened_with_the_key_that_the_plan_names(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hauberk.assets.encryption import encrypt_file, save_encrypted
+
+    key, weight = bytes(range(32)), torch.tensor([[3.0, 1.0, -1.0], [0.0, 2.0, 5.0]])
+    save_encrypted({"weight": weight}, folder / "w.hbke", key)
+    (folder / "key").write_text(key.hex())
+    monkeypatch.setenv("SHOP_KEY", key.hex())
+    for name in ("file:key", "env:SHOP_KEY"):
+        model = {"path": "shopwindow.models:build", "weights": "w.hbke", "key": name}
+        target, data, _ = prepare(plan_in(folder, model=model))
+        x, _ = data.test.first(8)
+        assert torch.equal(target.logits(x), x @ weight.T)
+        assert [path.name for path in target.files] == ["models.py", "w.hbke"]
+    for model, words in (
+        ({"path": "shopwindow.models:build", "weights": "w.hbke"}, r'w\.hbke is encrypted.*\[model\] key = "env:NAME"'),
+        ({"path": "shopwindow.models:build", "key": "file:key"}, "neither model nor weights are encrypted"),
+        ({"path": "shopwindow.models:build", "weights": "w.hbke", "key": "env:NO_SUCH_KEY"}, "NO_SUCH_KEY is not set"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            prepare(plan_in(folder, model=model))
+    onnx = pytest.importorskip("onnx")
+    make, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = make.make_graph(
+        [make.make_node("MatMul", ["x", "w"], ["y"])], "net", [make.make_tensor_value_info("x", kind, [None, 3])],
+        [make.make_tensor_value_info("y", kind, [None, 2])], [onnx.numpy_helper.from_array(weight.T.numpy(), "w")],
+    )
+    onnx.save(make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=9), folder / "net.onnx")
+    encrypt_file(folder / "net.onnx", folder / "net.hbke", key)
+    target, data, _ = prepare(plan_in(folder, model={"path": "net.hbke", "key": "file:key", "outputs": "logits"}))
+    assert torch.allclose(target.logits(x), x @ weight.T)
+    assert [path.name for path in target.files] == ["net.hbke"]
+    assert torch.equal(pickle.loads(pickle.dumps(target)).logits(x), target.logits(x))

@@ -9,6 +9,7 @@ from hauberk.checks import calibration as calibration
 from hauberk.checks import clever as clever
 from hauberk.checks import dp_statement as dp_statement
 from hauberk.checks import drift as drift
+from hauberk.checks import encryption as encryption
 from hauberk.checks import evasion as evasion
 from hauberk.checks import extraction as extraction
 from hauberk.checks import fairness as fairness

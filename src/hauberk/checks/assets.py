@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hauberk.assets.bom import cyclonedx, inventory
+from hauberk.assets.encryption import is_encrypted
 from hauberk.assets.files import sha256
 from hauberk.assets.scan import Level, ScanResult, scan_file
 from hauberk.checks.context import Context, NotRun
@@ -30,8 +31,12 @@ def unsafe_opcodes(context: Context) -> Finding:
     named = [Path(path).name for path in context.target.files if _is_source(path)]
     if named:
         context.note(f"{', '.join(named)}: source code that you named; it runs when the model is built, and was not judged")
+    sealed = [Path(path).name for path in context.target.files if is_encrypted(path)]
+    if sealed:
+        context.note(f"{', '.join(sealed)}: encrypted, and opened in memory as tensors or ONNX alone; not scanned")
     if not results:
-        raise NotRun(f"{', '.join(named)} is source code, and no weights were loaded from a file")
+        what = f"{', '.join(sealed)} is encrypted" if sealed else f"{', '.join(named)} is source code"
+        raise NotRun(f"{what}, and no weights were loaded from another file")
     blocked = [one for one in results if one.level is not Level.SAFE]
     worst = max(one.level for one in results)
     status = {Level.SAFE: Status.PASS, Level.UNKNOWN: Status.WARN}.get(worst, Status.FAIL)
@@ -58,6 +63,7 @@ def file_hash(context: Context) -> Finding:
     for path in map(Path, _files(context)):
         scan = scans.get(str(path))
         form, code = (scan.format, scan.carries_code) if scan is not None else ("Python source", True)
+        form, code = ("encrypted", False) if is_encrypted(path) else (form, code)
         try:
             rows.append((path.name, path.stat().st_size, sha256(path), form, "yes" if code else "no"))
         except OSError as error:
@@ -102,7 +108,8 @@ def bill_of_materials(context: Context) -> Finding:
 def _scans(context: Context) -> list[ScanResult]:
     """Return the scans of the files that are data; code that the user named is code, and no scan changes that."""
     files = _files(context)
-    return context.shared("file scans", lambda _: [scan_file(path) for path in files if not _is_source(path)])
+    open_ = [path for path in files if not _is_source(path) and not is_encrypted(path)]
+    return context.shared("file scans", lambda _: [scan_file(path) for path in open_])
 
 
 def _is_source(path: str | Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hauberk.io.code import from_code, named_in_code
 from hauberk.io.hostile import existing
 from hauberk.io.http import HttpModel
 from hauberk.io.sklearn_models import SklearnPredictor, is_estimator, load_estimator
-from hauberk.io.torch_files import load_exported, load_torch_file, load_weights, settled
+from hauberk.io.torch_files import load_exported, load_torch_file, load_weights, put_weights, settled
 
 Source = nn.Module | Predictor | Callable[[Tensor], object] | str | Path
 Normalization = tuple[float | Sequence[float], float | Sequence[float]]
@@ -27,8 +27,9 @@ _KINDS = "package.module:attr, file.py:attr, .pt2, .pt, .onnx, .skops, or http(s
 
 
 def load_model(
-    source: Source, *, weights: str | Path | None = None, access: Access | str | None = None, bounds: Bounds | None = None,
-    normalize: Normalization | None = None, outputs: str = "auto", batch_size: int = 256, trust: bool = False,
+    source: Source, *, weights: str | Path | Mapping[str, Tensor] | None = None, access: Access | str | None = None,
+    bounds: Bounds | None = None, normalize: Normalization | None = None, outputs: str = "auto", batch_size: int = 256,
+    trust: bool = False,
 ) -> Target:
     """Return a target for a model, whatever it comes as.
 
@@ -36,7 +37,7 @@ def load_model(
         source: an `nn.Module`; a function of a batch; a scikit-learn estimator; an `HttpModel`; or a name: `package.module:attr`
             or `file.py:attr` (a module, or a function without arguments that makes one), a `.pt2` exported program, a `.pt` or
             `.pth` TorchScript, an `.onnx` or `.skops` file, the address of an endpoint.
-        weights: safetensors, or a state dict that torch saved, for a module.
+        weights: safetensors, or a state dict that torch saved, for a module; or the state dict itself.
         access: the most that is granted: label, score or gradient; None grants all that the model can give.
         bounds: lowest and highest input, numbers or one per feature.
         normalize: (mean, std), numbers or one per channel, that the model wants taken off; attacks then live in input space.
@@ -66,8 +67,11 @@ def load_model(
     if weights is not None:
         if not isinstance(model, nn.Module):
             raise UsageError(f"weights were given for a {type(model).__name__}", want="weights for an nn.Module alone")
-        files = [*files, load_weights(model, weights, trust=trust)]
-        if trust and Path(weights).suffix.lower() != ".safetensors":
+        if isinstance(weights, Mapping):
+            put_weights(model, weights, "the state dict given")
+        else:
+            files = [*files, load_weights(model, weights, trust=trust)]
+        if trust and not isinstance(weights, Mapping) and Path(weights).suffix.lower() != ".safetensors":
             notices.append(f"the weights were unpickled from {Path(weights).name}: safetensors runs no code")
     fixed = model.size if isinstance(model, FixedBatch) else getattr(model, "fixed_size", None)
     if normalize is not None:

@@ -26,13 +26,14 @@ class OnnxPredictor:
         path: the .onnx file.
         outputs: logits, probabilities, labels or auto.
         weights: the files that hold its weights beside it, as `external_files` found them.
+        content: the model itself, where it lies in memory and `path` is but its name.
 
     Raises:
         ModelError: when the file is broken, or does not take one floating point batch.
     """
 
-    def __init__(self, path: Path, outputs: str = "auto", weights: tuple[Path, ...] = ()) -> None:
-        self.path, self.outputs, self.weights = path, outputs, weights
+    def __init__(self, path: Path, outputs: str = "auto", weights: tuple[Path, ...] = (), content: bytes = b"") -> None:
+        self.path, self.outputs, self.weights, self.content = path, outputs, weights, content
         self.access = Access.LABEL if outputs == "labels" else Access.SCORE
         self._open()
 
@@ -44,7 +45,7 @@ class OnnxPredictor:
 
     def __getstate__(self) -> dict[str, Any]:
         # Sessions do not travel between processes; the path does.
-        return {"path": self.path, "outputs": self.outputs, "weights": self.weights}
+        return {"path": self.path, "outputs": self.outputs, "weights": self.weights, "content": self.content}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -55,7 +56,8 @@ class OnnxPredictor:
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()
         try:
-            self._session = runtime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+            source = self.content or str(self.path)
+            self._session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no base class
             raise ModelError(
                 f"{self.path} cannot be opened by onnxruntime ({first_line(error)})", want="a whole ONNX model",

@@ -90,6 +90,7 @@ class ModelTable(Table):
 
     path: str = Field(default="", description="package.module:attr, file.py:attr, or a .pt2, .pt, .onnx or .skops file")
     weights: str = Field(default="", description="safetensors or state dict for the module that `path` builds")
+    key: str = Field(default="", description="env:NAME or file:PATH: the key of encrypted weights, or of an encrypted .onnx")
     access: Literal["label", "score", "gradient"] | None = Field(default=None, description="what the adversary is granted")
     outputs: Literal["auto", "logits", "probabilities", "labels"] = Field(default="auto", description="what the model returns")
     normalize: NormalizeTable | None = None

@@ -87,15 +87,20 @@ def load_weights(module: nn.Module, source: str | Path, *, trust: bool) -> Path:
         ModelError: when the file is broken, or its names and shapes are not the module's.
         UnsafeFile: when it holds more than tensors and is not trusted.
     """
-    held = read_state(source, trust=trust)
+    put_weights(module, read_state(source, trust=trust), str(source))
+    return Path(source)
+
+
+def put_weights(module: nn.Module, held: Any, path: str) -> None:
+    """Load a state dict that came from `path` into a module. Raises ModelError when its names and shapes are not the module's."""
+    state = _state_in(held, path)
     try:
-        module.load_state_dict(held)
+        module.load_state_dict(state)
     except RuntimeError as error:
         raise ModelError(
-            f"the weights in {source} do not fit {type(module).__name__}: {_misfit(module, held) or first_line(error)}",
+            f"the weights in {path} do not fit {type(module).__name__}: {_misfit(module, state) or first_line(error)}",
             want="the names and shapes of its own state dict", fix="Give the code and the weights of the same model",
         ) from error
-    return Path(source)
 
 
 def read_state(source: str | Path, *, trust: bool) -> dict[str, Tensor]:
@@ -107,6 +112,10 @@ def read_state(source: str | Path, *, trust: bool) -> dict[str, Tensor]:
     """
     path = existing(source, "file of weights")
     held = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _unpickled(path, trust=trust)
+    return _state_in(held, str(path))
+
+
+def _state_in(held: Any, path: str) -> dict[str, Tensor]:
     if isinstance(held, dict) and not any(isinstance(value, Tensor) for value in held.values()):
         inner = [key for key in ("state_dict", "model_state_dict", "model") if isinstance(held.get(key), dict)]
         held = held[inner[0]] if inner else held
