@@ -207,12 +207,16 @@ def _asked(what: str, *, confirm: bool = False) -> Passphrase:
     from hauberk.assets.encryption import Passphrase
     from hauberk.core.errors import UsageError
 
-    if not sys.stdin.isatty():
+    if not _someone_is_there():
         raise UsageError(
             "no key is named, and nobody is there to be asked for a passphrase", want="a key",
             fix="Name one: --to or --identity, --key-file, --key-env, --passphrase-file, --passphrase-env",
         )
     return Passphrase(typer.prompt(what, hide_input=True, confirmation_prompt=confirm, err=True))
+
+
+def _someone_is_there() -> bool:
+    return sys.stdin.isatty()
 
 
 def _who(slots: tuple[dict[str, Any], ...]) -> str:
