@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import random
@@ -72,6 +73,26 @@ def test_two_files_of_the_same_have_nothing_in_common() -> None:
     assert one.getvalue()[8:40] != two.getvalue()[8:40]
     assert one.getvalue()[-80:-64] != two.getvalue()[-80:-64]
     assert b"\0" * 16 not in one.getvalue()[-80:]
+
+
+def break_off(sink: io.BytesIO) -> None:
+    with EncryptedWriter(sink, KEY, chunk=CHUNK) as writer:
+        writer.write(bytes(2 * CHUNK))
+        raise RuntimeError
+
+
+def test_what_was_broken_off_gets_no_end() -> None:
+    """Where an error leaves a writer behind, its file must not open as if it were whole."""
+    left, ended = io.BytesIO(), io.BytesIO()
+    writer = EncryptedWriter(left, KEY, chunk=CHUNK)
+    writer.write(bytes(2 * CHUNK))
+    del writer
+    gc.collect()
+    with pytest.raises(RuntimeError):
+        break_off(ended)
+    for file in (left, ended):
+        with pytest.raises(ModelError, match="cut short"):
+            EncryptedReader(file.getvalue(), KEY)
 
 
 def service() -> KeyService:

@@ -9,8 +9,10 @@ import random
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hauberk.assets.encryption import EncryptedReader, encrypt_stream
+from hauberk.assets.encryption import EncryptedReader, Identity, KeyService, RawKey, encrypt_stream
 from hauberk.assets.encryption.header import read_header
 from hauberk.assets.encryption.suites import SUITES, Suite
 from hauberk.core.errors import HauberkError, ModelError, UnsafeFile, UsageError
@@ -23,6 +25,9 @@ def made(plain: bytes, cipher: str) -> bytes:
     out = io.BytesIO()
     encrypt_stream(plain, out, [KEY, b"a second key" + bytes(20)], cipher=cipher, chunk=CHUNK)
     return out.getvalue()
+
+
+FILE, ME = made(PLAIN, "aes-256-gcm"), Identity(KEY)
 
 
 def opened(file: bytes) -> bytes:
@@ -140,6 +145,37 @@ def test_nothing_of_an_altered_chunk_is_released(suite: Suite) -> None:
     assert out == PLAIN[: 2 * CHUNK] + bytes(len(PLAIN) - 2 * CHUNK)
     assert reader.read_at(3 * CHUNK, out) == len(PLAIN) - 3 * CHUNK  # what was not altered is still there
     reader.close()
+
+
+tables = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["content", "slots", "kind", "id", "salt", "wrapped", "sent", "memory", "name"]), inner, max_size=5
+    ), max_leaves=20,
+)
+kinds = st.sampled_from(["key", "passphrase", "x25519", "x25519-mlkem768", "service", "\x1b[2J"])
+slot = st.builds(lambda table, kind: {**(table if isinstance(table, dict) else {}), "kind": kind}, tables, kinds)
+
+
+@settings(max_examples=80, deadline=None)
+@given(slots=st.lists(slot, max_size=3), table=tables, wild=st.booleans())
+def test_headers_of_strangers_end_in_one_of_our_errors(slots: list[object], table: object, wild: bool) -> None:
+    from hauberk.assets.encryption import Passphrase
+
+    parts = Parts(FILE, SUITES[0])
+    held = table if wild else {"content": "other", "slots": slots}
+    text = json.dumps(held, sort_keys=True, separators=(",", ":")).encode()
+    openers = [RawKey(KEY), Passphrase("tin whistle"), ME, KeyService("", bytes, bytes)]
+    with pytest.raises(HauberkError) as error:
+        EncryptedReader(parts.joined(text=text or b"0"), openers)
+    assert "\x1b" not in str(error.value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=120), st.integers(0, 120))
+def test_bytes_of_strangers_end_in_one_of_our_errors(data: bytes, kept: int) -> None:
+    with pytest.raises(HauberkError):
+        EncryptedReader(FILE[:kept] + data, KEY)
 
 
 def test_a_header_may_not_ask_for_more_than_the_limits() -> None:

@@ -46,7 +46,7 @@ def describe(path: str | Path) -> Description:
     """
     with opened(path) as file:
         header, _ = read_header(file, Path(path).name)
-    names = tuple((slot["kind"], name_of(slot)) for slot in header.slots)
+    names = tuple((_printable(slot["kind"]), name_of(slot)) for slot in header.slots)
     return Description(
         header.suite.name, header.chunk, header.content, names, header.file_id.hex(), Path(path).stat().st_size
     )
@@ -71,7 +71,10 @@ def opened(path: str | Path):  # type: ignore[no-untyped-def]  # noqa: ANN201  #
 
 def name_of(slot: Slot) -> str:
     """Return the id or name that a slot tells, safe to print."""
-    told = slot.get("id", slot.get("name", ""))
+    return _printable(slot.get("id", slot.get("name", "")))
+
+
+def _printable(told: object) -> str:
     return "".join(mark for mark in told[:64] if mark.isprintable()) if isinstance(told, str) else ""
 
 
@@ -124,7 +127,7 @@ def data_key_of(header: Header, keys: Openers, name: str) -> bytearray:
                     fix="Copy the file again from where it came",
                 )
             return data_key
-    kinds = ", ".join(sorted({f"{slot['kind']} {name_of(slot)}".strip()[:90] for slot in header.slots}))
+    kinds = ", ".join(sorted({f"{_printable(slot['kind'])} {name_of(slot)}".strip() for slot in header.slots}))
     found = f"the key does not open {name}" if len(openers) == 1 else f"none of {len(openers)} keys opens {name}"
     raise UsageError(
         found, want=f"one of: {kinds[:400]}", fix="Check the key or passphrase; the file was not touched",

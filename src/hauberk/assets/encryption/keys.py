@@ -136,7 +136,7 @@ class KeyService:
     Arguments:
         name: told in the header, so that a reader knows whom to ask.
         wrap: from 32 bytes to a blob of at most 16 KiB.
-        unwrap: the way back; raises, or returns None, for a blob that is not its own.
+        unwrap: the way back; None for a blob that is not its own. What either of them raises is passed on.
     """
 
     def __init__(self, name: str, wrap: Callable[[bytes], bytes], unwrap: Callable[[bytes], bytes | None]) -> None:

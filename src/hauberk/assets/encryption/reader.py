@@ -122,8 +122,11 @@ class EncryptedReader(io.RawIOBase):
 
     def readall(self) -> bytes:
         """Return what is left, in a bytes object that cannot be wiped; `readinto` a bytearray can."""
-        held = bytearray(max(0, self.size - self._at))
-        return bytes(memoryview(held)[: self.readinto(held)])
+        out, buffer = io.BytesIO(), bytearray(self.header.chunk)  # getvalue hands out what it holds, without a copy
+        while size := self.readinto(buffer):
+            out.write(memoryview(buffer)[:size])
+        wipe(buffer)
+        return out.getvalue()
 
     def verify(self) -> None:
         """Authenticate every chunk that was not read yet. Raises ModelError where one was altered."""

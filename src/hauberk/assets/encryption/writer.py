@@ -58,13 +58,19 @@ class Sealer:
 class EncryptedWriter(io.RawIOBase):
     """A file object that seals what is written to it; it must be closed, or the file has no end and will not open.
 
-    Arguments: as for `Sealer`. After an error `abandon` closes it without an end.
+    Arguments: as for `Sealer`. After an error `abandon` closes it without an end; so does leaving a `with` block by an error.
     """
+
+    _ended, _held = True, bytearray()  # until it has begun
 
     def __init__(self, sink: BinaryIO, keys: Locks, *, cipher: str = DEFAULT, chunk: int = CHUNK, content: str = "other") -> None:
         super().__init__()
         self._sealer = Sealer(sink, keys, cipher=cipher, chunk=chunk, content=content)
         self._held, self._filled, self._written, self._ended = bytearray(chunk), 0, 0, False
+
+    def __del__(self) -> None:
+        # The base class would close it, and so give an end to what was perhaps broken off.
+        self.abandon()
 
     def writable(self) -> bool:
         return True
