@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import io
 import json
 import os
@@ -74,6 +75,25 @@ def test_a_tensor_costs_the_chunks_that_hold_it(tmp_path: Path) -> None:
             held.rows("layer7", 7, 9)
         held.verify()
         assert sum(reader._seen) == reader._chunks
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_threads_and_forked_processes_read_one_file(tmp_path: Path) -> None:
+    tensors = {f"layer{n}": torch.full((3000,), float(n)) for n in range(40)}
+    save_encrypted(tensors, tmp_path / "w.hbke", KEY, chunk=CHUNK)
+    with open_encrypted(tmp_path / "w.hbke", KEY) as held:
+        def right(part: int) -> bool:
+            return all(torch.equal(held[name], tensors[name]) for name in list(tensors)[part::4] * 3)
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(right, range(4)))
+        children = []
+        for part in range(3):
+            children.append(os.fork())
+            if not children[-1]:
+                os._exit(0 if right(part) else 1)
+        assert right(3)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
 
 
 def test_checkpoints_with_optimizer_state_come_back(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import hauberk as hauberk_package
 from hauberk import Target, load_data
 from hauberk.core import rng
 from hauberk.core.access import Access
-from hauberk.core.errors import DataError, ModelError, UsageError
+from hauberk.core.errors import DataError, ModelError, UnsafeFile, UsageError
 from hauberk.io.plan import changed, parse_plan, read_plan
 from hauberk.methods import load_methods
 from hauberk.planned import Planned, load_plan_data, load_plan_model, prepare
@@ -329,3 +329,7 @@ def test_encrypted_weights_and_models_are_opened_with_the_key_that_the_plan_name
     assert torch.allclose(target.logits(x), x @ weight.T)
     assert [path.name for path in target.files] == ["net.hbke"]
     assert torch.equal(pickle.loads(pickle.dumps(target)).logits(x), target.logits(x))
+    onnx.save(onnx.load(folder / "net.onnx"), folder / "out.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    encrypt_file(folder / "out.onnx", folder / "out.hbke", key)
+    with pytest.raises(UnsafeFile, match="wants to read weights from other files"):
+        prepare(plan_in(folder, model={"path": "out.hbke", "key": "file:key"}))

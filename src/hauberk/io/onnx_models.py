@@ -126,6 +126,18 @@ def external_files(path: Path) -> tuple[Path, ...]:
     return tuple(sorted(found))
 
 
+def refuse_external(content: bytes, name: str) -> None:
+    """Raise for a model in memory that is broken (ModelError) or wants to read files (UnsafeFile)."""
+    onnx: Any = require("onnx", "onnx", "an ONNX model")
+    try:
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's errors share no public base class
+        raise ModelError(f"{name} is no ONNX model ({first_line(error)})", want="a whole ONNX model") from error
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
+        found = f"{name} wants to read weights from other files"
+        raise UnsafeFile(found, want="weights inside the model", fix="Save it with them")
+
+
 def _tensors(model: Any) -> Iterator[Any]:
     """Yield every tensor of a model: of its graph, nested graphs, functions and attributes."""
     graphs, nodes = [model.graph], [node for function in model.functions for node in function.node]

@@ -56,7 +56,7 @@ def _state_dict(path: Path, key: Any) -> Mapping[str, Any]:
 
 
 def _onnx(path: Path, key: Any, outputs: str) -> Any:
-    from hauberk.io.onnx_models import OnnxPredictor
+    from hauberk.io.onnx_models import OnnxPredictor, refuse_external
 
     if describe(path).content != "onnx":
         raise ModelError(
@@ -65,4 +65,5 @@ def _onnx(path: Path, key: Any, outputs: str) -> Any:
         )
     with EncryptedReader(path, key) as reader:
         content = reader.readall()
+    refuse_external(content, str(path))
     return OnnxPredictor(path, outputs, (), content)

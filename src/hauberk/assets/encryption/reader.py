@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,6 +40,7 @@ class EncryptedReader(io.RawIOBase):
         self._held = memoryview(source).cast("B") if isinstance(source, Secret) else None
         self.name = name or (Path(source).name if isinstance(source, (str, Path)) else str(getattr(source, "name", "the data")))
         self._owned = isinstance(source, (str, Path))
+        self._placed = self._owned and hasattr(os, "preadv")
         self._file: Any = None
         if self._held is None:
             self._file = opened(source) if isinstance(source, (str, Path)) else source
@@ -165,10 +167,13 @@ class EncryptedReader(io.RawIOBase):
     def _fetch(self, begin: int, size: int) -> memoryview:
         if self._held is not None:
             return self._held[begin : begin + size]
-        self._file.seek(begin)
         view, done = self._sealed[:size], 0
         while done < size:
-            part = self._file.readinto(view[done:])
+            if self._placed:  # a process forked from this one shares the file's position, and must not move it
+                part = os.preadv(self._file.fileno(), [view[done:]], begin + done)
+            else:
+                self._file.seek(begin + done)
+                part = self._file.readinto(view[done:])
             if not part:
                 raise ModelError(f"{self.name} became shorter while it was read", want="a file that stays as it is")
             done += part
