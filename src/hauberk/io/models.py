@@ -68,7 +68,7 @@ def load_model(
         if not isinstance(model, nn.Module):
             raise UsageError(f"weights were given for a {type(model).__name__}", want="weights for an nn.Module alone")
         if isinstance(weights, Mapping):
-            put_weights(model, weights, "the state dict given")
+            put_weights(model, dict(weights), "the state dict given")
         else:
             files = [*files, load_weights(model, weights, trust=trust)]
         if trust and not isinstance(weights, Mapping) and Path(weights).suffix.lower() != ".safetensors":
