@@ -31,7 +31,7 @@ from hauberk.assets.encryption import (
     key_from_file,
     rewrap,
 )
-from hauberk.assets.encryption.keys import named_key
+from hauberk.assets.encryption.keys import _raw, named_key, passphrase_from
 from hauberk.assets.encryption.suites import SUITES
 from hauberk.core.errors import ModelError, UsageError
 
@@ -283,6 +283,11 @@ def test_keys_from_files_and_the_environment(tmp_path: Path, monkeypatch: pytest
     found = [key_from_file(tmp_path / "raw"), key_from_file(tmp_path / "hex"), key_from_environment("MODEL_KEY"),
              named_key("env:MODEL_KEY"), named_key(f"file:{tmp_path / 'hex'}")]
     assert {one.id for one in found} == {RawKey(KEY).id}
+    for read in (bytearray(KEY), bytearray(KEY.hex().encode()), bytearray(b"tin whistle")):
+        made = passphrase_from(read) if len(read) == 11 else _raw(read, "")
+        assert not any(read) and any(made._words if len(read) == 11 else made._key)  # what was read is wiped, what is kept is not
+    (tmp_path / "odd").write_text("+1" * 16)  # no digits, whatever int() says of them
+    assert bytes(key_from_file(tmp_path / "odd")._key) == b"+1" * 16
     (tmp_path / "short").write_bytes(b"secret")
     for attempt, words in (
         (lambda: key_from_file(tmp_path / "short"), "holds 6 bytes"), (lambda: key_from_file(tmp_path / "no"), "cannot be read"),

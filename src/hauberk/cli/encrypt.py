@@ -177,14 +177,14 @@ def recipient(
 
 def _keys(passphrase_file: Path | None, passphrase_env: str, key_file: Path | None, key_env: str) -> list[Any]:
     """Return the keys that files and the environment hold."""
-    from hauberk.assets.encryption import Passphrase, key_from_environment, key_from_file
-    from hauberk.assets.encryption.keys import secret_from_environment, secret_from_file
+    from hauberk.assets.encryption import key_from_environment, key_from_file
+    from hauberk.assets.encryption.keys import passphrase_from, secret_from_environment, secret_from_file
 
     found: list[Any] = []
     if passphrase_file is not None:
-        found.append(Passphrase(secret_from_file(passphrase_file)))
+        found.append(passphrase_from(secret_from_file(passphrase_file)))
     if passphrase_env:
-        found.append(Passphrase(secret_from_environment(passphrase_env)))
+        found.append(passphrase_from(secret_from_environment(passphrase_env)))
     if key_file is not None:
         found.append(key_from_file(key_file))
     if key_env:

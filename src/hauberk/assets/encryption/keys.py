@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 import os
 import unicodedata
 from collections.abc import Callable
@@ -22,6 +21,7 @@ MEMORY = 64 << 10  # KiB of Argon2id
 MOST_MEMORY, MOST_ITERATIONS, MOST_LANES = 256 << 10, 8, 8  # beyond these a header is refused
 _WRAPPED = DATA_KEY + 16
 _LARGEST_SECRET_FILE = 64 << 10
+_DIGITS = b"0123456789abcdefABCDEF"
 Secret = bytes | bytearray | memoryview
 
 
@@ -177,6 +177,14 @@ def unwrap_under(key: bytearray, slot: Slot, bound: bytes) -> bytearray | None:
     return found
 
 
+def passphrase_from(held: bytearray) -> Passphrase:
+    """Return the passphrase that a file or a variable held, and wipe what was read."""
+    try:
+        return Passphrase(held)
+    finally:
+        wipe(held)
+
+
 def key_from_file(path: str | Path) -> RawKey:
     """Return the key in a file: raw bytes, or hexadecimal digits.
 
@@ -224,15 +232,20 @@ def secret_from_environment(name: str) -> bytearray:
 
 
 def _raw(held: bytearray, where: str) -> RawKey:
-    text = held.strip()
+    text, key = held.strip(), bytearray(held)
+    # A raw key of 32 random bytes is all digits with a probability of 1e-34.
+    if len(text) >= 2 * SHORTEST and len(text) % 2 == 0 and all(mark in _DIGITS for mark in text):
+        wipe(key)
+        key = bytearray(len(text) // 2)  # digit by digit: bytes.fromhex would leave a copy that cannot be wiped
+        for at in range(len(key)):
+            key[at] = int(text[2 * at : 2 * at + 2], 16)
     try:
-        # A raw key of 32 random bytes is all digits with a probability of 1e-34.
-        key = bytearray(binascii.unhexlify(text)) if len(text) >= 2 * SHORTEST else held
-    except (binascii.Error, ValueError):
-        key = held
-    if not SHORTEST <= len(key) <= LONGEST:
-        raise UsageError(f"{where} holds {len(key)} bytes", want="16 to 64 bytes, or their hexadecimal digits")
-    return RawKey(key)
+        if not SHORTEST <= len(key) <= LONGEST:
+            raise UsageError(f"{where} holds {len(key)} bytes", want="16 to 64 bytes, or their hexadecimal digits")
+        return RawKey(key)
+    finally:
+        for one in (held, text, key):
+            wipe(one)
 
 
 def _masked(data_key: bytearray, bound: bytes) -> bytearray:
