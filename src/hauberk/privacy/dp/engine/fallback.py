@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hauberk.core.errors import ModelError
-from hauberk.privacy.dp.engine.layout import FIRST, Layout
+from hauberk.privacy.dp.engine.parts import FIRST, Layout
 from hauberk.privacy.dp.engine.per_example import SCRATCH, Dense, PerExample
 from hauberk.privacy.dp.engine.registry import Gradients, tensors
 

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from hauberk.core.errors import ModelError
 from hauberk.privacy.dp.engine.fallback import fallback, spread
-from hauberk.privacy.dp.engine.layout import FIRST, Layout
+from hauberk.privacy.dp.engine.parts import FIRST, Layout
 from hauberk.privacy.dp.engine.per_example import merged
 from hauberk.privacy.dp.engine.registry import REWRITES, RULES, Gradients, Rule, tensors
 

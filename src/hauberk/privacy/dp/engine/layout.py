@@ -14,35 +14,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hauberk.core.errors import ModelError
-from hauberk.privacy.dp.engine.trial import Seen, trials
+from hauberk.privacy.dp.engine.parts import Layout, Parts, alike, same
+from hauberk.privacy.dp.engine.trial import trials
 
 if TYPE_CHECKING:
     from hauberk.privacy.dp.engine.intercept import Use
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Examples along dimension `dim`, or, `merged`, along the first together with what comes after them in each example."""
-
-    dim: int = 0
-    merged: bool = False
-
-    def fits(self, shape: tuple[int, ...], batch: int) -> bool:
-        """Whether a shape can have this layout."""
-        return shape[0] % batch == 0 if self.merged else shape[self.dim] == batch
-
-    def follows(self, shape: Sequence[int], batch: int, small: Sequence[int], few: int) -> bool:
-        """Whether this dimension of a shape for `batch` examples, and of one for `few`, is theirs."""
-        if len(shape) != len(small) or len(shape) <= self.dim:
-            return False
-        n, m = shape[self.dim], small[self.dim]
-        return n % batch == 0 and n // batch * few == m if self.merged else (n == batch and m == few)
-
-
-FIRST = Layout()
 
 
 @dataclass
@@ -58,7 +37,6 @@ class Call:
 
 AGAIN = 100  # records of the same operations between two looks
 FEW = 8  # examples of a trial
-SLACK = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 @dataclass
@@ -118,75 +96,49 @@ def _orders(batch: int, look: int) -> list[list[int]]:
 def _examine(
     model: nn.Module, tracked: list[nn.Parameter], call: Call, uses: Sequence[Use], batch: int, look: int
 ) -> list[Layout]:
-    orders, names = _orders(batch, look), [use.name for use in uses]
+    orders = _orders(batch, look)
     few = len(orders[0])
-    seen = trials(model, tracked, call, orders, batch, names)
+    seen = trials(model, tracked, call, orders, batch, uses)
     for one in seen:
-        if [name for name, _, _ in one.uses] != names or len(one.answers) != len(call.shapes):
+        if [use.name for use in one.uses] != [use.name for use in uses] or len(one.answers) != len(call.shapes):
             raise ModelError(
                 f"the model takes another path for {few} examples than for {batch}", want="the same operations for any batch",
                 fix="Take what depends on the number of examples out of the model's forward.",
             )
     for at, shape in enumerate(call.shapes):
-        parts = [one.answers[at] for one in seen]
-        layout = _layout(shape, parts[0].shape, batch, few)
-        if layout is not None:
-            _same(parts, seen, layout, "the model's answer")
-        elif any(part.requires_grad for part in parts):
+        found = [one.answers[at] for one in seen]
+        if found[0].layout is not None:
+            _agree([one.result for one in found], "the model's answer")
+        elif any(one.tracked for one in found):
             raise ModelError(
                 f"in an answer of the model, of shape {tuple(shape)}, the examples cannot be told apart",
                 want="answers that keep the examples along one dimension",
                 fix="Compute the loss from them outside the model, and drop answers that sum over the batch.",
             )
-    found = []
+    layouts = []
     for at, use in enumerate(uses):
-        results = [one.uses[at][1] for one in seen]
-        layout = _layout(use.shape, results[0].shape, batch, few)
+        found = [one.uses[at] for one in seen]
+        layout = found[0].layout
         if layout is None:
             raise ModelError(
                 f"in '{use.name}' the examples cannot be told apart: its result has shape {tuple(use.shape)} for {batch} of "
-                f"them, {tuple(results[0].shape)} for {few}",
+                f"them, {tuple(found[0].shape)} for {few}",
                 want="examples along one dimension, in their order", fix="Keep the examples along the first dimension.",
             )
-        for which, (given, _) in enumerate(use.data):  # What a gate hides in the result.
-            inputs = [one.uses[at][2][which] for one in seen]
-            if layout.follows(given.shape, batch, inputs[0].shape, few):
-                _same(inputs, seen, layout, f"what enters '{use.name}'")
-        _same(results, seen, layout, f"'{use.name}'", tell=True)
-        found.append(layout)
-    return found
+        for which, given in enumerate(found[0].data):  # What a gate hides in the result.
+            if given is not None:
+                _agree([one.data[which] for one in found], f"what enters '{use.name}'")
+        _agree([one.result for one in found], f"'{use.name}'", merged=layout.merged)
+        layouts.append(layout)
+    return layouts
 
 
-def _layout(shape: Sequence[int], small: torch.Size, batch: int, few: int) -> Layout | None:
-    changed = [at for at, (n, m) in enumerate(zip(shape, small, strict=False)) if n != m]
-    if len(changed) == 1 and len(shape) == len(small):
-        for one in (Layout(changed[0]), Layout(merged=True)):
-            if one.follows(shape, batch, small, few):
-                return one
-    return None
-
-
-def _same(tensors: list[Tensor], seen: list[Seen], layout: Layout, where: str, tell: bool = False) -> None:
+def _agree(found: Sequence[Parts | None], where: str, merged: bool = False) -> None:
     """Refuse where an example's part is not the same in every trial."""
-    ids = [row for one in seen for row in one.rows]
-    each = []
-    for one, run in zip(tensors, seen, strict=True):
-        few = len(run.rows)
-        if one.dim() != tensors[0].dim() or (len(one) % few if layout.merged else one.shape[layout.dim] != few):
-            raise _mixed(where)
-        each.append(one.detach().unflatten(0, (few, -1)) if layout.merged else one.detach().movedim(layout.dim, 0))
-    if any(one.shape[1:] != each[0].shape[1:] for one in each):
+    whole = [one for one in found if one is not None]
+    if len(whole) < len(found) or not same(whole):
         raise _mixed(where)
-    parts = torch.cat(each).unsqueeze(-1).flatten(1)
-    slack = SLACK.get(parts.dtype, 0.02) if parts.is_floating_point() else 0.0
-    if not parts.is_floating_point() and not parts.is_complex():
-        parts = parts.double()
-    first = parts[[ids.index(one) for one in ids]]
-    scale = first.abs().nan_to_num(posinf=0).amax(1, keepdim=True) if parts.shape[1] else first.abs()
-    near = (parts - first).abs() <= slack * scale
-    if not bool((near | (parts == first) | (parts.isnan() & first.isnan())).all()):
-        raise _mixed(where)
-    if tell and layout.merged and parts.numel() and bool((parts.nan_to_num() == parts[:1].nan_to_num()).all()):
+    if merged and alike(whole):
         raise ModelError(
             f"in {where} the examples are merged with other dimensions, in an order that equal examples do not show",
             want="examples that differ, in the first batch", fix="Keep the examples along a dimension of their own.",

@@ -6,8 +6,9 @@ is still shut) get numbers. Drawn numbers are the same for every example. A mode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,32 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from hauberk.core.errors import ModelError
+from hauberk.privacy.dp.engine.parts import Layout, Parts, layout_of, parts
 
 if TYPE_CHECKING:
     from hauberk.privacy.dp.engine.intercept import Use
     from hauberk.privacy.dp.engine.layout import Call
+
+
+@dataclass
+class Noted:
+    """What is kept of an operation, or of an answer, in a trial.
+
+    Arguments:
+        name: of the operation.
+        shape: of the result.
+        layout: where the examples lie in it, by the first trial; None where that cannot be told.
+        tracked: whether a parameter has part in it.
+        result: its parts, None where they have another layout.
+        data: those of what entered; None where the examples do not lie as in the result, or had another layout.
+    """
+
+    name: str
+    shape: torch.Size
+    layout: Layout | None
+    tracked: bool
+    result: Parts | None
+    data: list[Parts | None] = field(default_factory=list)
 
 
 @dataclass
@@ -28,17 +51,47 @@ class Seen:
 
     Arguments:
         rows: the examples, in their order.
-        uses: name, result and data of each operation that tracked tensors entered.
-        answers: the model's.
+        wanted: the operations of the recorded call, whose shapes tell the layouts.
+        batch: the examples of that call.
+        first: the first trial, None for itself.
     """
 
     rows: list[int]
-    uses: list[tuple[str, Tensor, list[Tensor]]] = field(default_factory=list)
-    answers: list[Tensor] = field(default_factory=list)
+    wanted: Sequence[Use]
+    batch: int
+    first: Seen | None = None
+    uses: list[Noted] = field(default_factory=list)
+    answers: list[Noted] = field(default_factory=list)
 
     def used(self, use: Use, out: Tensor) -> None:
         """Note an operation, as it is now: it may be changed in place later."""
-        self.uses.append((use.name, out.detach().clone(), [one.detach().clone() for one, _ in use.data]))
+        at = len(self.uses)
+        if at >= len(self.wanted):
+            self.uses.append(Noted(use.name, out.shape, None, True, None))
+            return
+        met = self._noted(self.first.uses[at : at + 1] if self.first else None, use.name, self.wanted[at].shape, out)
+        self.uses.append(met)
+        if met.layout is None:
+            return
+        for which, (one, _) in enumerate(use.data):
+            if self.first is None:
+                given = self.wanted[at].data[which : which + 1]
+                follows = bool(given) and met.layout.follows(given[0][0].shape, self.batch, one.shape, len(self.rows))
+            else:
+                follows = which < len(self.first.uses[at].data) and self.first.uses[at].data[which] is not None
+            met.data.append(parts(one, self.rows, met.layout) if follows else None)
+
+    def answered(self, shapes: Sequence[torch.Size], found: Sequence[Tensor]) -> None:
+        """Note the model's answers."""
+        for at, (shape, out) in enumerate(zip(shapes, found, strict=True)):
+            self.answers.append(self._noted(self.first.answers[at : at + 1] if self.first else None, "", shape, out))
+
+    def _noted(self, before: list[Noted] | None, name: str, shape: Sequence[int], out: Tensor) -> Noted:
+        if before is None:
+            layout = layout_of(shape, self.batch, out.shape, len(self.rows))
+        else:
+            layout = before[0].layout if before else None
+        return Noted(name, out.shape, layout, out.requires_grad, parts(out, self.rows, layout) if layout else None)
 
     def reached(self, use: Use, g: Tensor) -> None:
         """An attack's search inside the model passes by; a gradient with a graph of its own does not."""
@@ -55,7 +108,7 @@ def answers(out: Any) -> list[Tensor]:
 
 
 def trials(
-    model: nn.Module, tracked: list[nn.Parameter], call: Call, orders: list[list[int]], batch: int, names: list[str]
+    model: nn.Module, tracked: list[nn.Parameter], call: Call, orders: list[list[int]], batch: int, uses: Sequence[Use]
 ) -> list[Seen]:
     """Run the model on the examples of each order.
 
@@ -65,18 +118,24 @@ def trials(
     leaves = pytree.tree_leaves((call.args, call.kwargs))
     batched = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == batch]
     error: Exception | None = None
+    names = [use.name for use in uses]
     for exact in (True, False):
         # A square mask may have as many rows as there are examples: if taking some of its rows fails, the first tensor alone has
         # them.
         for chosen in (batched, batched[:1]):
             try:
-                found = [_run(model, tracked, call, rows, chosen, exact) for rows in orders]
+                copies = _copies(model, tracked) if exact else {}
+                found: list[Seen] = []
+                for rows in orders:
+                    seen = Seen(rows, uses, batch, found[0] if found else None)
+                    _run(model, tracked, call, seen, chosen, copies)
+                    found.append(seen)
             except ModelError:
                 raise
             except Exception as problem:
                 error = problem
                 continue
-            if exact and any([name for name, _, _ in seen.uses] != names for seen in found):
+            if exact and any([use.name for use in seen.uses] != names for seen in found):
                 break
             return found
     raise ModelError(
@@ -90,34 +149,40 @@ def _holds(leaf: Any) -> bool:
     return hasattr(leaf, "__dict__") and not isinstance(leaf, (Tensor, nn.Module, type))
 
 
-def _run(model: nn.Module, tracked: list[nn.Parameter], call: Call, rows: list[int], chosen: list[int], exact: bool) -> Seen:
+def _copies(model: nn.Module, tracked: list[nn.Parameter]) -> dict[int, Tensor]:
+    own, given = {id(one) for one in tracked}, [one for layer in model.modules() for one in layer._parameters.values()]
+    return {id(one): _copy(one, id(one) in own) for one in given if one is not None}
+
+
+def _run(
+    model: nn.Module, tracked: list[nn.Parameter], call: Call, seen: Seen, chosen: list[int], copies: dict[int, Tensor]
+) -> None:
+    """Run the model, on copies of its parameters where there are any; nothing of the run's graph outlives it."""
     from hauberk.privacy.dp.engine.intercept import Interceptor
 
     leaves, tree = pytree.tree_flatten((call.args, call.kwargs))
-    taken = [leaf[rows] if i in chosen else leaf for i, leaf in enumerate(leaves)]
-    own, entering = {id(one) for one in tracked}, list[Any](tracked)
+    taken = [leaf[seen.rows] if i in chosen else leaf for i, leaf in enumerate(leaves)]
     # Each name once for each module: torch's own way to tie weights leaves the copies in a module that comes twice.
     layers = [(f"{name}." if name else "", layer) for name, layer in model.named_modules()]
     buffers = {name + key: one for name, layer in layers for key, one in layer._buffers.items() if one is not None}
-    copies = {id(one): one.detach().clone() for one in buffers.values()}
-    values = {name: copies[id(one)] for name, one in buffers.items()}
-    if exact:
+    fresh = {id(one): one.detach().clone() for one in buffers.values()}
+    values = {name: fresh[id(one)] for name, one in buffers.items()}
+    entering = [copies.get(id(one), one) for one in tracked]
+    if copies:
         taken = [leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf for leaf in taken]
         values = {name: one.double() if one.is_floating_point() else one for name, one in values.items()}
         parameters = {name + key: one for name, layer in layers for key, one in layer._parameters.items() if one is not None}
-        copies = {id(one): _copy(one, id(one) in own) for one in parameters.values()}
         values.update((name, copies[id(one)]) for name, one in parameters.items())
-        entering = [copies.get(id(one), one) for one in tracked]
     args, kwargs = pytree.tree_unflatten(taken, tree)
-    seen = Seen(rows)
-    mode = Interceptor(seen, entering, model)
-    mode.batch = len(rows)
+    mode = Interceptor(seen, cast(Any, entering), model)
+    mode.batch = len(seen.rows)
     mode.constant.update((id(one), one) for one in values.values() if id(one) not in mode.tracked)
     devices = sorted({one.device.index or 0 for one in model.parameters() if one.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.enable_grad(), _SameForAll(), mode:
         out = torch.func.functional_call(model, values, args, kwargs, tie_weights=False)
-    seen.answers = answers(out)
-    return seen
+    found = answers(out)
+    if len(found) == len(call.shapes):  # else the model took another path, as its examiner says
+        seen.answered(call.shapes, found)
 
 
 def _copy(one: nn.Parameter, trained: bool) -> Tensor:
