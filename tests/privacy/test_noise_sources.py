@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from hauberk.core.errors import DataError, UsageError
-from hauberk.privacy.dp.noise import SecureSource, SeededSource, Source, grid, secure
+from hauberk.privacy.dp.noise import SecureSource, SeededSource, Source, grid, secure, ziggurat
 
 N = 100_000
 TAIL = 1e-6  # probability of a false alarm of a test on secure draws, which cannot be seeded
@@ -34,26 +34,52 @@ def test_draws_follow_the_law(source: Source, law: str) -> None:
     mean, variance, kurtosis = map(float, LAWS[law].stats("mvk"))
     assert abs(values.mean() - mean) < 5 * math.sqrt(variance / N)
     assert abs(values.var() - variance) < 5 * variance * math.sqrt((kurtosis + 2) / N)
-    # Neighbours do not depend on each other, nor do the two halves of a portion, which share a radius.
+    # Neighbours do not depend on each other, nor do portions.
     for shift in (1, secure.CHUNK // 2, secure.CHUNK):
         assert abs(np.corrcoef(values[shift:], values[:-shift])[0, 1]) < 5 / math.sqrt(N - shift)
         assert abs(np.corrcoef(np.abs(values[shift:]), np.abs(values[:-shift]))[0, 1]) < 5 / math.sqrt(N - shift)
 
 
-def test_box_and_muller_is_the_formula_to_the_last_bits() -> None:
-    raw = SeededSource(1).bits(64)
-    found = secure._normals(raw.clone()).tolist()
-    for i in range(32):
-        u, angle = ((int(raw[i]) & (2**63 - 1)) + 1) / 2**63, math.pi * int(raw[32 + i]) / 2**63
-        radius = math.sqrt(-2 * math.log(u))
-        assert found[i] == pytest.approx(radius * math.sin(angle), abs=1e-14 + 1e-15 * radius)
-        assert found[32 + i] == pytest.approx(radius * math.cos(angle), abs=1e-14 + 1e-15 * radius)
+def test_the_layers_of_the_ziggurat_have_one_area_and_cover_the_density() -> None:
+    widths, inner, heights = ziggurat.layers()
+    x = widths * 2.0**53
+    assert len(x) == ziggurat.LAYERS and float(inner[-1]) == 0 and float(heights[-1]) == 1
+    assert np.all(np.diff(x) < 0) and np.allclose(heights[:-1], np.exp(-x * x / 2), rtol=1e-14)
+    assert np.allclose(inner[:-1] * widths[:-1], x[1:], rtol=1e-14)
+    areas = x[1:] * np.diff(heights[1:])  # of the layers above the base, whose corners are x_1 ... and 0
+    base = x[1] * heights[1] + math.sqrt(2 * math.pi) * stats.norm.sf(x[1])
+    assert np.allclose(areas, base, rtol=1e-10) and base == pytest.approx(x[0] * heights[1], rel=1e-14)
+    assert ziggurat.LAYERS * base == pytest.approx(math.sqrt(math.pi / 2), rel=3e-3)  # the half density, and what is rejected
+
+
+def test_the_ziggurat_decides_by_the_density() -> None:
+    """Candidates that may lie above it are kept exactly where their height is below it; those of the base go to the tail."""
+    widths, _, heights = ziggurat.layers()
+    x, layer = np.append(widths * 2.0**53, 0), np.array([1, 40, 1000])
+    values = (x[layer] + x[layer + 1]) / 2 * [1, -1, 1]
+    edge = (np.exp(-(values**2) / 2) - heights[layer]) / (heights[layer + 1] - heights[layer])
+    assert bool(((edge > 0.3) & (edge < 0.7)).all())
+    for share, kept in ((1 - 1e-9, True), (1 + 1e-9, False)):
+        chances, found = np.append((edge * share * 2.0**63).astype(np.int64), 1), np.append(values, -4.05)
+        drawn = ziggurat._decided(found, np.arange(4), np.append(layer, 0), chances, secure._fill)
+        assert drawn.tolist() == [kept] * 3 + [True]
+        assert found[3] < -x[1] and found[:3].tolist() == values.tolist()
+
+
+def test_small_batches_and_tails_of_normals_follow_the_law() -> None:
+    """The places where candidates are put in, and values beyond the corner."""
+    few = np.concatenate([ziggurat.normals(7, secure._fill).copy() for _ in range(3_000)])
+    assert stats.kstest(few, "norm").pvalue > TAIL
+    corner = float(ziggurat.layers()[0][1] * 2.0**53)
+    tail = ziggurat._tail(20_000, np.empty(0, np.int64), secure._fill)
+    assert len(tail) == 20_000
+    assert stats.kstest(tail, lambda z: 1 - stats.norm.sf(z) / stats.norm.sf(corner)).pvalue > TAIL
 
 
 def test_the_extremes_are_finite() -> None:
-    worst = torch.tensor([0, -1, 2**63 - 1, -(2**63)])
-    assert bool(secure._normals(worst.clone()).isfinite().all())
-    assert secure._normals(torch.tensor([0, 0])).tolist() == pytest.approx([0, math.sqrt(126 * math.log(2))])
+    ends = np.array([0, -1, 2**63 - 1, -(2**63)])
+    assert bool(((ziggurat._uniform(ends) > 0) & (ziggurat._uniform(ends) <= 1)).all())
+    assert 0 < float(ziggurat._tail(1, np.array([0, 0]), secure._fill)[0]) < 15
     sizes = secure._laplaces(torch.tensor([0, -(2**63), -1, 2**63 - 1])).abs().tolist()
     assert sizes == pytest.approx([63 * math.log(2)] * 2 + [0, 0])
 
@@ -103,7 +129,7 @@ def test_the_work_of_large_tensors_is_shared_between_threads_and_comes_out_the_s
     assert stats.kstest(source.normal(torch.empty(n, dtype=torch.float64)).numpy(), stats.norm().cdf).pvalue > TAIL
     total, seen = torch.linspace(-3, 3, n, dtype=torch.float64).requires_grad_(), []
     with torch.no_grad():
-        grid.add_on_grid_(total, 1.0, lambda like: seen.append(len(like)) or torch.ones_like(like))
+        grid.add_on_grid_(total, 1.0, lambda like, _: seen.append(len(like)) or torch.ones_like(like))
     assert len(seen) == 59 and sum(seen) == n
     assert float((total.detach() - torch.linspace(-2, 4, n, dtype=torch.float64)).abs().max()) < 2.0**-35
 
@@ -161,20 +187,20 @@ def test_adding_on_a_grid_is_exact_there() -> None:
     noise = torch.tensor([1.25, -0.3, 2.0**-40, 7.7], dtype=torch.float64)
     total = torch.tensor([0.1, 1e5, -3.0, 1e-9], dtype=torch.float64)
     step = 2.0 ** (1 - grid.BITS)  # the scale 3 lies between 2 and 4
-    expected = [(round(a / step) + round(3 * b / step)) * step for a, b in zip(total.tolist(), noise.tolist(), strict=True)]
-    found = grid.add_on_grid_(total.clone(), 3.0, lambda like: noise.to(like))
+    expected = [(round(a / step) + math.floor(3 * b / step)) * step for a, b in zip(total.tolist(), noise.tolist(), strict=True)]
+    found = grid.add_on_grid_(total.clone(), 3.0, lambda like, _: noise.to(like))
     assert found.tolist() == expected
     assert bool(((found / step).remainder(1) == 0).all())
 
 
 def test_the_noise_on_the_grid_is_the_same_whatever_it_is_added_to() -> None:
     noise = SeededSource(2).normal(torch.empty(500, dtype=torch.float64))
-    alone = grid.add_on_grid_(torch.zeros(500, dtype=torch.float64), 3.0, lambda like: noise.clone())
+    alone = grid.add_on_grid_(torch.zeros(500, dtype=torch.float64), 3.0, lambda like, _: noise.clone())
     for value in (0.1, -77.7, 3.0 * 2**16 + 0.3):  # up to 2^17 times the noise
         start = torch.full((500,), value, dtype=torch.float64)
-        plain = grid.add_on_grid_(start.clone(), 3.0, torch.zeros_like)
+        plain = grid.add_on_grid_(start.clone(), 3.0, lambda like, _: torch.zeros_like(like))
         assert float((plain - start).abs().max()) <= 2.0**-35  # half a step at most
-        assert torch.equal(grid.add_on_grid_(start, 3.0, lambda like: noise.clone()) - plain, alone)
+        assert torch.equal(grid.add_on_grid_(start, 3.0, lambda like, _: noise.clone()) - plain, alone)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
-from hauberk.privacy.dp.noise.grid import add_on_grid_
+from hauberk.privacy.dp.noise.grid import COARSE, add_
 from hauberk.privacy.dp.noise.mechanism import checked_multiplier, checked_sensitivity
 from hauberk.privacy.dp.noise.schedules import Schedule
 from hauberk.privacy.dp.noise.source import Source
@@ -41,9 +41,7 @@ class Gaussian:
             `total`.
         """
         scale = self.noise_multiplier * checked_sensitivity(sensitivity)
-        if source.secure:
-            return add_on_grid_(total, scale, source.normal)
-        return total.add_(source.normal(total), alpha=scale)
+        return add_(total, scale, source.normal, source.secure, COARSE)
 
     def at(self, step: int) -> Gaussian:
         """Return itself: every step has the same noise."""

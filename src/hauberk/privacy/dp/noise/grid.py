@@ -1,29 +1,45 @@
-"""Adding noise on a grid, so that the lowest bits of a sum tell nothing of what went in."""
+"""Adding noise: on a grid, so that the lowest bits of a sum tell nothing of what went in, or plainly, for tests."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hauberk.privacy.dp.noise.secure import in_parts
+from hauberk.privacy.dp.noise.ziggurat import scratch
 
-BITS = 36  # the grid is finer than the noise by 2^36: exact below 2^17 times the noise, rounding adds 2^-36 per root of dimension
+BITS = 36  # the grid is finer than the noise by 2^36: exact below 2^17 times the noise
+COARSE = 30  # of normal noise, so that a grid step holds a million of the values that are drawn
+# More noise than is accounted for, as the rounding lets an example move the total further: enough for 4e9 / z^2 entries under normal
+# noise, 4e6 / z under Laplace noise, where z is the noise multiplier.
+ROOM = 1 + 2.0**-14
+
+Draw = Callable[[Tensor, Tensor], Tensor]
 
 
-def add_on_grid_(total: Tensor, scale: float, draw: Callable[[Tensor], Tensor]) -> Tensor:
-    """Add `scale` times the noise of `draw` to `total`, in place, on a grid finer than the scale by 2^36.
+def add_(total: Tensor, scale: float, draw: Draw, secure: bool, bits: int = BITS) -> Tensor:
+    """Add `scale` times the noise of `draw` to `total` in place: on a grid where it protects, plainly where it is seeded."""
+    if secure:
+        return add_on_grid_(total, ROOM * scale, draw, bits)
+    return total.add_(draw(total, torch.empty_like(total)), alpha=scale)
 
-    Both summands are rounded to the grid, whose step is a power of two, in float64, and their sum there is exact: a function of
-    the ideal sum on the grid alone. The cast to the dtype of `total` comes after. By the rounding one example may move a total
-    of d entries by sqrt(d) grid steps more than its clip: a share below 1e-6 of the noise for 10^9 entries.
+
+def add_on_grid_(total: Tensor, scale: float, draw: Draw, bits: int = BITS) -> Tensor:
+    """Add `scale` times the noise of `draw` to `total`, in place, on a grid finer than the scale by 2^`bits`.
+
+    Both summands are brought to the grid, whose step is a power of two, in float64, the noise downwards (ties would favour even
+    steps), and their sum there is exact: a function of the ideal sum on the grid alone. The cast to the dtype of `total` comes
+    after. By the rounding one example may move a total of d entries by sqrt(d) grid steps more than its clip (d in the L1 norm).
 
     Arguments:
         total: what is to be made private, any shape, floating point; changed.
         scale: of the noise, in units of `total`, at least 0.
-        draw: gives noise of scale 1 in float64 for a tensor like the one given.
+        draw: of a tensor and room for the result: noise of scale 1 for a tensor like it.
+        bits: of the noise, below its scale.
 
     Returns:
         `total`.
@@ -32,16 +48,24 @@ def add_on_grid_(total: Tensor, scale: float, draw: Callable[[Tensor], Tensor]) 
     """
     if scale == 0 or not total.numel():
         return total
-    step = 2.0 ** (math.floor(math.log2(scale)) - BITS)
+    step = 2.0 ** (math.floor(math.log2(scale)) - bits)
     flat = total.detach().reshape(-1)  # a view where it can be one
 
     def add(place: slice) -> None:
         part = flat[place]
-        exact = part.to(torch.float64, copy=True).mul_(1 / step).round_()
-        part.copy_(exact.add_(draw(exact).mul_(scale / step).round_()).mul_(step))
+        exact = _held("exact", part).copy_(part).mul_(1 / step).round_()
+        noise = draw(exact, _held("noise", part)).mul_(scale / step).floor_()
+        part.copy_(exact.add_(noise).mul_(step))
 
     if flat.device.type == "cpu":
         in_parts(len(flat), add)
     else:
         add(slice(0, len(flat)))
     return total if flat.data_ptr() == total.data_ptr() else total.copy_(flat.reshape(total.shape))
+
+
+def _held(name: str, like: Tensor) -> Tensor:
+    """Return room for as many values in float64: working memory of this thread, on the CPU."""
+    if like.device.type != "cpu":
+        return torch.empty_like(like, dtype=torch.float64)
+    return torch.from_numpy(scratch(name, len(like), np.float64))

@@ -6,7 +6,7 @@ import dataclasses
 
 from torch import Tensor
 
-from hauberk.privacy.dp.noise.grid import add_on_grid_
+from hauberk.privacy.dp.noise.grid import add_
 from hauberk.privacy.dp.noise.mechanism import checked_multiplier, checked_sensitivity
 from hauberk.privacy.dp.noise.source import Source
 
@@ -40,9 +40,7 @@ class Laplace:
             `total`.
         """
         scale = self.noise_multiplier * checked_sensitivity(sensitivity)
-        if source.secure:
-            return add_on_grid_(total, scale, source.laplace)
-        return total.add_(source.laplace(total), alpha=scale)
+        return add_(total, scale, lambda like, _: source.laplace(like), source.secure)
 
     def at(self, step: int) -> Laplace:
         """Return itself: every step has the same noise."""

@@ -1,34 +1,36 @@
-"""A cryptographically secure source: fresh ChaCha20 keys from the operating system for every call, and no state."""
+"""A cryptographically secure source: fresh AES-256 keys from the operating system for every call, and no state."""
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hauberk.core.errors import UsageError
+from hauberk.privacy.dp.noise.ziggurat import normals
 
 CHUNK = 1 << 16  # values transformed at a time: what is worked on stays in the cache
 _LOW_63 = (1 << 63) - 1
-_ZEROS = memoryview(bytes(8 * CHUNK))
+_ZEROS = memoryview(bytes(10 * CHUNK))
 
 
 class SecureSource:
     """Randomness that cannot be foretold, for noise that protects people.
 
     Every call takes new 256-bit keys and nonces from the operating system, one for every 65,536 values or fewer, and reads the
-    ChaCha20 keystream under them. Nothing is kept between calls, so that threads, forked processes and resumed runs never share
-    a draw and there is nothing to steal.
+    keystream of AES in counter mode under them. Nothing is kept between calls, so that threads, forked processes and resumed runs
+    never share a draw and there is nothing to steal.
 
-    Values are computed in float64 from 128 random bits a pair of normals (Box and Muller 1958) and 64 a Laplace value, and only
-    then rounded to the dtype asked for. Normals end at 9.3 standard deviations, Laplace values at 43.7 scales: together less than
-    2^-60 of the probability a draw.
+    Values are computed in float64, normals from 64 random bits each and more for one in 240 (`ziggurat.py`), Laplace values from
+    64, and only then rounded to the dtype asked for. Normals end at 13 standard deviations, Laplace values at 43.7 scales:
+    together less than 2^-60 of the probability a draw.
 
     Floating point does not represent every real number, and the sum of a value and noise can show by its lowest bits which value
     went in (Mironov 2012, CCS). A mechanism's `add_` closes that by adding on a grid (`grid.py`); adding by hand does not.
@@ -46,18 +48,18 @@ class SecureSource:
         in_parts(n, fill)
         return made
 
-    def normal(self, like: Tensor) -> Tensor:
-        """Return standard normal values with the shape, dtype and device of `like`."""
-        return _filled(like, _normals)
+    def normal(self, like: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return standard normal values with the shape, dtype and device of `like`, in `out` where that is given."""
+        return _filled(like, lambda n: torch.from_numpy(normals(n, _fill)), out)
 
     def uniform(self, like: Tensor) -> Tensor:
         """Return values uniform over [0, 1) with the shape, dtype and device of `like`: multiples of 2^-53, or 2^-24."""
         digits = 53 if like.dtype == torch.float64 else 24 if like.dtype == torch.float32 else 8
-        return _filled(like, lambda raw: raw.bitwise_and_((1 << digits) - 1).double().mul_(2.0**-digits))
+        return _filled(like, lambda n: _keystream(n).bitwise_and_((1 << digits) - 1).double().mul_(2.0**-digits))
 
     def laplace(self, like: Tensor) -> Tensor:
         """Return Laplace values of scale 1 (variance 2) with the shape, dtype and device of `like`."""
-        return _filled(like, _laplaces)
+        return _filled(like, lambda n: _laplaces(_keystream(n)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: there is no state, on purpose."""
@@ -76,37 +78,25 @@ class SecureSource:
             )
 
 
-def _normals(raw: Tensor) -> Tensor:
-    half = len(raw) // 2
-    raw[:half].bitwise_and_(_LOW_63)
-    values = raw.double()
-    radius, angle = values[:half], values[half:]
-    radius.add_(1.0).mul_(2.0**-63).log_().mul_(-2.0).sqrt_()  # of a uniform value in (0, 1]
-    angle.mul_(math.pi * 2.0**-63)
-    sine = torch.sin(angle)
-    angle.cos_().mul_(radius)
-    torch.mul(sine, radius, out=radius)
-    return values
-
-
 def _laplaces(raw: Tensor) -> Tensor:
     sign = raw.double()
     size = raw.bitwise_and_(_LOW_63).double().add_(1.0).mul_(2.0**-63).log_()
     return size.copysign_(sign)
 
 
-def _filled(like: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
+def _filled(like: Tensor, make: Callable[[int], Tensor], out: Tensor | None = None) -> Tensor:
     if not like.is_floating_point():
         raise UsageError(f"noise of dtype {like.dtype} was asked for", want="a floating-point tensor")
     # Half-precision values are rounded once, at the end, from float64.
-    flat = torch.empty(like.numel(), dtype=like.dtype)
+    here = out is not None and out.device.type == "cpu" and out.is_contiguous()
+    flat = cast(Tensor, out).view(-1) if here else torch.empty(like.numel(), dtype=like.dtype)
 
     def fill(part: slice) -> None:
-        n = part.stop - part.start
-        flat[part] = transform(_keystream(n + n % 2))[:n]
+        flat[part] = make(part.stop - part.start)
 
     in_parts(len(flat), fill)
-    return flat.reshape(like.shape).to(like.device)
+    found = flat.reshape(like.shape).to(like.device)
+    return found if out is None or here else out.copy_(found)
 
 
 def in_parts(n: int, work: Callable[[slice], object]) -> None:
@@ -125,9 +115,14 @@ def in_parts(n: int, work: Callable[[slice], object]) -> None:
             pass
 
 
+def _fill(words: NDArray[np.int64]) -> None:
+    """Write random int64 under a key of their own."""
+    cipher = Cipher(algorithms.AES256(secrets.token_bytes(32)), modes.CTR(secrets.token_bytes(16))).encryptor()
+    cipher.update_into(_ZEROS[: words.nbytes], words.view(np.uint8).data)
+
+
 def _keystream(n: int) -> Tensor:
     """Return n random int64 under a key of their own."""
-    stream = bytearray(8 * n)
-    cipher = Cipher(algorithms.ChaCha20(secrets.token_bytes(32), secrets.token_bytes(16)), mode=None).encryptor()
-    cipher.update_into(_ZEROS[: 8 * n], stream)
-    return torch.frombuffer(stream, dtype=torch.int64)
+    words = np.empty(n, np.int64)
+    _fill(words)
+    return torch.from_numpy(words)

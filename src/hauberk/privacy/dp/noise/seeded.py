@@ -30,9 +30,10 @@ class SeededSource:
         """Return n uniform integers over all of int64, shape (n,), on the CPU."""
         return torch.empty(n, dtype=torch.int64).random_(-(1 << 63), None, generator=self._at("cpu"))
 
-    def normal(self, like: Tensor) -> Tensor:
-        """Return standard normal values with the shape, dtype and device of `like`."""
-        return rng.normal(like, self._at(like.device))
+    def normal(self, like: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return standard normal values with the shape, dtype and device of `like`, in `out` where that is given."""
+        draw = self._at(like.device)
+        return rng.normal(like, draw) if out is None else out.normal_(generator=draw)
 
     def uniform(self, like: Tensor) -> Tensor:
         """Return values uniform over [0, 1) with the shape, dtype and device of `like`."""

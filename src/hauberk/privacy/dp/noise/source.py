@@ -21,8 +21,8 @@ class Source(Protocol):
         """Return n uniform integers over all of int64, shape (n,), on the CPU."""
         ...
 
-    def normal(self, like: Tensor) -> Tensor:
-        """Return standard normal values with the shape, dtype and device of `like`."""
+    def normal(self, like: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return standard normal values with the shape, dtype and device of `like`, in `out` where that is given."""
         ...
 
     def uniform(self, like: Tensor) -> Tensor:
