@@ -40,28 +40,18 @@ class Tape:
         self._open = False  # whether the backward pass that counts is under way
         self._whole: bool | None = None
         self._calls: list[Call] = []
-        self._batches: list[int] = []
         self._spare = _SPARE.pop(model, [])
         self._versions = [one._version for one in self._parameters]
 
     @property
     def batch_size(self) -> int:
-        """The number of examples, from the model's first input, which is that of every call (see `batch_sizes`)."""
+        """The number of examples, from the model's first input, which is that of every call."""
         if self._mode.batch is None:
             raise UsageError(
                 "the number of examples is not known: the model was not called inside the block",
                 want="a forward pass inside `with record(model)`", fix="Call the model in the block.",
             )
         return self._mode.batch
-
-    @property
-    def batch_sizes(self) -> list[int]:
-        """The number of examples of each call of the model that was recorded with gradients, in turn.
-
-        More than one call, or another number than was drawn, may mean that one unit of the tape is two examples of the batch,
-        or one example two units: whoever counts examples compares.
-        """
-        return list(self._batches)
 
     def backward(self, loss: Tensor, reduction: Literal["mean", "sum"] = "mean", scale: float = 1.0) -> None:
         """Take the loss backwards once, through activations alone.
@@ -240,23 +230,24 @@ def record(model: nn.Module, parameters: Sequence[nn.Parameter] | None = None, *
     mode = tape._mode
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim()]
-        if mode.batch is None and given:
-            mode.batch = len(given[0])
-        if torch.is_grad_enabled() and given:
-            tape._batches.append(len(given[0]))
-            if len(given[0]) != mode.batch:
-                raise ModelError(
-                    f"the model is called with {len(given[0])} examples, and was called with {mode.batch} in the same recording",
-                    want="the same examples in every call", fix="Call it once, or record each part by itself (micro_batch).",
-                )
+        with torch._C.DisableTorchFunction():
+            given = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim()]
+            size = len(given[0]) if given else None
+        if mode.batch is None:
+            mode.batch = size
+        if torch.is_grad_enabled() and size is not None and size != mode.batch:
+            raise ModelError(
+                f"the model is called with {size} examples, and was called with {mode.batch} in the same recording",
+                want="the same examples in every call", fix="Call it once, or record each part by itself (micro_batch).",
+            )
         for one in given:  # Even where they were made inside the block.
             mode.as_data(one)
         tape._calls.append(Call(args, kwargs, len(tape._uses)))
 
     def end(module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         tape._calls[-1].last = len(tape._uses)
-        tape._calls[-1].shapes = [one.shape for one in answers(out)]
+        with torch._C.DisableTorchFunction():
+            tape._calls[-1].shapes = [one.shape for one in answers(out)]
 
     handles = [model.register_forward_pre_hook(begin, with_kwargs=True), model.register_forward_hook(end)]
     try:

@@ -14,10 +14,11 @@ from hauberk.privacy.dp.noise.ziggurat import scratch
 
 BITS = 36  # the grid is finer than the noise by 2^36: exact below 2^17 times the noise
 COARSE = 30  # of normal noise, so that a grid step holds a million of the values that are drawn
-# More noise than is accounted for, as the rounding lets an example move the total further: enough for 4e9 / z^2 entries under normal
-# noise, 4e6 / z under Laplace noise, where z is the noise multiplier.
+# More noise than is accounted for, as the rounding lets an example move the total further: enough for 4e9 / z^2 entries under
+# normal noise, 4e6 / z under Laplace noise, where z is the noise multiplier.
 ROOM = 1 + 2.0**-14
 
+PORTION = 1 << 16  # values at a time: fresh pages cost as much as a fifth of the noise
 Draw = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -25,7 +26,11 @@ def add_(total: Tensor, scale: float, draw: Draw, secure: bool, bits: int = BITS
     """Add `scale` times the noise of `draw` to `total` in place: on a grid where it protects, plainly where it is seeded."""
     if secure:
         return add_on_grid_(total, ROOM * scale, draw, bits)
-    return total.add_(draw(total, torch.empty_like(total)), alpha=scale)
+    if total.device.type != "cpu" or total.dtype != torch.float32 or not total.is_contiguous():
+        return total.add_(draw(total, torch.empty_like(total)), alpha=scale)
+    for part in total.detach().view(-1).split(PORTION):
+        part.add_(draw(part, torch.from_numpy(scratch("plain", len(part), np.float32))), alpha=scale)
+    return total
 
 
 def add_on_grid_(total: Tensor, scale: float, draw: Draw, bits: int = BITS) -> Tensor:
