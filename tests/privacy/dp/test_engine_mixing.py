@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hauberk.core.errors import ModelError
+from hauberk.privacy.dp.draws import Even
 from hauberk.privacy.dp.engine import layout, record
 from hauberk.privacy.dp.engine.trial import answers
 
@@ -151,10 +152,29 @@ def states(m: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("batch", [2, 3, 7, 12])
 def test_drawn_numbers_and_answers_in_other_layouts_are_no_mixing(batch: int) -> None:
-    backwards(made(pad_mask), drawn(batch, 6))
-    backwards(made(states), drawn(batch, 6), loss=lambda out: bent(out[0], "mean"))
-    encoder = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.3, batch_first=True)
-    backwards(encoder, drawn(batch, 5, 6))
+    """They are let pass, and the gradients are the loop's; what is drawn is made the same for every example, to compare them."""
+
+    def still(m: nn.Module, rows: Tensor) -> Any:
+        with torch.random.fork_rng(devices=[]), Even():
+            return m(rows)
+
+    assert_equals_loop(made(pad_mask), drawn(batch, 6), call=still)
+    assert_equals_loop(made(states), drawn(batch, 6), call=lambda m, rows: m(rows)[0])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.3, batch_first=True)
+    assert_equals_loop(encoder, drawn(batch, 5, 6), call=still)
+    backwards(made(pad_mask), drawn(batch, 6))  # drawn afresh for every example
+    backwards(encoder.float(), drawn(batch, 5, 6))
+
+
+def test_mixing_is_found_in_the_first_batch_of_more_than_one() -> None:
+    """A batch of one has nothing to mix, and nothing is concluded from it."""
+    model = made(MIXING["the one before"])
+    for _ in range(2):
+        backwards(model, drawn(1, 6))
+    with pytest.raises(ModelError, match="other examples"):
+        backwards(model, drawn(4, 6))
 
 
 def test_a_module_that_comes_twice_is_left_as_it_was() -> None:

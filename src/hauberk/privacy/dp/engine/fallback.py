@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from hauberk.core.errors import ModelError
+from hauberk.privacy.dp.engine.chunked import Chunked
 from hauberk.privacy.dp.engine.parts import FIRST, Layout
-from hauberk.privacy.dp.engine.per_example import SCRATCH, Dense, PerExample
+from hauberk.privacy.dp.engine.per_example import KEEP, SCRATCH, Dense
 from hauberk.privacy.dp.engine.registry import Gradients, tensors
 
 if TYPE_CHECKING:
@@ -28,6 +30,18 @@ def refuse(func: Any, why: str) -> ModelError:
         fix="Put a layer of torch.nn in its place, freeze the parameter, or give the operation a rule (treat); "
         "take penalties on weights out of the loss (the optimizer's weight_decay costs no privacy).",
     )
+
+
+def in_place(func: Any, kwargs: Any) -> bool:
+    """Whether an operation writes into its first argument, or into one given for its result."""
+    name = getattr(func, "__name__", "")
+    return name in _WRITES or (name.endswith("_") and not name.endswith("__")) or kwargs.get("out") is not None
+
+
+_WRITES = {
+    "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__", "__iand__",
+    "__ior__", "__ixor__",
+}
 
 
 def fallback(state: Interceptor, func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -73,8 +87,19 @@ def fallback(state: Interceptor, func: Any, args: Any, kwargs: Any) -> Tensor:
     def gradients(g: Tensor, layout: Layout) -> Gradients:
         if layout != FIRST:
             raise refuse(func, "the examples do not lie along its first dimension")
-        values = _each(call, own, [fixed[i] for i in own], batched, data, g, func)
-        return {str(i): _constant(value) for i, value in zip(own, values, strict=True)}
+        parameters = [fixed[i] for i in own]
+        places = torch.arange(len(g), device=g.device)
+
+        def part(at: int, index: Tensor) -> Tensor:
+            return _each(call, own, parameters, batched, [one[index] for one in data], g[index])[at]
+
+        if len(g) * sum(p.nbytes for p in parameters) <= KEEP:
+            values = _each(call, own, parameters, batched, data, g)
+            return {str(i): functools.partial(Dense, value) for i, value in zip(own, values, strict=True)}
+        return {
+            str(i): functools.partial(Chunked, functools.partial(part, at), places, fixed[i].shape, fixed[i].new_empty(0))
+            for at, i in enumerate(own)
+        }
 
     return state.treat(getattr(func, "__name__", str(func)), run, [leaves[i] for i in other], names, gradients)
 
@@ -88,13 +113,9 @@ def _near(alone: Tensor, among: Tensor) -> bool:
     return bool((near | (alone == among) | (alone.isnan() & among.isnan())).all())
 
 
-def _constant(values: Tensor) -> Callable[[], PerExample]:
-    return lambda: Dense(values)
-
-
 def _each(
     call: Callable[[dict[int, Tensor]], Tensor], own: list[int], parameters: list[Tensor], batched: list[int], data: list[Tensor],
-    g: Tensor, func: Any,
+    g: Tensor,
 ) -> list[Tensor]:
     """Gradients of the parameters by example, by vmap over vjp; by a loop where vmap has no rule for the operation."""
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hauberk.core.errors import ModelError
-from hauberk.privacy.dp.engine.fallback import fallback, spread
+from hauberk.privacy.dp.engine.chunked import merged
+from hauberk.privacy.dp.engine.fallback import fallback, in_place, refuse, spread
 from hauberk.privacy.dp.engine.parts import FIRST, Layout
-from hauberk.privacy.dp.engine.per_example import merged
 from hauberk.privacy.dp.engine.registry import REWRITES, RULES, Gradients, Rule, tensors
 
 Operation = Callable[..., Any]
@@ -122,6 +122,8 @@ class Interceptor(TorchFunctionMode):
         if func in REWRITES:
             with self:
                 return REWRITES[func](self, *args, **kwargs)
+        if in_place(func, kwargs) and not (given and id(given[0]) in self.tracked):
+            raise refuse(func, "it writes into a tensor, as h[:, 0] = p and h += p do; make a new one: h = h + p, torch.cat")
         data = [one for one in given if self.is_data(one)]
         if not data:
             return self._derive(func, args, kwargs, entering)
@@ -190,13 +192,27 @@ class Interceptor(TorchFunctionMode):
             if rule.positions:
                 call[rule.data] = call[rule.data].unflatten(0, (batch, -1))
                 return rule.gradients(g.unflatten(0, (batch, -1)), **call)
-            return {name: merged(make, batch) for name, make in rule.gradients(g, **call).items()}
+            found, frames, like = rule.gradients(g, **call), len(g) // batch, g.new_empty(0)
+            return {
+                name: functools.partial(lambda name, make: merged(make(), entered[name].shape, batch, frames, like), name, make)
+                for name, make in found.items() if name in entered
+            }
 
         backwards = None
         plainly = len(data) == 1 and not any(isinstance(one, str) for one in bound.values())  # padding="same"
         if rule.backwards is not None and plainly and not torch.is_autocast_enabled(bound[rule.data].device.type):
             backwards = functools.partial(rule.backwards, **plain)
-        return self.treat(_name(func), run, [bound[key] for key in data], entered, gradients, backwards)
+        try:
+            return self.treat(_name(func), run, [bound[key] for key in data], entered, gradients, backwards)
+        except RuntimeError as problem:
+            kinds = {one.dtype for one in bound.values() if isinstance(one, Tensor) and one.is_floating_point()}
+            if len(kinds) < 2:
+                raise
+            own, x = next(iter(entered.values())).dtype, bound[rule.data].dtype
+            raise ModelError(
+                f"'{_name(func)}' is given numbers of type {x} for parameters of {own} ({problem})", want="one type for both",
+                fix="Cast the input (x.float()) or the model (model.double()), or train under torch.autocast.",
+            ) from problem
 
     def _derive(self, func: Operation, args: Any, kwargs: Any, entering: list[Tensor]) -> Any:
         """Track what is made of parameters and constants; give each example its own copy where one is spread over the batch."""

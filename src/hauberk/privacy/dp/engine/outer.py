@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hauberk.privacy.dp.engine.per_example import Dense, Norm, PerExample, chunks, from_gram, settled, size, wide
+from hauberk.privacy.dp.engine.chunked import summed
+from hauberk.privacy.dp.engine.per_example import Norm, PerExample, chunks, from_gram, settled, size, wide
 
 Pair = tuple[Tensor, Tensor]
 
@@ -113,8 +114,15 @@ class Outer:
         return total, reach
 
 
-def together(parts: list[PerExample]) -> PerExample:
-    """Add the gradients of several uses of one parameter, as outer products where all of them are."""
+def together(parts: list[PerExample], shape: torch.Size, batch: int, like: Tensor) -> PerExample:
+    """Add the gradients of several uses of one parameter, as outer products where all of them are.
+
+    Arguments:
+        parts: the gradients.
+        shape: of the parameter.
+        batch: the examples.
+        like: has the type and device of the gradients.
+    """
     if len(parts) == 1:
         return parts[0]
     outer = [part for part in parts if isinstance(part, Outer)]
@@ -125,10 +133,7 @@ def together(parts: list[PerExample]) -> PerExample:
             if kind:
                 pairs.append((torch.cat([left for left, _ in kind], 1), torch.cat([right for _, right in kind], 1)))
         return Outer(pairs, outer[0].shape)
-    total = parts[0].dense().clone()
-    for part in parts[1:]:
-        total += part.dense()
-    return Dense(total)
+    return summed(parts, shape, batch, like)
 
 
 def _reach(left: Tensor, right: Tensor, norm: Norm) -> Tensor:

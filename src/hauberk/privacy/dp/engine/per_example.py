@@ -1,11 +1,12 @@
 """Per-example gradients of one parameter, dense or as sums of outer products: their norms and weighted sums.
 
-Nothing here holds more than `SCRATCH` bytes beyond its inputs, except a dense gradient that is asked for.
+Nothing here holds more than `SCRATCH` bytes beyond its inputs, and `KEEP` between norms and sums, except a dense gradient that is
+asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 Norm = Literal["l2", "l1"]
 SCRATCH = 16 * 2**20  # bytes of working memory of a chunk of examples
+KEEP = 64 * 2**20  # bytes of per-example gradients that a parameter may keep between its norms and its weighted sum
 # A gradient that is a sum of terms may be far smaller than its terms, and then rounding decides what its parts seem to be. As
 # fractions of `reach`, the sum of the terms' norms: from here down a Gram matrix does not tell the squared norm …
 GRAM = 1e-3
@@ -118,63 +120,3 @@ class Blocks:
 
     def rows(self, index: Tensor) -> Blocks:
         return Blocks([block.rows(index) for block in self.blocks])
-
-
-class Merged:
-    """Gradients of examples that are each the sum over as many rows of `base` (the frames of a film, merged with the batch)."""
-
-    def __init__(self, base: PerExample, batch: int) -> None:
-        self.base, self.batch = base, batch
-        self.summed: Tensor | None = None
-
-    def norms(self, norm: Norm) -> Tensor:
-        return size(self.dense(), norm)
-
-    def weighted(self, weights: Tensor) -> Tensor:
-        return Dense(self.dense()).weighted(weights)
-
-    def dense(self) -> Tensor:
-        if self.summed is None:
-            self.summed = self.base.dense().unflatten(0, (self.batch, -1)).sum(1)
-        return self.summed
-
-    def rows(self, index: Tensor) -> Dense:
-        return Dense(self.dense()[index])
-
-
-def merged(make: Callable[[], PerExample], batch: int) -> Callable[[], PerExample]:
-    """Return what makes the gradients of `batch` examples from those of their rows."""
-    return lambda: Merged(make(), batch)
-
-
-class Pulled:
-    """Gradients of a parameter by way of a tensor derived from it (a transpose, a part, a norm-scaled weight).
-
-    Arguments:
-        base: gradients of the derived tensor.
-        derived: the tensor, with its graph down to the parameter.
-        parameter: that parameter.
-        isometry: whether the derived tensor is the parameter with its entries rearranged.
-    """
-
-    def __init__(self, base: PerExample, derived: Tensor, parameter: Tensor, isometry: bool) -> None:
-        self.base, self.derived, self.parameter, self.isometry = base, derived, parameter, isometry
-
-    def _pull(self, gradient: Tensor, batched: bool) -> Tensor:
-        (pulled,) = torch.autograd.grad(
-            self.derived, [self.parameter], gradient.to(self.derived.dtype), retain_graph=True, is_grads_batched=batched
-        )
-        return pulled
-
-    def norms(self, norm: Norm) -> Tensor:
-        return self.base.norms(norm) if self.isometry else size(self.dense(), norm)
-
-    def weighted(self, weights: Tensor) -> Tensor:
-        return self._pull(self.base.weighted(weights), False)
-
-    def dense(self) -> Tensor:
-        values = self.base.dense()
-        return self._pull(values, True) if len(values) else values.new_zeros(0, *self.parameter.shape)
-
-    def rows(self, index: Tensor) -> Pulled:
-        return Pulled(self.base.rows(index), self.derived, self.parameter, self.isometry)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from hauberk.core.errors import ModelError, UsageError
+from hauberk.privacy.dp.engine.chunked import Pulled, pulled
 from hauberk.privacy.dp.engine.intercept import Interceptor, Use, checkpointed, twice
 from hauberk.privacy.dp.engine.layout import Call, layouts
 from hauberk.privacy.dp.engine.outer import together
-from hauberk.privacy.dp.engine.per_example import Kept, Norm, PerExample, Pulled, wide
+from hauberk.privacy.dp.engine.per_example import Kept, Norm, PerExample, wide
 from hauberk.privacy.dp.engine.trial import answers
 
 SPARE = 128 * 2**20  # bytes of buffers that stay between steps
@@ -172,10 +173,14 @@ class Tape:
                 self._settle(one)
 
     def _settle(self, one: Any) -> None:
-        part = self._sums[one] = together(self._parts.pop(id(one)))
+        part = self._sums[one] = self._together(id(one), one)
         if isinstance(part, Kept):
             part.spare = self._spare
         self._norms[one] = self._sums[one].norms(self._norm)
+
+    def _together(self, key: int, one: Tensor) -> PerExample:
+        like = one.detach().new_empty(0, dtype=wide(one.dtype))
+        return together(self._parts.pop(key), one.shape, self.batch_size, like)
 
     def _gather(self) -> None:
         """Bring what came by way of derived tensors to the parameters, and give those that were not reached their zeros."""
@@ -183,12 +188,14 @@ class Tape:
         for key, (tensor, same) in self._mode.derived.items():
             if key not in self._parts:
                 continue
-            base = together(self._parts.pop(key))
+            base = self._together(key, tensor)
             zeros = torch.zeros_like(tensor)
             reaches = torch.autograd.grad(tensor, self._parameters, zeros, retain_graph=True, allow_unused=True)
             for p, one in zip(self._parameters, reaches, strict=True):
                 if one is not None:
-                    self._parts.setdefault(id(p), []).append(Pulled(base, tensor, p, same))
+                    self._parts.setdefault(id(p), []).append(
+                        Pulled(base, tensor, p) if same else pulled(base, tensor, p, self.batch_size)
+                    )
         for key in list(self._parts):
             self._settle(by_id[key])
         for p in self._parameters:

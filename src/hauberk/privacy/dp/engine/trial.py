@@ -130,8 +130,11 @@ def trials(
                     seen = Seen(rows, uses, batch, found[0] if found else None)
                     _run(model, tracked, call, seen, chosen, copies)
                     found.append(seen)
-            except ModelError:
-                raise
+            except ModelError as problem:
+                if not exact or not isinstance(problem.__cause__, RuntimeError):
+                    raise
+                error = problem  # a model with types of its own inside does not run in float64
+                continue
             except Exception as problem:
                 error = problem
                 continue

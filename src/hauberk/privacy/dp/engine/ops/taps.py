@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hauberk.privacy.dp.engine.per_example import Dense, Kept, Norm, PerExample, chunks, from_gram, settled, size, wide
-
-KEEP = 64 * 2**20  # bytes of per-example gradients that one layer may keep between its norms and its weighted sum
+from hauberk.privacy.dp.engine.per_example import KEEP, Dense, Kept, Norm, PerExample, chunks, from_gram, settled, size, wide
 
 
 class Taps(Kept):
