@@ -40,6 +40,9 @@ def test_a_statement_is_written_and_computed_again(hauberk: Run, tmp_path: Path)
     assert hauberk(*options, "--output", place).exit_code == 0
     run = hauberk("account", place)
     assert run.exit_code == 0 and "the claim holds" in run.stdout
+    run = hauberk(*options, "--output", place)
+    assert run.exit_code == 2 and "exists already" in run.stderr and "--force" in run.stderr and not run.stdout
+    assert hauberk(*options, "--output", place, "--force").exit_code == 0
     table = json.loads(place.read_text())
     assert table["epsilon"] == epsilon([Release("gaussian", 2, "poisson", 0.02, 200)], 1e-5).epsilon
     place.write_text(json.dumps({**table, "epsilon": table["epsilon"] / 2}))
@@ -65,15 +68,32 @@ def test_calibrate_keeps_the_budget_both_ways(hauberk: Run) -> None:
 
 @pytest.mark.parametrize(("options", "message"), [
     (("account",), "nothing says what was released"), (("account", "--noise", 1), "training has no length"),
-    (("account", "--noise", 1, "--steps", 1, "--epochs", 1), "both --steps and --epochs"),
+    (("account", "--noise", 1, "--steps", 1, "--epochs", 1), "both --steps 1 and --epochs 1"),
     (("account", "--noise", 1, "--batch", 5, "--steps", 1), "without --n"),
     (("account", "--noise", 1, "--batch", 5, "--n", 4, "--steps", 1), "larger than the 4 records"),
     (("account", "missing.json"), "is not there"), (("account", "a.json", "--noise", 1), "both the statement"),
     (("account", "--noise", 1, "--rate", 0.1, "--steps", 9, "--accountant", "zcdp"), "no ρ holds"),
     (("calibrate", "--epsilon", 0, "--noise", 1), "the budget is"),
-    (("calibrate", "--epsilon", 1, "--noise", 1, "--steps", 4), "--noise is given with"),
+    (("calibrate", "--epsilon", 1, "--noise", 1, "--steps", 4), "--noise 1 is given with"),
     (("account", "--noise", 1, "--steps", 1, "--delta", 1), "δ is 1"),
 ])
 def test_what_cannot_be_is_refused(hauberk: Run, options: tuple[object, ...], message: str) -> None:
     run = hauberk(*options)
-    assert run.exit_code == 2 and message in run.stderr
+    assert run.exit_code == 2 and message in " ".join(run.stderr.split())
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    (("account",), ("--noise is not given", "Expected", "Try: hauberk account")),
+    (("account", "--noise", 1, "--rate", 0.1, "--batch", 5, "--steps", 1), ("--rate 0.1 and --batch 5", "one", "Leave out")),
+    (("account", "--noise", 1, "--batch", 5, "--steps", 1), ("--batch 5 is given without --n", "in all", "Add --n")),
+    (("account", "--noise", 1, "--batch", 5, "--n", 4, "--steps", 1), ("larger than the 4 records", "at most 4", "swapped")),
+    (("account", "--noise", 1), ("neither --steps nor --epochs", "one of them", "Give --epochs")),
+    (("account", "--noise", 1, "--steps", 3, "--epochs", 2), ("--steps 3 and --epochs 2", "one of them", "Leave out one")),
+    (("account", "--noise", 1, "--rate", 0, "--epochs", 2), ("rate of 0", "a rate above 0", "Give --steps")),
+    (("calibrate", "--epsilon", 1, "--noise", 2, "--steps", 4), ("--noise 2 is given with --steps 4", "one side", "Leave out")),
+])
+def test_errors_name_the_value_what_is_wanted_and_the_next_step(
+    hauberk: Run, options: tuple[object, ...], told: tuple[str, ...]
+) -> None:
+    stderr = " ".join(hauberk(*options).stderr.split())
+    assert all(part in stderr for part in told)

@@ -148,6 +148,7 @@ def test_a_loss_computed_by_hand_makes_the_same_step():
 @pytest.mark.parametrize(
     "clip", [Flat(0.5), Automatic(0.5), PerLayer(0.5), Quantile(0.5), L1(0.5)], ids=lambda clip: type(clip).__name__
 )
+@pytest.mark.filterwarnings("ignore:the gradients of:RuntimeWarning")
 def test_one_extreme_example_moves_the_noiseless_sum_by_at_most_the_clip(clip, bad):
     data, sums = split(dtype=torch.float32), []
     x, y = data.first(6)
@@ -366,6 +367,7 @@ def test_a_run_that_was_not_private_cannot_go_on_as_private(tmp_path):
         fit(model, data, optimizer=optimizer, gradients=private, schedule=Schedule(2, checkpoint=place))
 
 
+@pytest.mark.filterwarnings("ignore:the gradients of:RuntimeWarning")
 def test_fit_goes_on_over_an_empty_batch_and_a_broken_example():
     data = split(30)
     data.x.values[3] = math.nan

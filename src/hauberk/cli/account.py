@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hauberk.cli import options
 from hauberk.cli.console import command, remark
 from hauberk.core.errors import UsageError
 
@@ -17,13 +18,6 @@ if TYPE_CHECKING:
     from hauberk.privacy.dp.accounting import PrivacyStatement, Release, Spent
 
 WHAT = "What is released"
-
-
-class Format(enum.StrEnum):
-    """What is written on stdout."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 class Sampling(enum.StrEnum):
@@ -79,7 +73,6 @@ HowSampled = Annotated[Sampling | None, typer.Option(
 )]
 HowNoised = Annotated[Mechanism, typer.Option("--mechanism", help="What noise.", rich_help_panel=WHAT)]
 By = Annotated[Relation | None, typer.Option("--relation", help="What neighbouring data sets differ in; that of the sampling.")]
-Output = Annotated[Format, typer.Option("--output-format", "--format", help="What to write on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")]
 
 
@@ -93,8 +86,9 @@ def account(
     sampling: HowSampled = None, mechanism: HowNoised = Mechanism.GAUSSIAN, delta: Delta = 1e-5,
     accountant: Annotated[list[Accountant] | None, typer.Option(help="One or several; all that cover the releases.")] = None,
     relation: By = None,
-    output: Annotated[str, typer.Option(help="Write the privacy statement to this file.")] = "",
-    output_format: Output = Format.TEXT, verbose: Verbose = False,
+    output: Annotated[Path | None, typer.Option(help="Write the privacy statement to this file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    output_format: options.Output = options.Format.TEXT, verbose: Verbose = False,
 ) -> None:
     """Compute the ε of private training, by several accountants, or check the one that a statement claims.
 
@@ -105,7 +99,15 @@ def account(
 
     if file:
         if noise is not None or rate is not None or n or batch or steps or epochs:
-            raise UsageError(f"both the statement '{file}' and what was released are given", want="one of them")
+            raise UsageError(
+                f"both the statement '{file}' and what was released are given", want="one of them",
+                fix="Leave out --noise, --rate, --batch, --n, --steps and --epochs to compute the statement again",
+            )
+        if output is not None:
+            raise UsageError(
+                f"--output {output} is given with the statement '{file}'", want="one that is computed anew",
+                fix="Leave out --output, or give --noise and the rest in place of the file",
+            )
         statement = accounting.read_statement(file)
         releases = [accounting.Release(**one.model_dump()) for one in statement.releases]
         again = statement.recompute()
@@ -114,7 +116,12 @@ def account(
         _tell(rows, left, output_format, told, statement)
         raise typer.Exit(0 if statement.holds(again) else 1)
     if noise is None:
-        raise UsageError("nothing says what was released", want="--noise with --rate or --n and --batch, or a statement FILE")
+        raise UsageError(
+            "nothing says what was released: --noise is not given", want="noise and length of the training, or a statement FILE",
+            fix="Try: hauberk account --noise 1.1 --n 60000 --batch 256 --epochs 15",
+        )
+    if output is not None:
+        options.new_file(output, force)
     q, count = _rate(rate, n, batch), None
     count = _count(steps, epochs, q)
     chosen = sampling.value if sampling else "full" if q == 1 else "poisson"
@@ -124,7 +131,7 @@ def account(
     if output:
         first = next(iter(rows)).accountant
         under = relation.value if relation else None
-        make_statement([release], delta, accountant=first, relation=under).write(Path(output))
+        make_statement([release], delta, accountant=first, relation=under).write(output)
         remark(f"wrote {output}")
 
 
@@ -135,7 +142,7 @@ def calibrate(
     noise: Noise = None, rate: Rate = None, n: Population = None, batch: Batch = None, steps: Steps = None, epochs: Epochs = None,
     sampling: HowSampled = None, mechanism: HowNoised = Mechanism.GAUSSIAN, delta: Delta = 1e-5,
     accountant: Annotated[Accountant, typer.Option(help="How ε is computed.")] = Accountant.PLD,
-    relation: By = None, output_format: Output = Format.TEXT, verbose: Verbose = False,
+    relation: By = None, output_format: options.Output = options.Format.TEXT, verbose: Verbose = False,
 ) -> None:
     """Find the noise that keeps a budget over given steps, or the last step and epoch that a given noise allows in it."""
     from hauberk.privacy.dp import accounting
@@ -156,7 +163,11 @@ def calibrate(
         line = f"noise {found:.5g} keeps {count:,} steps within ε = {epsilon:g}"
     else:
         if steps or epochs:
-            raise UsageError("--noise is given with --steps or --epochs", want="one side: the other is found")
+            length = f"--steps {steps}" if steps else f"--epochs {epochs:g}"
+            raise UsageError(
+                f"--noise {noise:g} is given with {length}", want="one side: the other is found",
+                fix=f"Leave out {length.split()[0]} to find how long it may train, or --noise to find the noise",
+            )
         one = accounting.Release(mechanism.value, noise, chosen, q, 1, n)
         most = accounting.steps_for(epsilon, delta, one, accountant=accountant.value, relation=under)
         release = accounting.Release(mechanism.value, noise, chosen, q, most, n)
@@ -164,7 +175,7 @@ def calibrate(
         line = f"noise {noise:g} allows {most:,} steps within ε = {epsilon:g}: {most // steps_per_epoch(q):,} whole epochs"
     spent = accounting.epsilon([release], delta, accountant=accountant.value, relation=under)
     told |= _row(spent)
-    if output_format is Format.JSON:
+    if output_format is options.Format.JSON:
         typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
     else:
         typer.echo("\n".join([line, f"spent then: {spent.describe()}", *(f"note: {note}" for note in spent.notes)]))
@@ -172,25 +183,37 @@ def calibrate(
 
 def _rate(rate: float | None, n: int | None, batch: int | None) -> float:
     if rate is not None and batch is not None:
-        raise UsageError("both --rate and --batch are given", want="one of them")
+        raise UsageError(
+            f"both --rate {rate:g} and --batch {batch} are given", want="one of them", fix="Leave out --rate: it is batch / n",
+        )
     if batch is None:
         return 1.0 if rate is None else rate
     if n is None:
-        raise UsageError("--batch is given without --n", want="the records in all", fix="Add --n")
+        raise UsageError(f"--batch {batch} is given without --n", want="the records in all", fix="Add --n, such as --n 60000")
     if batch > n:
-        raise UsageError(f"the batch of {batch} is larger than the {n} records", want=f"at most {n}")
+        raise UsageError(
+            f"the batch of {batch} is larger than the {n} records", want=f"at most {n}",
+            fix="Look whether --n and --batch are swapped",
+        )
     return batch / n
 
 
 def _count(steps: int | None, epochs: float | None, rate: float) -> int:
     if (steps is None) == (epochs is None):
-        raise UsageError("training has no length" if steps is None else "both --steps and --epochs are given",
-                         want="either --steps or --epochs")
+        raise UsageError(
+            "training has no length: neither --steps nor --epochs is given" if steps is None or epochs is None
+            else f"both --steps {steps} and --epochs {epochs:g} are given",
+            want="one of them",
+            fix="Give --epochs 15, or --steps" if steps is None else "Leave out one: an epoch has 1 / rate steps",
+        )
     if steps is not None:
         return steps
     assert epochs is not None
     if rate == 0 or not math.isfinite(epochs):
-        raise UsageError(f"{epochs:g} epochs at a rate of {rate:g} have no end", want="--steps")
+        raise UsageError(
+            f"{epochs:g} epochs at a rate of {rate:g} have no end", want="a finite number of epochs at a rate above 0",
+            fix="Give --steps in place of --epochs, or --n and --batch in place of --rate 0",
+        )
     return math.ceil(epochs / rate - 1e-9)  # rounded up: never fewer steps than were made
 
 
@@ -213,9 +236,9 @@ def _rows(
 
 
 def _tell(
-    rows: list[Spent], left: list[str], form: Format, told: dict[str, Any], statement: PrivacyStatement | None
+    rows: list[Spent], left: list[str], form: options.Format, told: dict[str, Any], statement: PrivacyStatement | None
 ) -> None:
-    if form is Format.JSON:
+    if form is options.Format.JSON:
         told |= {"accountants": [_row(one) for one in rows], "left_out": left}
         typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
         return

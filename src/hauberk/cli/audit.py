@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,13 +24,6 @@ _BLIND = {
     "--spare": "a clip that follows the data: --canaries 1 --runs 60 --spare 2000",
     "--black-box": "records learnt by heart, as anybody could put them in: --black-box --model ... --data ...",
 }
-
-
-class Format(enum.StrEnum):
-    """What is written on stdout."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 @command
@@ -67,7 +59,7 @@ def audit(
     steps: Annotated[int, typer.Option(help="Steps of training.", rich_help_panel=_RECIPE, min=1)] = 20,
     lr: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=_RECIPE)] = 0.1,
     seed: options.Seed = None, trust: options.Trust = False,
-    output_format: Annotated[Format, typer.Option(help="What to write on stdout.")] = Format.TEXT,
+    output_format: options.Output = options.Format.TEXT,
     verbose: options.Verbose = False,
 ) -> None:
     """Train with canaries, and set the ε that they show beside the ε that is claimed.
@@ -94,7 +86,8 @@ def audit(
     found = audit_training(
         train, split, model=module, claimed=epsilon, delta=delta, design=design, bound=bound or None, seed=seed or 0
     )
-    typer.echo(json.dumps(found.to_dict(), ensure_ascii=False, indent=1) if output_format is Format.JSON else describe(found))
+    plain = output_format is options.Format.JSON
+    typer.echo(json.dumps(found.to_dict(), ensure_ascii=False, indent=1) if plain else describe(found))
     raise typer.Exit(1 if found.violated else 0)
 
 

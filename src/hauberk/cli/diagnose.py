@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,13 +17,6 @@ if TYPE_CHECKING:
     from hauberk.robustness.diagnose import Alarm, Diagnosis
 
 
-class Format(enum.StrEnum):
-    """What is written on stdout."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 @command
 def diagnose(
     what: Annotated[str, typer.Argument(
@@ -38,7 +30,7 @@ def diagnose(
         "--remedy", help="Apply the remedies that the signs call for, and show what they bring to light.",
         rich_help_panel="How")] = False,
     seed: options.Seed = None, device: options.Device = None, trust: options.Trust = False,
-    output_format: Annotated[Format, typer.Option(help="What to write on stdout.")] = Format.TEXT,
+    output_format: options.Output = options.Format.TEXT,
     fail_on: Annotated[FailOn, typer.Option(help="What makes the exit code 1: a clear sign, or a faint one.")] = FailOn.FAIL,
     verbose: options.Verbose = False,
 ) -> None:
@@ -80,7 +72,7 @@ def diagnose(
             f"{found.clean} of {found.n} samples are classified correctly", want="at least 10 that an attack could break",
             fix="Check that model and labels belong together, or give more samples",
         )
-    if output_format is Format.JSON:
+    if output_format is options.Format.JSON:
         told = {"model": target.name, "threat": assumed.describe(), **found.to_dict()}
         typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,13 +17,6 @@ if TYPE_CHECKING:
     from hauberk.core.data import Data
     from hauberk.io.plan_schema import Plan
     from hauberk.robustness.fuzz import Objective
-
-
-class Format(enum.StrEnum):
-    """What is written on stdout."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 @command
@@ -53,7 +45,7 @@ def fuzz(
     seed: options.Seed = None, device: options.Device = None, trust: options.Trust = False,
     output: Annotated[Path, typer.Option(help="The folder of corpus and failures.")] = Path("fuzz"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the campaign in the folder.")] = False,
-    output_format: Annotated[Format, typer.Option("--output-format", help="What is written on stdout.")] = Format.TEXT,
+    output_format: options.Output = options.Format.TEXT,
     verbose: options.Verbose = False,
 ) -> None:
     """Search for failures around test samples, beside random mutation of the same budget."""
@@ -84,7 +76,7 @@ def fuzz(
     if resume and not (output / CAMPAIGN).exists():
         remark(f"{output} holds no campaign to go on with: a new one begins")
     try:
-        with Watcher(quiet=output_format is Format.JSON, verbose=verbose).watching():
+        with Watcher(quiet=output_format is options.Format.JSON, verbose=verbose).watching():
             found = run(
                 target, samples, seeds=seeds, options=how, objectives=wanted, with_mutators=options.words(mutator) or (),
                 folder=output, resume=resume,
@@ -92,7 +84,7 @@ def fuzz(
     except KeyboardInterrupt as error:
         complain(f"interrupted; the finished rounds are kept in {output}: the same command with --resume goes on from there")
         raise typer.Exit(EXIT_INTERRUPTED) from error
-    if output_format is Format.JSON:
+    if output_format is options.Format.JSON:
         typer.echo(json.dumps(found.table(), indent=1))
         return
     typer.echo(found.describe())

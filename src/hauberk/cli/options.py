@@ -32,6 +32,13 @@ class Preset(enum.StrEnum):
     THOROUGH = "thorough"
 
 
+class Format(enum.StrEnum):
+    """What is written on stdout."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 _WHAT, _HOW = "What is assessed", "How"
 Model = Annotated[str, typer.Option(
     "--model", help="package.module:attr, file.py:attr, a .pt2, .pt, .onnx or .skops file, or an http address.",
@@ -57,7 +64,15 @@ Grant = Annotated[AccessName | None, typer.Option("--access", help="What the adv
 Seed = Annotated[int | None, typer.Option(help="All randomness is derived from it.", rich_help_panel=_HOW, min=0)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel=_HOW)]
 Trust = Annotated[bool, typer.Option("--trust", help="Open files that can run code, such as pickles.", rich_help_panel=_HOW)]
+Output = Annotated[Format, typer.Option("--output-format", "--format", help="What to write on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more, and show tracebacks.")]
+
+
+def new_file(path: Path, force: bool) -> Path:
+    """Return a path to write to. Raises UsageError where a file is there already, but for `force`."""
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already", want="a new file", fix="Use --force, or choose another --output")
+    return path
 
 
 def words(given: Sequence[str] | None) -> list[str] | None:

@@ -25,16 +25,23 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, index: Tensor) -> Tensor:
-        """Return the samples at those positions, shape (len(index), ...), floating point."""
+        """Return the samples at those positions, shape (len(index), ...), floating point but for tokens."""
         ...
 
 
 @dataclasses.dataclass
 class TensorRows:
-    """Samples held in one tensor; integers are scaled by `scale` when read (images of bytes stay bytes until then)."""
+    """Samples held in one tensor; integers are scaled by `scale` when read (images of bytes stay bytes until then).
+
+    Arguments:
+        values: shape (n, ...).
+        scale: what is multiplied when read.
+        tokens: whether integers stay what they are: names of things, as an embedding takes them.
+    """
 
     values: Tensor
     scale: float = 1.0
+    tokens: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,8 +52,10 @@ class TensorRows:
         return len(self.values)
 
     def take(self, index: Tensor) -> Tensor:
-        """Return the samples at those positions, floating point."""
+        """Return the samples at those positions, floating point but for tokens."""
         part = self.values[index.to(self.values.device)]
+        if self.tokens:
+            return part
         part = part if part.is_floating_point() else part.to(torch.get_default_dtype())
         return part if self.scale == 1.0 else part * self.scale
 
@@ -56,7 +65,7 @@ class Split:
     """Samples of one role.
 
     Arguments:
-        x: the samples, `Rows` or a tensor of shape (n, ...).
+        x: the samples, `Rows` or a tensor of shape (n, ...); int64 stays int64 (tokens), other whole numbers are read as floats.
         y: labels, shape (n,): int64 for classes, floating point for regression.
         groups: by name, the group of each sample, shape (n,), int64; for fairness and slices.
     """
@@ -67,7 +76,7 @@ class Split:
 
     def __post_init__(self) -> None:
         if isinstance(self.x, Tensor):
-            self.x = TensorRows(self.x)
+            self.x = TensorRows(self.x, tokens=self.x.dtype == torch.int64)
         self.y = torch.as_tensor(self.y).reshape(-1)
         if not self.y.is_floating_point():
             self.y = self.y.long()

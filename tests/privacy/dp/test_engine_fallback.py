@@ -133,11 +133,13 @@ def test_what_cancels_on_the_way_to_a_parameter_stays_inside_its_clip() -> None:
     with record(model, [direction]) as tape:
         loss = model(x).sum(1).mean()
     tape.backward(loss)
-    weights = (1 / tape.norms()[direction]).clamp(max=1)
+    norms = tape.norms()[direction]
+    weights = (1 / norms).clamp(max=1)
     whole = tape.weighted(weights)[direction]
+    claimed = float(norms[2] * weights[2])
     weights[2] = 0
     moved = float((whole - tape.weighted(weights)[direction]).norm())
-    assert moved <= 1 + 1e-4
+    assert moved <= claimed * (1 + 1e-3)  # summed before it is brought to the parameter, rounding makes it a quarter more
 
 
 def writes(h: Tensor, p: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class Batches:
 
     def __init__(self, data: Any, n: int, batch_size: int, options: PrivateOptions) -> None:
         self.data, self.n, self.batch_size, self.options = data, n, batch_size, options
-        self._last: str = options.sampling
+        self._last: str | None = None  # how the last step's batch was drawn
         self.drawn = 0  # batches drawn so far: the name of the next draw
         self._open: int | None = None  # examples of the batch handed out; -1 once a step has used it; None outside
 
@@ -67,13 +67,34 @@ class Batches:
             everywhere = count(seen)
             if everywhere > self.batch_size:
                 raise UsageError(f"a batch holds {everywhere} examples", want=f"at most the batch size {self.batch_size}")
-            sampling = "any" if self.options.loader is None else "shuffled"
+            sampling = self._elsewhere()
         self._last = sampling
         return self._made(mechanism, noise, sampling)
 
     def expected(self, noise: float, mechanism: str) -> Release:
-        """Return what a step to come releases, if its batch is drawn as the last one was."""
-        return self._made(mechanism, noise, self._last if self._open is None else self.options.sampling)
+        """Return what a step to come releases, if its batch is drawn as the last one was.
+
+        Before any, a batch comes from elsewhere unless one of ours is handed out right now: never less than the step will cost.
+        """
+        if self._open is not None:
+            return self._made(mechanism, noise, self.options.sampling)
+        return self._made(mechanism, noise, self._last or self._elsewhere())
+
+    def _elsewhere(self) -> str:
+        return "any" if self.options.loader is None else "shuffled"
+
+    def time_first(self, shape: tuple[int, ...]) -> bool:
+        """Whether a batch looks like examples of the data with their first dimension, the time, before the examples."""
+        own = self._example()
+        return len(own) > 0 and len(shape) == len(own) + 1 and shape[1:] != own and shape[0] == own[0] and shape[2:] == own[1:]
+
+    def _example(self) -> tuple[int, ...]:
+        """Return the shape of one example, empty where that is not known."""
+        if isinstance(self.data, Split):
+            return self.data.shape
+        if isinstance(self.data, tuple) and isinstance(self.data[0], Tensor):
+            return tuple(self.data[0].shape[1:])
+        return ()
 
     def _made(self, mechanism: str, noise: float, sampling: str) -> Release:
         if sampling == "any":
@@ -85,13 +106,14 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far the draws are."""
-        return {"n": self.n, "batch_size": self.batch_size, "drawn": self.drawn}
+        return {"n": self.n, "batch_size": self.batch_size, "drawn": self.drawn, "last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the draws were."""
         if (state["n"], state["batch_size"]) != (self.n, self.batch_size):
             raise ValueError(f"the run had {state['n']} examples and batches of {state['batch_size']}")
         self.drawn = int(state["drawn"])
+        self._last = state.get("last", self.options.sampling if self.drawn else None)
 
     def _hand_out(self, number: int) -> Iterator[Tensor]:
         try:

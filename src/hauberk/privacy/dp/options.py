@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from hauberk.core.errors import UsageError
@@ -25,8 +25,9 @@ class PrivateOptions:
     Arguments:
         sampling: `poisson`, each example by itself; `without-replacement`, a fresh draw of exactly the batch size.
         loader: what is vouched for of batches that are not drawn here: `each-once-per-pass`, every example in exactly one batch
-            of each pass over all, as a shuffled loader deals them out, and no pass cut short. None vouches for nothing: each
-            step is counted for every example.
+            of each pass over all, as a shuffled loader deals them out, and no pass cut short. A pass is counted for every
+            floor(n / batch size) steps begun: where a last batch is smaller, a little more than was spent, never less. None
+            vouches for nothing: each step is counted for every example.
         mechanism: makes the noise of a multiplier: `Gaussian`, `Laplace` or another of `hauberk.privacy.dp.noise`.
         seed: None draws noise and batches from a cryptographically secure source; a number makes runs repeatable, for tests:
             whoever knows it can take the noise off again.
@@ -72,6 +73,10 @@ def population(data: Any) -> int:
         raise UsageError("the data is a DataLoader, which draws batches of its own",
                          want="its dataset, or the number of examples",
                          fix="Pass loader.dataset and train on private.batches(...)")
+    if isinstance(data, Tensor) or (isinstance(data, list) and not all(isinstance(one, tuple) for one in data[:1])):
+        found = f"one tensor of shape {tuple(data.shape)}" if isinstance(data, Tensor) else f"a list of {len(data)}"
+        raise UsageError(f"the data is {found}", want="examples with their labels, or the number of examples",
+                         fix="Pass a tuple (x, y) of tensors, a Split or a dataset; for batches of your own, the number: len(x)")
     if isinstance(data, tuple) and len({len(part) for part in data}) > 1:
         raise UsageError(f"the parts of the data hold {' and '.join(str(len(part)) for part in data)} examples",
                          want="as many labels as examples")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from hauberk.core.data import Split
-from hauberk.core.errors import UsageError
+from hauberk.core.errors import DataError, UsageError
 from hauberk.core.train import Gradients, Loss, Schedule, State
 from hauberk.privacy.dp import distributed
 from hauberk.privacy.dp.accounting import PrivacyLedger, PrivacyStatement, Release, Spent
@@ -68,8 +69,12 @@ class Private(Gradients):
         self, model: nn.Module, optimizer: torch.optim.Optimizer, data: Any, batch_size: int, noise_multiplier: Multiplier,
         clip: float | Clipping, delta: float | None, options: PrivateOptions,
     ) -> None:
+        if not isinstance(options, PrivateOptions):
+            raise UsageError(f"options is {options!r}", want="PrivateOptions", fix="Pass options=PrivateOptions(micro_batch=32)")
         self.model, self.optimizer, self.options = distributed.unwrapped(model), optimizer, options
         n = population(data)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int):
+            raise UsageError(f"the batch size is {batch_size!r}", want=f"a whole number from 1 to {n}")
         if not 1 <= batch_size <= n:
             raise UsageError(f"the batch size is {batch_size} of {n} examples", want="an expected batch from 1 to all of them")
         if delta is not None and not 0 < delta < 1:
@@ -266,7 +271,11 @@ class Private(Gradients):
         value, size = math.nan, self.options.micro_batch or max(len(x), 1)
         if len(y) != len(x):
             raise UsageError(f"x holds {len(x)} examples and y {len(y)}", want="the examples along the first dimension of both")
-        self._watch.look(loss, x, y, self.steps, self.options.micro_batch)
+        if self.draws.time_first(tuple(x.shape)):
+            raise UsageError(f"x has shape {tuple(x.shape)}, its first dimension that of time", want="the examples first",
+                             fix="Pass x.transpose(0, 1), and turn it back inside the model; y with one row an example")
+        with self._one_type(x):
+            self._watch.look(loss, x, y, self.steps, self.options.micro_batch)
         for begin in range(0, len(x), size):
             part = slice(begin, begin + size)
             with self._recorded() as sizes:
@@ -280,6 +289,20 @@ class Private(Gradients):
         self._release()
         return value if self.options.reduction == "mean" else value / max(len(x), 1)
 
+    @contextlib.contextmanager
+    def _one_type(self, x: Tensor) -> Iterator[None]:
+        """Say what torch means where x is of another type than the parameters."""
+        try:
+            yield
+        except RuntimeError as problem:
+            own = next(iter(self.parameters.values())).dtype
+            if x.dtype == own or "type" not in str(problem):
+                raise
+            raise DataError(
+                f"the model does not take x of type {x.dtype}: its parameters are {own} ({problem})", want=f"x of type {own}",
+                fix="Cast x, or the model, or train under torch.autocast",
+            ) from problem
+
     def _add(self, tape: Any, loss: Tensor) -> None:
         if not tape.batch_size:
             return
@@ -289,7 +312,14 @@ class Private(Gradients):
             tape.backward(loss * scale if scale != 1.0 else loss, reduction=self.options.reduction, scale=scale)
             norms = tape.norms()
             finite = torch.stack([one.isfinite() for one in norms.values()]).all(0)
-            self.dropped += int((~finite).sum())
+            broken = int((~finite).sum())
+            if broken and not self.dropped:
+                warnings.warn(
+                    f"the gradients of {broken} examples of step {self.steps} are not finite: they add nothing, and are counted "
+                    "in private.dropped. Look for infinite or missing values in the data; said once",
+                    RuntimeWarning, stacklevel=2,
+                )
+            self.dropped += broken
             for parameter, part in tape.weighted(self.clipping.weights(norms)).items():
                 part, held = part.to(_wide(part.dtype)), self._sums.get(parameter)
                 self._sums[parameter] = part if held is None else held.add_(part)

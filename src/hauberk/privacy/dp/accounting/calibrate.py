@@ -77,7 +77,7 @@ def steps_for(
     earlier = list(before)
 
     def spent(count: int, by: str = accountant) -> float:
-        made = [*earlier, dataclasses.replace(release, count=count)]
+        made = _in_rows([*earlier, dataclasses.replace(release, count=count)])
         return epsilon(made, delta, accountant=by, relation=relation).epsilon
 
     start = 1
@@ -105,7 +105,7 @@ def most_steps(
     earlier = list(before)
 
     def fits(count: int, by: str) -> bool:
-        made = [*earlier, *(dataclasses.replace(following(begin + k), count=1) for k in range(count))]
+        made = _in_rows([*earlier, *(dataclasses.replace(following(begin + k), count=1) for k in range(count))])
         return epsilon(made, delta, accountant=by, relation=relation).epsilon <= budget
 
     # The cheap bound first: while it holds, the tight one need not be asked.
@@ -141,6 +141,17 @@ def check_budget(budget: float, delta: float) -> None:
     check_delta(delta)
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
         raise UsageError(f"the budget is ε = {budget}", want="a number above 0")
+
+
+def _in_rows(releases: Iterable[Release]) -> list[Release]:
+    """Return equal releases in a row as one, as a ledger holds them: the steps of a pass go on where it was left."""
+    made: list[Release] = []
+    for one in releases:
+        if made and dataclasses.replace(made[-1], count=one.count) == one:
+            made[-1] = dataclasses.replace(one, count=made[-1].count + one.count)
+        else:
+            made.append(one)
+    return made
 
 
 def _rough(lost: Callable[[float, str], float], budget: float) -> float:

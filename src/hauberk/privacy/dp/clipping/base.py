@@ -22,6 +22,9 @@ class Clipping:
     norm: Literal["l1", "l2"] = "l2"
 
     def __init__(self, clip: float) -> None:
+        if isinstance(clip, bool) or not isinstance(clip, (int, float)):
+            raise UsageError(f"the clip is {clip!r}, {type(clip).__name__}", want="a number above 0, or a clipping strategy",
+                             fix="Pass clip=1.0, or one of hauberk.privacy.dp.clipping")
         if not 0 < clip < float("inf"):
             raise UsageError(f"the clip is {clip}", want="a finite norm above 0")
         self.clip = float(clip)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -57,21 +59,43 @@ class DiscreteGaussian:
         Returns:
             `total`, in multiples of `sensitivity / resolution` up to the cast to its dtype.
         """
-        step = checked_sensitivity(sensitivity) / self.resolution
-        checked_size(total, self.dimensions)
-        if not self.noise_multiplier:
-            return total
-        return add_steps_(total, step, sample_gaussian(total.numel(), self.sigma**2, source))
+        return add_steps_(total, self, sensitivity, lambda n: sample_gaussian(n, self.sigma**2, source))
 
     def at(self, step: int) -> DiscreteGaussian:
         """Return itself: every step has the same noise."""
         return self
 
 
-def add_steps_(total: Tensor, step: float, noise: Tensor) -> Tensor:
-    """Round `total` to multiples of `step` and add that many steps of noise, in place."""
+class Stepped(Protocol):
+    """A mechanism on a grid of `resolution` steps to the sensitivity, for up to `dimensions` entries."""
+
+    @property
+    def noise_multiplier(self) -> float: ...
+    @property
+    def dimensions(self) -> int: ...
+    @property
+    def resolution(self) -> int: ...
+
+
+def add_steps_(total: Tensor, mechanism: Stepped, sensitivity: float, sample: Callable[[int], Tensor]) -> Tensor:
+    """Round `total` to the grid of a mechanism and add whole steps of noise, in place.
+
+    Arguments:
+        total: any shape, floating point; changed.
+        mechanism: whose grid it is.
+        sensitivity: how far one example can move the total, in the mechanism's norm.
+        sample: so many draws of the noise, int64.
+
+    Returns:
+        `total`.
+    """
+    step = checked_sensitivity(sensitivity) / mechanism.resolution
+    checked_size(total, mechanism.dimensions)
+    if not mechanism.noise_multiplier:
+        return total
     rounded = total.double().div_(step) if total.dtype != torch.float64 else total / step
-    return total.copy_(rounded.round_().add_(noise.reshape(total.shape).to(rounded)).mul_(step))
+    noise = sample(total.numel()).reshape(total.shape)
+    return total.copy_(rounded.round_().add_(noise.to(rounded)).mul_(step))
 
 
 def rounded_up(value: float) -> Fraction:

@@ -8,8 +8,8 @@ from fractions import Fraction
 from torch import Tensor
 
 from hauberk.privacy.dp.noise.discrete import sample_laplace
-from hauberk.privacy.dp.noise.discrete_gaussian import add_steps_, checked_grid, checked_size, rounded_up
-from hauberk.privacy.dp.noise.mechanism import checked_multiplier, checked_sensitivity
+from hauberk.privacy.dp.noise.discrete_gaussian import add_steps_, checked_grid, rounded_up
+from hauberk.privacy.dp.noise.mechanism import checked_multiplier
 from hauberk.privacy.dp.noise.source import Source
 
 
@@ -54,11 +54,7 @@ class DiscreteLaplace:
         Returns:
             `total`, in multiples of `sensitivity / resolution` up to the cast to its dtype.
         """
-        step = checked_sensitivity(sensitivity) / self.resolution
-        checked_size(total, self.dimensions)
-        if not self.noise_multiplier:
-            return total
-        return add_steps_(total, step, sample_laplace(total.numel(), self.scale, source))
+        return add_steps_(total, self, sensitivity, lambda n: sample_laplace(n, self.scale, source))
 
     def at(self, step: int) -> DiscreteLaplace:
         """Return itself: every step has the same noise."""

@@ -7,7 +7,7 @@ import dataclasses
 from torch import Tensor
 
 from hauberk.privacy.dp.noise.grid import COARSE, add_
-from hauberk.privacy.dp.noise.mechanism import checked_multiplier, checked_sensitivity
+from hauberk.privacy.dp.noise.mechanism import checked_multiplier
 from hauberk.privacy.dp.noise.schedules import Schedule
 from hauberk.privacy.dp.noise.source import Source
 
@@ -40,8 +40,7 @@ class Gaussian:
         Returns:
             `total`.
         """
-        scale = self.noise_multiplier * checked_sensitivity(sensitivity)
-        return add_(total, scale, source.normal, source.secure, COARSE)
+        return add_(total, self.noise_multiplier, sensitivity, source.normal, source.secure, COARSE)
 
     def at(self, step: int) -> Gaussian:
         """Return itself: every step has the same noise."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hauberk.privacy.dp.noise.mechanism import checked_sensitivity
 from hauberk.privacy.dp.noise.secure import in_parts
 from hauberk.privacy.dp.noise.ziggurat import scratch
 
@@ -22,8 +23,20 @@ PORTION = 1 << 16  # values at a time: fresh pages cost as much as a fifth of th
 Draw = Callable[[Tensor, Tensor], Tensor]
 
 
-def add_(total: Tensor, scale: float, draw: Draw, secure: bool, bits: int = BITS) -> Tensor:
-    """Add `scale` times the noise of `draw` to `total` in place: on a grid where it protects, plainly where it is seeded."""
+def add_(total: Tensor, multiplier: float, sensitivity: float, draw: Draw, secure: bool, bits: int = BITS) -> Tensor:
+    """Add noise in proportion to the sensitivity to `total` in place: on a grid where it protects, plainly where it is seeded.
+
+    Arguments:
+        total: any shape, floating point; changed.
+        multiplier: scale of the noise over the sensitivity.
+        sensitivity: how far one example can move the total.
+        draw, bits: as for `add_on_grid_`.
+        secure: whether the draws are to protect.
+
+    Returns:
+        `total`.
+    """
+    scale = multiplier * checked_sensitivity(sensitivity)
     if secure:
         return add_on_grid_(total, ROOM * scale, draw, bits)
     if total.device.type != "cpu" or total.dtype != torch.float32 or not total.is_contiguous():

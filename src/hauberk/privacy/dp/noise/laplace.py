@@ -7,7 +7,7 @@ import dataclasses
 from torch import Tensor
 
 from hauberk.privacy.dp.noise.grid import add_
-from hauberk.privacy.dp.noise.mechanism import checked_multiplier, checked_sensitivity
+from hauberk.privacy.dp.noise.mechanism import checked_multiplier
 from hauberk.privacy.dp.noise.source import Source
 
 
@@ -39,8 +39,7 @@ class Laplace:
         Returns:
             `total`.
         """
-        scale = self.noise_multiplier * checked_sensitivity(sensitivity)
-        return add_(total, scale, lambda like, _: source.laplace(like), source.secure)
+        return add_(total, self.noise_multiplier, sensitivity, lambda like, _: source.laplace(like), source.secure)
 
     def at(self, step: int) -> Laplace:
         """Return itself: every step has the same noise."""
