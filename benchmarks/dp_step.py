@@ -223,7 +223,8 @@ def main() -> None:
             [
                 f"{chosen.rounds} rounds, contenders in turn, process CPU time, one thread. `hauberk` draws its noise as the",
                 "peer does, by torch; `hauberk secure` is the default: a cryptographic generator, on a grid.",
-                "Memory: growth of the greatest resident size over five steps, in processes of their own; median of three, the peer's one.",
+                "Memory: growth of the greatest resident size over five steps, in processes of their own; the median of three,",
+                "but of one for the peer.",
                 "The MLP misses its bar: the noise alone (0.67 million numbers by torch) takes a fifth of an SGD step,",
                 "calls of Python a tenth.",
                 "Made by `make bench`.",

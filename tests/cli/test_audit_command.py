@@ -91,3 +91,20 @@ def test_help_does_not_wait_for_torch() -> None:
         "sys.exit(run.exit_code or 'torch' in sys.modules or '--companions' not in run.output)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, env={"COLUMNS": "200"}).returncode == 0
+
+
+def test_all_designs_in_one_table(hauberk: Run, tmp_path: Path) -> None:
+    few = ("--noise", 2, "--rate", 1, "--steps", 2, "--canaries", 120, "--runs", 2, "--seed", 1)
+    run = hauberk("audit", "--all", *few, "--output-format", "json")
+    assert run.exit_code == 0, run.stderr
+    told = {one["design"]: one for one in json.loads(run.stdout)}
+    assert list(told) == ["gradients", "clipped in groups", "clip from the data"]
+    assert all(one["audited"] <= one["claimed"] < 3.5 for one in told.values())
+    assert told["gradients"]["reach"] > told["gradients"]["claimed"] and told["gradients"]["verdict"] == "stands"
+    assert told["clip from the data"]["n"] == 46  # three quarters of 60 runs
+    (tmp_path / "mine.py").write_text(TRAINERS)
+    run = hauberk("audit", "mine.py:silent", "--all", "--canaries", 60)
+    rows = [line for line in run.stdout.splitlines() if line.startswith(("gradients", "clipped"))]
+    assert run.exit_code == 1 and len(rows) == 2 and all(line.endswith("violated") for line in rows[:1])
+    assert "not run: losses" in run.stdout and "2.000" in rows[0]
+    assert "Leave out --all" in hauberk("audit", "--all", "--spare", 9).stderr

@@ -14,7 +14,7 @@ from hauberk.core.errors import UsageError
 
 if TYPE_CHECKING:
     from hauberk.core.data import Split
-    from hauberk.privacy.dp.audit import Audit
+    from hauberk.privacy.dp.audit import Audit, BlackBox, WhiteBox
 
 _CANARIES, _RECIPE = "What the adversary does", "The built-in recipe"
 
@@ -50,6 +50,9 @@ def audit(
     remove: Annotated[bool, typer.Option(
         "--remove", help="A canary that is out is missing, not replaced by a record without a gradient.",
         rich_help_panel=_CANARIES)] = False,
+    every: Annotated[bool, typer.Option(
+        "--all", help="Run every design in turn, and print a table: what one misses, another sees.",
+        rich_help_panel=_CANARIES)] = False,
     bound: Annotated[str, typer.Option(
         help="gdp, f-dp, one-run or clopper-pearson; empty: gdp for a white box, one-run for a black box.",
         rich_help_panel=_CANARIES)] = "",
@@ -70,6 +73,11 @@ def audit(
         raise UsageError("one of --model and --data is given", want="both, or neither")
     if black_box and not model:
         raise UsageError("--black-box is given without --model and --data", want="the model to train and its data")
+    if every and (black_box or companions or spare):
+        raise UsageError(
+            "--all is given with --black-box, --companions or --spare", want="one of them",
+            fix="Leave out --all to run one design",
+        )
     from hauberk.io.code import function_from_code
     from hauberk.privacy.dp.audit import BlackBox, WhiteBox, audit_training
 
@@ -83,12 +91,45 @@ def audit(
     design: WhiteBox | BlackBox = WhiteBox(canaries, runs, companions, spare, remove)
     if black_box:
         design = BlackBox(canaries, runs)
-    found = audit_training(
-        train, split, model=module, claimed=epsilon, delta=delta, design=design, bound=bound or None, seed=seed or 0
-    )
-    plain = output_format is options.Format.JSON
-    typer.echo(json.dumps(found.to_dict(), ensure_ascii=False, indent=1) if plain else describe(found))
-    raise typer.Exit(1 if found.violated else 0)
+    chosen = _designs(canaries, runs, remove, module is not None) if every else {"": design}
+    if every and bound:
+        raise UsageError(f"--bound {bound} is given with --all", want="each design with its own bound", fix="Leave out --bound")
+    found = {
+        name: audit_training(
+            train, split, model=module, claimed=epsilon, delta=delta, design=one, bound=bound or None, seed=seed or 0
+        )
+        for name, one in chosen.items()
+    }
+    if output_format is options.Format.JSON:
+        told = [{"design": name, **one.to_dict()} for name, one in found.items()] if every else found[""].to_dict()
+        typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
+    else:
+        typer.echo(table(found) if every else describe(found[""]))
+    raise typer.Exit(1 if any(one.violated for one in found.values()) else 0)
+
+
+def _designs(canaries: int, runs: int, remove: bool, material: bool) -> dict[str, WhiteBox | BlackBox]:
+    """Return every design by what it is after; the black box where there is a model and data."""
+    from hauberk.privacy.dp.audit import BlackBox, WhiteBox
+
+    made: dict[str, WhiteBox | BlackBox] = {
+        "gradients": WhiteBox(canaries, runs, remove=remove),
+        "clipped in groups": WhiteBox(max(1, canaries // 4), runs, companions=7, remove=remove),
+        "clip from the data": WhiteBox(1, 60, spare=2000, remove=remove),
+    }
+    return made | {"losses": BlackBox(canaries, runs)} if material else made
+
+
+def table(found: dict[str, Audit]) -> str:
+    """Return the audits side by side: the ε claimed, the ε shown, the most that could have been shown, the verdict."""
+    lines = [f"{'design':<19} {'claimed ε':>10} {'audited ε ≥':>12} {'reach':>8}  {'trials':>6}  verdict"]
+    for name, one in found.items():
+        lines.append(f"{name:<19} {one.claimed:>10.3f} {one.audited:>12.3f} {one.reach:>8.3f}  {one.n:>6}  {one.verdict}")
+    delta = next(iter(found.values())).delta
+    lines += ["", f"δ = {delta:g}; each bound holds with 95 % by itself. reach: the most that so many trials can show"]
+    if "losses" not in found:
+        lines.append("not run: losses of records learnt by heart; give --model and --data")
+    return "\n".join(lines)
 
 
 def describe(found: Audit) -> str:
