@@ -185,8 +185,7 @@ def _files(place: Path, signature: Path, statement: Statement, result: Verificat
     names = {one.name for one in statement.resources}
     for what, odd in (("missing", names - set(listed)), ("not signed", set(listed) - names)):
         if odd:
-            some = ", ".join(sorted(odd)[:5])
-            result.problems.append(f"{len(odd)} files are {what}: {some}{', …' if len(odd) > 5 else ''}")
+            result.problems.append(f"{what}: {_some(place, odd)}")
     common = {name: file for name, file in listed.items() if name in names}
     found = {(one.name, one.span): one.digest for one in hash_files(common, shard=statement.shard)}
     expected = {place: digest for place, digest in signed.items() if place[0] in common}
@@ -195,7 +194,12 @@ def _files(place: Path, signature: Path, statement: Statement, result: Verificat
         if not hmac.compare_digest(expected.get((name, span), b""), found.get((name, span), b"-"))
     }
     if changed:
-        result.problems.append(f"{len(changed)} files were changed: {', '.join(sorted(changed)[:5])}")
+        result.problems.append(f"changed: {_some(place, changed)}")
+
+
+def _some(place: Path, names: set[str]) -> str:
+    shown = ", ".join(place.name if name == "." else name[:200] for name in sorted(names)[:5])
+    return f"{shown} and {len(names) - 5} more files" if len(names) > 5 else shown
 
 
 def _there(place: Path, name: str, signature: Path) -> bool:
