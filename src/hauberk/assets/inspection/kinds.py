@@ -56,8 +56,7 @@ def layers(tensors: Sequence[Described], classes: Mapping[str, str] | None = Non
         entry[0].append(place)
         entry[1].append(sum(math.prod(one.shape) for one in members))
     return [
-        Layer(pattern if len(places) > 1 else places[0], kind, len(places), sum(sizes))
-        for (pattern, kind), (places, sizes) in gathered.items()
+        Layer(_common(places), kind, len(places), sum(sizes)) for (_, kind), (places, sizes) in gathered.items()
     ]
 
 
@@ -85,6 +84,12 @@ def kind_of(place: str, members: Sequence[Described]) -> str:
     if len(weight) == 1:
         return f"LayerNorm({weight[0]})" if "bias" in parts else f"RMSNorm({weight[0]})"
     return "parameters"
+
+
+def _common(places: Sequence[str]) -> str:
+    """Return what places have in common, `*` where they differ."""
+    parts = zip(*(place.split(".") for place in places), strict=True)
+    return ".".join(some[0] if len(set(some)) == 1 else "*" for some in parts)
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -38,11 +38,11 @@ def semantic_digest(path: str | Path, *, workers: int | None = None) -> TensorsC
 def digest_tensors(tensors: Sequence[TensorSpec], *, workers: int | None = None) -> TensorsClaim:
     """Return the digest of tensors, in any order. Raises ModelError for names that come twice or are not Unicode."""
     try:
-        ordered = sorted((one.name.encode("utf-8"), one) for one in tensors)
+        ordered = sorted(((one.name.encode("utf-8"), one) for one in tensors), key=lambda pair: pair[0])
     except UnicodeEncodeError as error:
         raise ModelError("the name of a tensor is not Unicode", want="names that UTF-8 can write") from error
-    except TypeError as error:  # two tensors cannot be compared: their names are equal
-        raise ModelError("two tensors have one name", want="each name once") from error
+    if len({name for name, _ in ordered}) != len(ordered):
+        raise ModelError("two tensors have one name", want="each name once")
     many = min(workers or min(os.cpu_count() or 1, 8), max(len(ordered), 1))
     with concurrent.futures.ThreadPoolExecutor(many) as pool:
         leaves = list(pool.map(_values, (one for _, one in ordered)))
