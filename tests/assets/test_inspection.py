@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import random
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from torch import nn
 from hauberk.assets.inspection import inspect_file
 from hauberk.assets.inspection.kinds import kind_of
 from hauberk.assets.inspection.objects import Row
-from hauberk.core.errors import UsageError
+from hauberk.assets.signing.semantic import semantic_digest
+from hauberk.core.errors import HauberkError, UsageError
 
 TYPES = {torch.float32: "F32", torch.int64: "I64", torch.bfloat16: "BF16"}
 
@@ -152,3 +155,24 @@ def test_an_encrypted_file_is_called_that(tmp_path: Path) -> None:
     place.write_bytes(b"HBKE" + bytes(100))
     found = inspect_file(place)
     assert found.encrypted and not found.tensors and found.to_dict()["encrypted"] is True
+
+
+def test_whatever_the_bytes_nothing_but_our_errors_comes_out(tmp_path: Path) -> None:
+    model, made = net(), random.Random(0)
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    torch.save(model, tmp_path / "b.pt")
+    torch.save(model.state_dict(), tmp_path / "c.pt", _use_new_zipfile_serialization=False)
+    save_file(model.state_dict(), tmp_path / "a.safetensors")
+    np.savez_compressed(tmp_path / "z.npz", x=np.zeros(300))
+    np.save(tmp_path / "a.npy", np.ones(3))
+    for file in sorted(tmp_path.iterdir()):
+        original, place = file.read_bytes(), tmp_path / f"changed{file.suffix}"
+        for _ in range(25):
+            changed = bytearray(original)
+            for _ in range(made.choice([1, 2, 8])):
+                at = made.randrange(len(changed))
+                changed[at : at + made.choice([0, 1, 8])] = made.choice([b"\xff" * 8, b"\0", made.randbytes(1)])
+            place.write_bytes(changed)
+            inspect_file(place)
+            with contextlib.suppress(HauberkError):
+                semantic_digest(place)

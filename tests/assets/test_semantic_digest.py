@@ -207,6 +207,47 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path: Path) -> None:
             semantic_digest(rewritten(tmp_path / "good.pt", tmp_path / "bad.pt", pickled.replace(old, new, 1)))
 
 
+HEAD = b"\x80\x02"
+STORED = b"((X\x07\x00\x00\x00storagectorch\n%sStorage\nX\x01\x00\x00\x00%sX\x03\x00\x00\x00cpuK%ctQ"
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n" + STORED + b"K\x00K%c\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR"
+
+
+def tensor(kind: bytes = b"Float", key: bytes = b"0", numel: int = 4, length: int = 4) -> bytes:
+    return TENSOR % (kind, key, numel, length)
+
+
+def test_what_torch_would_read_otherwise_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.arange(4.0)}, tmp_path / "good.pt")
+
+    def digest(pickled: bytes) -> str:
+        place = rewritten(tmp_path / "good.pt", tmp_path / "made.pt", HEAD + pickled + b".")
+        return semantic_digest(place).digest
+
+    a, b = b"X\x01\x00\x00\x00a", b"X\x01\x00\x00\x00b"
+    assert digest(b"}" + a + tensor() + b"s") == semantic_digest(tmp_path / "good.pt").digest
+    place = tmp_path / "made.pt"
+    assert torch.equal(torch.load(place, weights_only=True)["a"], torch.arange(4.0))
+    ordered = b"ccollections\nOrderedDict\n](](" + b + tensor() + b"ee\x85R"
+    again = b"(" + STORED[1:] % (b"Float", b"0", 4) + b"K\x00K\x02\x85K\x01\x85tb"
+    for pickled, said in (
+        (b"}" + a + tensor() + again + b"s", "changed after it was made"),
+        (ordered + a + tensor() + b"s", "holds collections.OrderedDict"),  # torch sees b as well
+        (b"}(" + a + tensor() + b + tensor(b"Int") + b"u", "describes otherwise"),  # torch gives both the first type
+        (b"}(" + a + tensor() + b + tensor(numel=2, length=2) + b"u", "describes otherwise"),
+        (b"}" + a + tensor(numel=2) + b"s", "beyond its storage"), (b"}" + a + tensor(key=b"1") + b"s", "cannot be read"),
+        (b"cbuiltins\nprint\n)R0}" + a + tensor() + b"s", "names builtins.print"),  # called, and the result dropped
+        (b"cos\nsystem\n0}" + a + tensor() + b"s", "names os.system"),
+    ):
+        with pytest.raises(HauberkError, match=said):
+            digest(pickled)
+    rewritten(tmp_path / "good.pt", place, HEAD + ordered + a + tensor() + b"s.")
+    assert set(torch.load(place, weights_only=True)) == {"a", "b"}
+    np.savez(tmp_path / "a.npz", **{"x": np.zeros(2), "x.npy": np.ones(2)})  # type: ignore[arg-type]
+    assert np.load(tmp_path / "a.npz")["x.npy"][0] == 0  # numpy itself takes one for the other
+    with pytest.raises(ModelError, match="arrays alone"):
+        semantic_digest(tmp_path / "a.npz")
+
+
 def test_broken_safetensors_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(4), "b": torch.zeros(2)}, tmp_path / "good.safetensors")
     whole = (tmp_path / "good.safetensors").read_bytes()

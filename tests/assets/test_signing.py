@@ -288,6 +288,16 @@ def test_statements_that_do_not_hold_are_refused(model: Path) -> None:
         assert not forged(model, change).ok
 
 
+def test_what_cannot_be_stated_is_refused_before_it_is_signed(model: Path) -> None:
+    digest = "0" * 64
+    for claims in ({"privacy": {"digest": digest, "epsilon": float("nan")}}, {"scan": {"verdict": "fine", "files": 1}},
+                   {"new": 1}, {"training_data": {"digest": "x", "files": 1}}, {"key": digest[1:]}):
+        with pytest.raises(UsageError, match="cannot be stated"):
+            sign(model, KEY, Label(claims=claims))
+    with pytest.raises(UsageError, match="version cannot be stated"):
+        sign(model, KEY, Label(version="v1"))
+
+
 def test_parallel_hashing_gives_the_same(model: Path) -> None:
     for number in range(20):
         (model / f"{number}.bin").write_bytes(bytes([number]) * 300_000)

@@ -93,8 +93,8 @@ class PrivacyClaim(Claim):
     """The privacy statement that belongs to the model."""
 
     digest: Digest
-    epsilon: float | None = None
-    delta: float | None = None
+    epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    delta: Annotated[float, Field(ge=0, le=1)] | None = None
     unit: Text = ""
 
 

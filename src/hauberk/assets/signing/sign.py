@@ -8,6 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from hauberk.assets.signing.bundle import Bundle
 from hauberk.assets.signing.digest import hash_files, list_files
 from hauberk.assets.signing.dsse import PAYLOAD_TYPE, pae
@@ -74,10 +76,15 @@ def sign(
         raise UsageError(f"{place} holds no file", want="a model")
     resources = hash_files(files, shard=shard)
     public = key.public
-    facts = Facts.model_validate({
-        "algorithm": public.algorithm, "key": public.id, "signed": moment(time), "version": label.version,
-        "expires": moment(time + label.expires) if label.expires is not None else None, **label.claims,
-    })
+    try:
+        facts = Facts.model_validate({
+            "algorithm": public.algorithm, "key": public.id, "signed": moment(time), "version": label.version,
+            "expires": moment(time + label.expires) if label.expires is not None else None, **label.claims,
+        })
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{where} cannot be stated: {first['msg']}", want="what signing.facts describes") from error
     name = label.name or place.resolve().name
     if not name or len(name) > LONGEST_NAME:
         raise UsageError(f"a name of {len(name)} characters", want="a name for the model")

@@ -105,12 +105,13 @@ for _opcode in (b"s", b"u", b"d", b"\x90", b"\x91"):
 _Follower.dispatch[0x96] = _bytearray8
 
 
-def follow(content: bytes, name: str) -> Any:
+def follow(content: bytes, name: str, names: set[str] | None = None) -> Any:
     """Return what one pickle describes, in lists, dicts, tuples, plain values and stand-ins.
 
     Arguments:
         content: the pickle.
         name: of the file, for errors.
+        names: filled with all that the pickle names, `module.name`, whether or not it ends up in the value.
 
     Raises:
         UnsafeFile: when it cannot be followed to its end.
@@ -118,7 +119,11 @@ def follow(content: bytes, name: str) -> Any:
     if len(content) > LARGEST:
         raise UnsafeFile(f"{name} has a pickle of {len(content)} bytes", want=f"at most {LARGEST}")
     try:
-        return _Follower(io.BytesIO(content)).load()
+        follower = _Follower(io.BytesIO(content))
+        value = follower.load()
+        if names is not None:
+            names.update(follower.names)
+        return value
     except Exception as error:  # the bytes are hostile: whatever an unpickler stumbles over
         raise UnsafeFile(
             f"{name} has a pickle that cannot be followed ({type(error).__name__}: {str(error)[:100]})", want="a whole file"

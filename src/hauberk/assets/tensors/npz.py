@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hauberk.assets.tensors.spec import Parts, TensorSpec, swapped
-from hauberk.core.errors import ModelError, UnsafeFile
+from hauberk.core.errors import HauberkError, ModelError, UnsafeFile
 from hauberk.io.zip_bones import check_bones
 
 TYPES = {
@@ -35,7 +37,8 @@ def read_npz(path: Path) -> list[TensorSpec]:
         with path.open("rb") as source, zipfile.ZipFile(source) as archive:
             check_bones(source, archive)
             for one in archive.infolist():
-                if not one.filename.endswith(".npy"):
+                # numpy finds `a.npy` in place of `a.npy.npy`: a name must be what its member is called.
+                if not one.filename.endswith(".npy") or one.filename.endswith(".npy.npy"):
                     raise ModelError(f"{path} holds '{one.filename[:80]}'", want="arrays alone")
                 with archive.open(one) as member:
                     dtype, shape, fortran = npy_header(member, f"{path}:{one.filename}")
@@ -43,8 +46,10 @@ def read_npz(path: Path) -> list[TensorSpec]:
                     if member.tell() + size != one.file_size:
                         raise ModelError(f"{path}: '{one.filename[:80]}' is not as large as its shape", want="a whole file")
                 found.append(_spec(one.filename.removesuffix(".npy"), dtype, shape, fortran, _member(path, one.filename)))
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, RuntimeError) as error:
-        raise ModelError(f"{path} is broken or cut short ({str(error)[:100]})", want="what numpy.savez wrote") from error
+    except HauberkError:
+        raise
+    except Exception as error:  # whatever the parsers of hostile bytes stumble over
+        raise _broken(path, error) from error
     return found
 
 
@@ -60,7 +65,9 @@ def npy_header(file: Any, name: str) -> tuple[np.dtype[Any], tuple[int, ...], bo
         if version not in readers:
             raise ModelError(f"{name} is npy version {version}", want="version 1 or 2, which plain numbers have")
         shape, fortran, dtype = readers[version](file, max_header_size=LARGEST_HEADER)
-    except (ValueError, EOFError, OSError, RecursionError) as error:
+    except HauberkError:
+        raise
+    except Exception as error:  # numpy tokenises headers that are no literals, and fails in as many ways
         raise ModelError(f"{name} has no header of an array ({str(error)[:80]})", want="an array that numpy wrote") from error
     if dtype.hasobject:
         raise UnsafeFile(f"{name} is an array of objects, which are pickled", want="plain numbers")
@@ -93,12 +100,19 @@ def _spec(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], fortran: bool
 
 def _member(path: Path, name: str) -> Parts:
     def read() -> Iterator[bytes]:
-        with zipfile.ZipFile(path) as archive, archive.open(name) as member:
-            npy_header(member, name)
-            while part := member.read(1 << 20):  # to the end, where the sum is checked
-                yield part
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(name) as member:
+                npy_header(member, name)
+                while part := member.read(1 << 20):  # to the end, where the sum is checked
+                    yield part
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+            raise _broken(path, error) from error
 
     return read
+
+
+def _broken(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"{path} is broken or cut short ({str(error)[:100]})", want="what numpy.savez wrote")
 
 
 def _turned(payload: Parts, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Parts:

@@ -14,7 +14,7 @@ import numpy as np
 
 from hauberk.assets.tensors.inert import Made, Stored, follow
 from hauberk.assets.tensors.spec import BITS, CHUNK, Parts, TensorSpec, stretch
-from hauberk.core.errors import ModelError, UnsafeFile
+from hauberk.core.errors import HauberkError, ModelError, UnsafeFile
 from hauberk.io.zip_bones import check_bones
 
 STORAGES = {
@@ -28,6 +28,12 @@ DTYPES = {
     "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
 }
 LARGEST_EXPANDED = 1 << 30
+# All that the pickle of a state dict names. Another name may be called on the way, and leave no trace in the value.
+NEEDED = frozenset({
+    "collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3",
+    "torch._utils._rebuild_parameter", "torch.storage.UntypedStorage", *(f"torch.{one}Storage" for one in STORAGES),
+    *(f"torch.{one}" for one in DTYPES),
+})
 
 
 class Archive:
@@ -39,7 +45,8 @@ class Archive:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.places = path, dict[str, tuple[int, int]]()
+        self.path, self.places, self.names = path, dict[str, tuple[int, int]](), set[str]()
+        self._storages: dict[str, tuple[str, int]] = {}
         try:
             with path.open("rb") as source, zipfile.ZipFile(source) as archive:
                 check_bones(source, archive, one_case=True)
@@ -50,14 +57,16 @@ class Archive:
                 top = tops[0]
                 if f"{top}/byteorder" in names and archive.read(f"{top}/byteorder") != b"little":
                     raise ModelError(f"{path} was written on a big-endian machine", want="little-endian tensors")
-                self.value = follow(archive.read(f"{top}/data.pkl"), str(path))
+                self.value = follow(archive.read(f"{top}/data.pkl"), str(path), self.names)
                 for one in archive.infolist():
                     if one.filename.startswith(f"{top}/data/") and one.compress_type == zipfile.ZIP_STORED:
                         source.seek(one.header_offset + 26)
                         name, extra = struct.unpack("<2H", source.read(4))
                         key = one.filename[len(top) + 6 :]
                         self.places[key] = one.header_offset + 30 + name + extra, one.file_size
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, RuntimeError, struct.error) as error:
+        except HauberkError:
+            raise
+        except Exception as error:  # whatever the parsers of hostile bytes stumble over
             raise ModelError(f"{path} is broken or cut short ({str(error)[:100]})", want="what torch.save wrote") from error
 
     def tensor(self, name: str, made: Any) -> TensorSpec | None:
@@ -66,18 +75,20 @@ class Archive:
         Raises:
             ModelError: for a tensor whose description does not hold, or that is of a kind not known here.
         """
-        if isinstance(made, Made) and made.of in (
-            "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"
-        ) and made.args:
+        if isinstance(made, Made) and made.of == "torch._utils._rebuild_parameter" and made.args:
+            self._untouched(name, made)
             made = made.args[0]
         if not isinstance(made, Made) or made.of not in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"):
             return None
+        self._untouched(name, made)
         try:
             return self._described(name, made)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise self._wrong(name, "is described in a way that is not torch's") from error
 
     def _described(self, name: str, made: Made) -> TensorSpec:
+        if not 6 <= len(made.args) <= 8:
+            raise self._wrong(name, "is described in a way that is not torch's")
         stored, offset, shape, stride = made.args[:4]
         third = made.of.endswith("v3")
         metadata = made.args[7 if third else 6] if len(made.args) > (7 if third else 6) else None
@@ -85,14 +96,21 @@ class Archive:
             raise self._wrong(name, "is a view that torch would still change (conjugate or negative)")
         if not isinstance(stored, Stored) or not _counts(shape) or not _counts(stride) or not _counts((offset,)):
             raise self._wrong(name, "is described in a way that is not torch's")
-        kind, storage, key = stored.key[0], stored.key[1].of, stored.key[2]
+        kind, typed, key, _, numel = stored.key
+        storage = typed.of
         dtype = DTYPES.get(made.args[6].of.removeprefix("torch.")) if third else STORAGES.get(
             storage.removeprefix("torch.").removesuffix("Storage")
         )
-        if kind != "storage" or dtype is None or key not in self.places or len(shape) != len(stride):
+        known = isinstance(key, str) and key in self.places and _counts((numel,))
+        if kind != "storage" or dtype is None or not known or len(shape) != len(stride):
             raise self._wrong(name, f"lies in a storage that cannot be read ({storage[:60]} {str(key)[:20]})")
+        if self._storages.setdefault(key, (storage, numel)) != (storage, numel):
+            raise self._wrong(name, "lies in a storage that another tensor describes otherwise")
         width = BITS[dtype] // 8
         start, room = self.places[key]
+        # torch takes as many elements of a storage as the pickle says it has.
+        each = BITS[STORAGES.get(storage.removeprefix("torch.").removesuffix("Storage"), "U8")] // 8
+        room = min(room, numel * each)
         count = math.prod(shape)
         last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True)) + 1 if count else offset
         if last * width > room or (offset * width > room):
@@ -104,6 +122,10 @@ class Archive:
         else:
             parts = self._strided(start + offset * width, tuple(shape), tuple(stride), width)
         return TensorSpec(name, dtype, tuple(shape), parts)
+
+    def _untouched(self, name: str, made: Made) -> None:
+        if made.state is not None or made.pairs or made.entries:
+            raise self._wrong(name, "is changed after it was made")
 
     def _strided(self, start: int, shape: tuple[int, ...], stride: tuple[int, ...], width: int) -> Parts:
         def read() -> Iterator[bytes]:
@@ -128,6 +150,11 @@ def read_torch(path: Path) -> list[TensorSpec]:
         UnsafeFile: when its pickle or its archive plays tricks.
     """
     archive = Archive(path)
+    strange = sorted(archive.names - NEEDED)
+    if strange:
+        raise UnsafeFile(
+            f"{path} names {strange[0][:80]}", want="tensors by name alone: a state dict", fix="Save model.state_dict()"
+        )
     found = []
     for name, value in _pairs(archive.value, path):
         tensor = archive.tensor(name, value)
@@ -141,7 +168,7 @@ def read_torch(path: Path) -> list[TensorSpec]:
 
 def _pairs(value: Any, path: Path) -> list[tuple[str, Any]]:
     pairs = list(value.items()) if isinstance(value, dict) else None
-    if isinstance(value, Made) and value.of == "collections.OrderedDict" and not value.entries:
+    if isinstance(value, Made) and value.of == "collections.OrderedDict" and not value.entries and not value.args:
         pairs = value.pairs
     if pairs is None or not all(isinstance(key, str) for key, _ in pairs):
         what = value.of if isinstance(value, Made) else type(value).__name__
