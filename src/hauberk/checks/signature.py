@@ -56,7 +56,10 @@ def signature(context: Context) -> Finding:
     "assets/known-unsafe", pillar="assets", better="lower",
     question="Is any of the software behind the model in a version that is known to be unsafe?",
     tags=("aisec:dependent-software-attack", "atlas:AML.T0010.001", "owasp:ML06", "nist:NISTAML.05"),
-    advice=(Advice("Update what is listed, and keep the bill of materials with the model", "", "AML.M0023"),),
+    advice=(
+        Advice("Update what is listed, and keep the bill of materials with the model",
+               "hauberk bom MODEL --unsafe unsafe.txt --output bom.json", "AML.M0023"),
+    ),
 )
 def known_unsafe(context: Context) -> Finding:
     """The packages of the environment against the list that the plan names; a version that cannot be compared counts."""
