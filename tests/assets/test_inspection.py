@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from hauberk.assets.encryption import RawKey, encrypt_file
 from hauberk.assets.inspection import inspect_file
 from hauberk.assets.inspection.kinds import kind_of
 from hauberk.assets.inspection.objects import Row
@@ -151,10 +152,15 @@ def test_onnx_shows_its_graph(tmp_path: Path) -> None:
 
 
 def test_an_encrypted_file_is_called_that(tmp_path: Path) -> None:
-    place = tmp_path / "m.enc"
-    place.write_bytes(b"HBKE" + bytes(100))
+    plain, place = tmp_path / "m.pt", tmp_path / "m.enc"
+    torch.save(net().state_dict(), plain)
+    encrypt_file(plain, place, [RawKey(bytes(range(32)))])
     found = inspect_file(place)
-    assert found.encrypted and not found.tensors and found.to_dict()["encrypted"] is True
+    assert found.encrypted and not found.tensors and not found.notes and found.to_dict()["encrypted"] is True
+    assert found.facts["content (said)"] == "torch" and "AES-256-GCM" in found.facts["cipher (said)"].upper()
+    place.write_bytes(b"HBKE" + bytes(100))
+    damaged = inspect_file(place)
+    assert damaged.encrypted and damaged.notes and not damaged.facts
 
 
 def test_whatever_the_bytes_nothing_but_our_errors_comes_out(tmp_path: Path) -> None:

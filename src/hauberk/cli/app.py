@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from hauberk.cli import (
-    account, assess, attack, audit, diagnose, diff, encrypt, fuzz, gate, init, inspect, inventory, methods, obfuscate, sign,
+    account,
+    assess,
+    attack,
+    audit,
+    diagnose,
+    diff,
+    encrypt,
+    fuzz,
+    gate,
+    init,
+    inspect,
+    inventory,
+    methods,
+    obfuscate,
+    sign,
 )
 
 app = typer.Typer(

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from hauberk.assets.encryption.access import describe, is_encrypted
 from hauberk.assets.files import sha256
 from hauberk.assets.inspection.gguf import read_gguf
 from hauberk.assets.inspection.kinds import Described, Layer, layers
@@ -23,7 +24,6 @@ from hauberk.assets.tensors.safetensors import read_safetensors
 from hauberk.assets.tensors.torch_zip import Archive
 from hauberk.core.errors import HauberkError, UsageError
 
-ENCRYPTED = b"HBKE"
 LARGEST_PICKLE = 256 << 20
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -100,14 +100,22 @@ def inspect_file(path: str | Path) -> Inspection:
         head = file.read(16)
     made = Inspection(str(place), place.stat().st_size, sha256(place), "unknown", scan_file(place))
     made.format = made.scan.format
-    if head.startswith(ENCRYPTED):
-        made.encrypted, made.format = True, "encrypted by hauberk"
-        return made
     try:
-        _read(place, head, made)
+        if is_encrypted(place):
+            made.encrypted, made.format = True, "encrypted by hauberk"
+            made.facts = _sealed(place)
+        else:
+            _read(place, head, made)
     except HauberkError as error:
         made.notes.append(error.problem)
     return made
+
+
+def _sealed(place: Path) -> dict[str, str]:
+    """Return what the header of an encrypted file says; none of it is proven without the key."""
+    told = describe(place)
+    keys = ", ".join(f"{kind} {name}".strip() for kind, name in told.keys[:8])
+    return {"content (said)": told.content, "cipher (said)": told.cipher, "opens for (said)": keys}
 
 
 def _read(place: Path, head: bytes, made: Inspection) -> None:
