@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hauberk.assessment import Material, default_threats
 from hauberk.assets.encryption.named import unsealed
-from hauberk.checks.context import Settings
+from hauberk.checks.context import Settings, Trusted
 from hauberk.checks.engine import select_checks
 from hauberk.core import rng
 from hauberk.core.access import Access
@@ -107,9 +107,28 @@ def prepare(plan: Plan, trust: bool = False) -> Material:
     settings = Settings(
         preset=plan.run.preset, seed=plan.run.seed, threats=threats, radii=tuple(radii) if len(radii) > 1 else (),
         gates={name: limits.model_dump(exclude_none=True) for name, limits in plan.gate.items()}, queries=queries, trust=trust,
-        statement=statement,
+        statement=statement, trusted=_trusted(plan),
     )
     return load_plan_model(plan, data, trust=trust), data, settings
+
+
+def _trusted(plan: Plan) -> Trusted:
+    """Return whose signature the plan asks for; a key, policy or list that cannot be read is refused before any check starts."""
+    if plan.assets is None:
+        return Trusted()
+    from hauberk.assets.advisories import read_advisories
+    from hauberk.assets.signing import read_policy, read_public
+
+    named = {key: located(getattr(plan.assets, key), plan.base) for key in ("policy", "signed", "signature", "unsafe")
+             if getattr(plan.assets, key)}
+    made = Trusted(tuple(located(one, plan.base) for one in plan.assets.keys), **named)
+    for key in made.keys:
+        read_public(key)
+    if made.policy:
+        read_policy(made.policy)
+    if made.unsafe:
+        read_advisories(made.unsafe)
+    return made
 
 
 def planned_threat(table: ThreatTable, shape: Sequence[int]) -> Threat:

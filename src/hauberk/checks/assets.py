@@ -80,7 +80,8 @@ def file_hash(context: Context) -> Finding:
 @check(
     "assets/inventory", pillar="assets", question="Which software stands behind the model, in which versions?",
     tags=("aisec:dependent-software-attack", "atlas:AML.T0010.001", "owasp:ML06", "nist:NISTAML.05"),
-    advice=(Advice("Keep this bill of materials with the model, and check it against advisories", "", "AML.M0023"),),
+    advice=(Advice("Keep this bill of materials with the model, and check it against advisories",
+            "hauberk bom MODEL --unsafe unsafe.txt --output bom.json", "AML.M0023"),),
 )
 def bill_of_materials(context: Context) -> Finding:
     """An AI bill of materials: every package of the environment, in the terms of CycloneDX."""

@@ -28,6 +28,23 @@ class NotRun(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
+class Trusted:
+    """Whose signature a model's files must have, and which software is known to be unsafe; empty where the plan names none.
+
+    Arguments:
+        keys, policy: public keys, or a policy file in their place.
+        signed, signature: what the signature covers, and where it lies.
+        unsafe: the list of unsafe versions.
+    """
+
+    keys: tuple[str, ...] = ()
+    policy: str = ""
+    signed: str = ""
+    signature: str = ""
+    unsafe: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """How thoroughly, and against which threats, a model is assessed.
 
@@ -40,6 +57,7 @@ class Settings:
         queries: queries that a black-box adversary may spend per sample.
         trust: whether files that run code may be opened.
         statement: the file with the privacy statement of the model's training; empty where none was named.
+        trusted: whose signature is asked for, and which software is unsafe.
     """
 
     preset: str = "quick"
@@ -50,6 +68,7 @@ class Settings:
     queries: int | None = None
     trust: bool = False
     statement: str = ""
+    trusted: Trusted = Trusted()
 
     def scaled(self, quick: int, standard: int, thorough: int) -> int:
         """Return the count that belongs to the preset."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import hauberk
-from hauberk.checks.context import Settings
+from hauberk.checks.context import Settings, Trusted
 from hauberk.core.card import Card
 from hauberk.core.data import Data, Split
 from hauberk.core.structure import Structure
@@ -71,8 +71,16 @@ def fingerprint(target: Target, data: Data, settings: Settings, cards: Sequence[
         "gates": {name: dict(limits) for name, limits in sorted(settings.gates.items())},
         "preset": settings.preset, "seed": settings.seed, "queries": settings.queries, "trust": settings.trust,
         "statement": hash_files([Path(settings.statement)]) if Path(settings.statement).is_file() else "",
+        "trusted": _trusted(settings.trusted),
         "checks": [card.name for card in cards],
     }
+
+
+def _trusted(trusted: Trusted) -> dict[str, str]:
+    named = {"policy": trusted.policy, "signature": trusted.signature, "unsafe": trusted.unsafe, **{
+        f"key {place}": file for place, file in enumerate(trusted.keys)
+    }}
+    return {name: hash_files([Path(file)]) for name, file in named.items() if Path(file).is_file()}
 
 
 def _model(target: Target) -> dict[str, Any]:

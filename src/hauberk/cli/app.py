@@ -6,7 +6,23 @@ from typing import Annotated
 
 import typer
 
-from hauberk.cli import account, assess, attack, audit, diagnose, diff, encrypt, fuzz, gate, init, methods, obfuscate
+from hauberk.cli import (
+    account,
+    assess,
+    attack,
+    audit,
+    diagnose,
+    diff,
+    encrypt,
+    fuzz,
+    gate,
+    init,
+    inspect,
+    inventory,
+    methods,
+    obfuscate,
+    sign,
+)
 
 app = typer.Typer(
     name="hauberk", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -34,6 +50,11 @@ app.command("encrypt")(encrypt.encrypt)
 app.command("decrypt")(encrypt.decrypt)
 app.command("rewrap")(encrypt.rewrap)
 app.command("recipient")(encrypt.recipient)
+app.command("keygen")(sign.keygen)
+app.command("sign")(sign.sign)
+app.command("verify")(sign.verify)
+app.command("bom")(inventory.bom)
+app.command("inspect")(inspect.inspect)
 
 
 def _version(wanted: bool) -> None:

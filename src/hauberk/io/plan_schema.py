@@ -176,6 +176,22 @@ class PrivacyTable(Table):
     statement: str = Field(min_length=1, description="the privacy statement of its training: hauberk account --output")
 
 
+class AssetsTable(Table):
+    """What is asked of the model's files: whose signature, and which software is known to be unsafe."""
+
+    keys: list[str] = Field(default_factory=list, description="public keys that may have signed the model: hauberk keygen")
+    policy: str = Field(default="", description="a policy of who may sign what, in place of keys")
+    signed: str = Field(default="", description="the file or folder that the signature covers; left out, the model's own files")
+    signature: str = Field(default="", description="the signature; left out, the one beside what is signed")
+    unsafe: str = Field(default="", description="versions known to be unsafe: lines of package, versions, id")
+
+    @model_validator(mode="after")
+    def _one_trust(self) -> AssetsTable:
+        if self.keys and self.policy:
+            raise ValueError("either keys or a policy")
+        return self
+
+
 Threats = Annotated[list[ThreatTable], BeforeValidator(_listed)]
 
 
@@ -187,6 +203,7 @@ class Plan(Table):
     threat: Threats = Field(default_factory=list)
     run: RunTable = Field(default_factory=RunTable)
     privacy: PrivacyTable | None = None
+    assets: AssetsTable | None = None
     gate: dict[str, GateTable] = Field(default_factory=dict)
     folder: str = Field(default="", description="where relative paths start, seen from the plan; written to plan.lock.toml")
     hauberk: str = Field(default="", description="the version that wrote this plan; information only")
