@@ -37,6 +37,12 @@ def answering(module: nn.Module, gradients: Mapping[str, Tensor], layer: str | N
     return gradients[key].detach().double()
 
 
+def width_of(module: nn.Module) -> int:
+    """Return the number of classes: the outputs of the last linear layer registered, else the first dimension of the last weight."""
+    known = linear_layers(module)
+    return list(known.values())[-1].out_features if known else len(list(module.parameters())[-1])
+
+
 def labels_of(module: nn.Module, update: ClientUpdate) -> Tensor:
     """Return the labels of an update, shape (n,): those known, else those that its gradients give away."""
     if update.labels is not None:
