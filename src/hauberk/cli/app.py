@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hauberk.cli import account, assess, attack, audit, diagnose, diff, fuzz, gate, init, methods, obfuscate
+from hauberk.cli import account, assess, attack, audit, diagnose, diff, fuzz, gate, init, methods, obfuscate, study
 
 app = typer.Typer(
     name="hauberk", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -28,6 +28,7 @@ app.command("account")(account.account)
 app.command("calibrate")(account.calibrate)
 app.command("diff")(diff.diff)
 app.command("gate")(gate.gate)
+app.command("study")(study.study)
 app.command("obfuscate")(obfuscate.obfuscate)
 app.command("unlock")(obfuscate.unlock)
 
