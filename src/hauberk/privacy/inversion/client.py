@@ -148,7 +148,7 @@ def serving(module: nn.Module, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watching(module: nn.Module, seen: dict[str, tuple[Tensor, Tensor]] | None) -> Iterator[None]:
-    """Keep the mean and the variance, shape (channels,), of what enters each batch normalisation in `seen`; None keeps nothing."""
+    """Keep mean and variance, each (channels,), of what enters each batch normalisation in `seen`; None keeps nothing."""
     handles = []
     for name, part in module.named_modules():
         if seen is not None and isinstance(part, _BatchNorm):

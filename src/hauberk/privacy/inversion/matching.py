@@ -21,6 +21,16 @@ def cosine(own: Tensor, shared: Tensor, target: Tensor) -> Tensor:
     return 1 - shared.sum(1) / size
 
 
+def angles(own: Tensor, shared: Tensor, target: Tensor) -> Tensor:
+    """Return the mean of `cosine` and of 1 - cos for each parameter by itself, averaged over them, shape (victims,).
+
+    The angle between whole gradients hears the largest layers alone; the small ones in front see the pixels.
+    """
+    tiny = 1e-24  # of a parameter whose gradient was cut to zero
+    each = 1 - shared / (own.clamp_min(tiny).sqrt() * target.clamp_min(tiny).sqrt())
+    return (cosine(own, shared, target) + each.mean(1)) / 2
+
+
 def squared(own: Tensor, shared: Tensor, target: Tensor) -> Tensor:
     """Return the squared distance relative to the target's size, shape (victims,)."""
     return (own.sum(1) - 2 * shared.sum(1) + target.sum(1)).clamp_min(0) / target.sum(1)
@@ -32,7 +42,7 @@ class Matcher:
     Arguments:
         module: the model that was sent to the clients; never changed.
         updates: theirs, all of one kind.
-        distance: `cosine` or `squared`.
+        distance: `cosine`, `angles` or `squared`.
         repeats: candidates per client, each searched for by itself.
     """
 
@@ -119,8 +129,8 @@ class Matcher:
         )
         pairs = [(found[name] / self.scale[k], one[k]) for name, one in self.targets.items()]
         if self.distance is squared:  # by differences, which lose nothing near 0
-            size = sum(target.square().sum() for _, target in pairs)
-            value = sum((own - target).square().sum() for own, target in pairs) / size
+            size = torch.stack([target.square().sum() for _, target in pairs]).sum()
+            value = torch.stack([(own - target).square().sum() for own, target in pairs]).sum() / size
         else:
             rows = [torch.stack([own.square().sum(), (own * target).sum(), target.square().sum()]) for own, target in pairs]
             own, shared, target = torch.stack(rows, 1)[:, None]  # each (1, parameters)
