@@ -51,7 +51,8 @@ def r_gap(
     Returns:
         `x` of shape (1, *shape), float64, and `loss` of shape (1,): the relative residual of the equations, the largest of all
         layers; far from 0 where they contradict each other, as for several samples or clipped gradients. An input that the
-        equations do not fix (fewer independent equations than unknowns) is the one of least norm.
+        equations do not fix (fewer independent equations than unknowns) is the one of least norm. Behind a ReLU between
+        convolutions that is the rule: units that are off give no equation.
 
     Raises:
         ModelError: for another layout, or a layer whose equations would not fit in memory.
