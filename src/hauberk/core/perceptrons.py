@@ -24,11 +24,13 @@ def plain(model: nn.Module) -> bool:
     parts = [one for one in model if type(one) is not nn.Flatten]
     flat = all(type(one) is not nn.Flatten or (place == 0 and one.start_dim == 1 and one.end_dim == -1)
                for place, one in enumerate(model))
-    layers, between = parts[::2], parts[1::2]
-    linear = all(type(one) is nn.Linear and one.bias is not None and one.weight.dtype is torch.float32 for one in layers)
+    between, layers = parts[1::2], [one for one in parts[::2] if type(one) is nn.Linear]
+    linear = len(layers) == len(parts[::2]) and all(
+        one.bias is not None and one.weight.dtype is torch.float32 for one in layers
+    )
     hooked = any(one._forward_hooks or one._forward_pre_hooks or one._backward_hooks for one in (model, *parts))
     trained = all(one.requires_grad for one in model.parameters())
-    wide = linear and layers[-1].out_features > 1 if layers else False  # one column is a logit of class 1: another loss
+    wide = bool(layers) and layers[-1].out_features > 1  # one column is a logit of class 1: another loss
     return (
         flat and linear and wide and trained and not hooked and len(parts) % 2 == 1
         and all(type(one) is nn.ReLU for one in between)

@@ -91,10 +91,7 @@ def _fit(
     fused = all(one.device.type in ("cpu", "cuda") for one in parameters)
     optimizer = torch.optim.Adam(parameters, lr=lr, fused=fused)
     for epoch in range(schedule.epochs):
-        orders = [
-            rows[torch.randperm(len(rows), generator=rng.generator(schedule.seed, "stacked order", number, epoch)).to(rows.device)]
-            for rows, number in zip(index, numbers, strict=True)
-        ]
+        orders = [_shuffled(rows, schedule.seed, number, epoch) for rows, number in zip(index, numbers, strict=True)]
         for picked, weights in _batches(orders, schedule.batch_size):
             learner.backward(Batch(picked, y[picked], weights.to(x)))
             optimizer.step()
@@ -103,6 +100,11 @@ def _fit(
     learner.give_back()
     for one in models:
         one.eval()
+
+
+def _shuffled(rows: Tensor, seed: int, number: int, epoch: int) -> Tensor:
+    order = torch.randperm(len(rows), generator=rng.generator(seed, "stacked order", number, epoch))
+    return rows[order.to(rows.device)]
 
 
 def _batches(orders: list[Tensor], size: int) -> list[tuple[Tensor, Tensor]]:
@@ -130,7 +132,7 @@ class _Stack:
         self.models, self.x = models, x
         for one in models:
             one.train()
-        parameters, self.buffers = stack_module_state(models)  # type: ignore[arg-type]
+        parameters, self.buffers = stack_module_state(models)
         self.trained = {name: value.detach().requires_grad_(value.requires_grad) for name, value in parameters.items()}
         self.base = copy.deepcopy(models[0])
         self.parameters = [one for one in self.trained.values() if one.requires_grad]

@@ -12,6 +12,7 @@ from hauberk.privacy.membership.loss import loss_membership as loss_membership
 from hauberk.privacy.membership.quantile import quantile_regression as quantile_regression
 from hauberk.privacy.membership.references import References as References
 from hauberk.privacy.membership.references import train_references as train_references
+from hauberk.privacy.membership.report import MembershipReport as MembershipReport
 from hauberk.privacy.membership.rmia import rmia as rmia
 from hauberk.privacy.membership.shadow import shadow_membership as shadow_membership
 from hauberk.privacy.membership.variance_prior import variance_prior as variance_prior

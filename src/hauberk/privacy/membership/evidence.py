@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hauberk.core.access import Access
 from hauberk.core.errors import DataError
@@ -16,11 +14,10 @@ from hauberk.core.kinds import MembershipScores
 from hauberk.core.stats import Floats
 from hauberk.core.target import Target
 from hauberk.privacy.membership import signals
-from hauberk.privacy.membership.references import References, own_references
+from hauberk.privacy.membership.references import References, Signal, own_references
 from hauberk.privacy.membership.signals import Records
 
 REACH = 11.5  # log-odds of 1e-5: beyond it an estimator's probability is a matter of rounding
-Signal = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +72,8 @@ def gathered(
             empty = np.zeros((2, 0))
             return Evidence(np.zeros(0), empty, empty > 0, 0)
         references = own_references(sides) if len(own) >= 4 else _too_few(len(own))
-    told = [references.on(side) for side in sides]
-    inside = torch.cat([one[1] for one in told], 1)
-    parts = []
-    for (logits, _), (_, y) in zip(told, sides, strict=True):
-        k, n, width = logits.shape
-        labels = y.cpu().long()
-        if n and int(labels.max()) >= width:
-            raise DataError(f"the references answer {width} classes", want=f"at least {int(labels.max()) + 1}")
-        parts.append(signal(logits.reshape(k * n, width), labels.repeat(k)).reshape(k, n))
-    theirs = torch.cat(parts, 1)
+    told = [references.on(side, signal) for side in sides]
+    theirs, inside = (torch.cat([one[part] for one in told], 1) for part in (0, 1))
     if view.outputs == "probabilities" or any(one.outputs == "probabilities" for one in references.models):
         own, theirs = own.clamp(-REACH, REACH), theirs.clamp(-REACH, REACH)
     clean = [torch.nan_to_num(one.detach().cpu(), nan=-REACH, posinf=700.0, neginf=-700.0).numpy() for one in (own, theirs)]

@@ -10,9 +10,8 @@ from hauberk.core.rng import numpy_generator
 from hauberk.core.stats import Floats
 from hauberk.privacy.membership import signals
 
-MOST = 20_000  # rows that an attack model is fitted to: more add seconds, not accuracy
+MOST = 10_000  # rows that an attack model is fitted to: more add seconds, not accuracy
 TOP = 3
-NAMES = ("log-odds of the label", "log loss", "log entropy", "log modified entropy", "right", "log-odds of the 1st, 2nd, 3rd class")
 
 
 def features(logits: Tensor, y: Tensor) -> Floats:
@@ -39,8 +38,15 @@ def thinned(rows: Floats, side: Floats, seed: int, most: int = MOST) -> tuple[Fl
     return rows[chosen], side[chosen]
 
 
-def blocks(logits: Tensor, inside: Tensor, y: Tensor) -> tuple[Floats, Floats]:
-    """Return features and membership of what k references answer, from (k, n, classes), (k, n) and (n,)."""
+def drawn(k: int, n: int, seed: int, most: int = MOST) -> Tensor:
+    """Return at most `most` of the positions of k x n answers, sorted."""
+    chosen = numpy_generator(seed, "drawn").choice(k * n, min(most, k * n), replace=False)
+    return torch.from_numpy(np.sort(chosen))
+
+
+def blocks(logits: Tensor, inside: Tensor, y: Tensor, seed: int) -> tuple[Floats, Floats]:
+    """Return features and membership of some of what k references answer, from (k, n, classes), (k, n) and (n,)."""
     k, n, width = logits.shape
-    rows = features(logits.reshape(k * n, width), y.cpu().long().repeat(k))
-    return rows, inside.reshape(-1).numpy().astype(np.float64)
+    chosen = drawn(k, n, seed)
+    rows = features(logits.reshape(k * n, width)[chosen], y.cpu().long()[chosen % n])
+    return rows, inside.reshape(-1)[chosen].numpy().astype(np.float64)

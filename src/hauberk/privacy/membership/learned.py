@@ -57,7 +57,9 @@ def learned_membership(
         DataError: where a record to be scored is among those known.
     """
     if classifier not in CLASSIFIERS:
-        raise UsageError(f"there is no classifier '{classifier}'", want=", ".join(CLASSIFIERS), fix=nearest(classifier, CLASSIFIERS))
+        raise UsageError(
+            f"there is no classifier '{classifier}'", want=", ".join(CLASSIFIERS), fix=nearest(classifier, CLASSIFIERS)
+        )
     view = as_target(target)
     view.need(Access.SCORE, "learned-membership")
     sides = (members, non_members)
@@ -65,11 +67,11 @@ def learned_membership(
     if known is not None:
         rows, side = from_known(view, sides, known, references)
     else:
-        rows, side = from_references(sides, references)
+        rows, side = from_references(sides, references, seed)
     if not len(rows) or len(set(side.tolist())) < 2:
         return signals.both_sides(*(torch.zeros(len(one), dtype=torch.float64) for one in asked))
     model = fitted(classifier, *features.thinned(rows, side, seed), grid=grid, seed=seed)
-    return signals.both_sides(*(_scores(model, one) for one in asked))
+    return signals.both_sides(*(judged(model, one) for one in asked))
 
 
 def from_known(view: Target, sides: Sequence[Records], known: Known, references: References | None) -> tuple[Floats, Floats]:
@@ -87,13 +89,13 @@ def from_known(view: Target, sides: Sequence[Records], known: Known, references:
     return np.concatenate(rows), np.concatenate([np.ones(len(rows[0])), np.zeros(len(rows[1]))])
 
 
-def from_references(sides: Sequence[Records], references: References | None) -> tuple[Floats, Floats]:
+def from_references(sides: Sequence[Records], references: References | None, seed: int) -> tuple[Floats, Floats]:
     """Return features and membership of all records in the pool, by each reference."""
     if references is None:
         if sum(len(one[0]) for one in sides) < 4:
             return np.zeros((0, 8)), np.zeros(0)
         references = own_references(sides)
-    return features.blocks(references.logits, references.inside, references.y)
+    return features.blocks(references.logits, references.inside, references.y, seed)
 
 
 def fitted(classifier: str, rows: Floats, side: Floats, *, grid: Grid | None, seed: int) -> Any:
@@ -140,7 +142,8 @@ def _classifier(name: str, rows: int, seed: int) -> Any:
     return RandomForestClassifier(100, min_samples_leaf=max(1, min(20, rows // 50)), random_state=seed)
 
 
-def _scores(model: Any, rows: Floats) -> Tensor:
+def judged(model: Any, rows: Floats) -> Tensor:
+    """Return the log-odds that a fitted classifier gives, shape (n,)."""
     if not len(rows):
         return torch.zeros(0, dtype=torch.float64)
     p = torch.from_numpy(np.asarray(model.predict_proba(rows)[:, 1], dtype=np.float64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from hauberk.privacy.membership.estimators import Fitting, fit_estimator, fresh_
 from hauberk.privacy.membership.signals import Records
 
 USUAL = Schedule(epochs=40, batch_size=64)
+Signal = Callable[[Tensor, Tensor], Tensor]  # of logits (n, classes) and labels (n,)
 Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Sequence[Any]]
 
 
@@ -40,34 +42,53 @@ class References:
     y: Tensor
     inside: Tensor
     logits: Tensor
+    _known: dict[Signal, Tensor] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.models)
+
+    @functools.cached_property
+    def _order(self) -> tuple[Tensor, Tensor]:
+        """The records of the pool by what they hold: keys that rise, and where each stands."""
+        known, places = _keys(self.x, self.y).sort()
+        return known, places
 
     def take(self, chosen: Sequence[int]) -> References:
         """Return the references at those positions alone, with the same pool."""
         rows = torch.tensor(list(chosen), dtype=torch.long)
         models = [self.models[k] for k in chosen]
-        return References(models, self.x, self.y, self.inside[rows], self.logits[rows])
+        made = References(models, self.x, self.y, self.inside[rows], self.logits[rows])
+        made._known.update({signal: values[rows] for signal, values in self._known.items()})
+        return made
 
-    def on(self, records: Records) -> tuple[Tensor, Tensor]:
-        """Return what the models answer to the records, (k, n, classes), float64, and which they were trained on, (k, n).
+    def on(self, records: Records, signal: Signal) -> tuple[Tensor, Tensor]:
+        """Return a signal of what the models answer to the records, (k, n), float64, and which they were trained on, (k, n).
 
         Records are found in the pool by what they hold, in whatever order; those that are not there were trained on by none.
+
+        Raises:
+            DataError: for a label that the models have no answer for.
         """
-        x, y = records
-        known, places = _keys(self.x, self.y).sort()
+        x, y = records[0], records[1].cpu().long()
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) < self.logits.shape[2]:
+            raise DataError(
+                f"labels span {int(y.min())} to {int(y.max())}", want=f"the references' classes, 0 to {self.logits.shape[2] - 1}"
+            )
+        known, places = self._order
         asked = _keys(x, y)
         first, last = torch.searchsorted(known, asked), torch.searchsorted(known, asked, right=True)
         found = last > first
         # Copies of one record stand side by side: a model saw the record when it was trained on any of them.
         sums = torch.cat([torch.zeros(len(self), 1, dtype=torch.long), self.inside[:, places].long().cumsum(1)], 1)
         inside = sums[:, last] > sums[:, first]
-        logits = self.logits[:, places[first.clamp(max=len(known) - 1)]].double()
+        if signal not in self._known:
+            self._known[signal] = torch.stack([signal(one.double(), self.y.long()) for one in self.logits])
+        values = self._known[signal][:, places[first.clamp(max=len(known) - 1)]]
         if not bool(found.all()):
             new = (~found).nonzero()[:, 0]
-            logits[:, new] = torch.stack([one.logits(x[new]).double().cpu() for one in self.models])
-        return logits, inside
+            asked = x[new.to(x.device)]
+            values[:, new] = torch.stack([signal(one.logits(asked).double().cpu(), y[new]) for one in self.models])
+        return values, inside
 
 
 def halves(n: int, count: int, *, seed: int) -> Tensor:

@@ -59,10 +59,8 @@ def rmia(
 def log_ratio(found: Evidence, online: bool, a: float) -> Floats:
     """Return log p(x | target) - log p(x), shape (n,)."""
     outside = _mean(found, ~found.inside)
-    if online:
-        mean = 0.5 * (outside + _mean(found, found.inside))
-    else:
-        mean = 0.5 * ((1 + a) * outside + (1 - a))
+    lifted = _mean(found, found.inside) if online else a * outside + (1 - a)
+    mean = 0.5 * (outside + lifted)
     made: Floats = found.target - np.log(np.maximum(mean, np.finfo(float).tiny))
     return made
 

@@ -12,7 +12,7 @@ from hauberk.core.kinds import MembershipScores, inference
 from hauberk.core.stats import Floats
 from hauberk.core.target import Target, as_target
 from hauberk.privacy.membership import features, signals
-from hauberk.privacy.membership.learned import CLASSIFIERS, fitted
+from hauberk.privacy.membership.learned import CLASSIFIERS, fitted, judged
 from hauberk.privacy.membership.loss import TAGS
 from hauberk.privacy.membership.references import References, own_references
 from hauberk.privacy.membership.signals import Records
@@ -59,10 +59,12 @@ def shadow_membership(
             return signals.both_sides(*(torch.zeros(len(one[1]), dtype=torch.float64) for one in asked))
         references = own_references(sides)
     k, n, width = references.logits.shape
-    rows = vectors(references.logits.reshape(k * n, width))
-    side, label = references.inside.reshape(-1).numpy().astype(float), references.y.repeat(k).numpy()
+    chosen = features.drawn(k, n, seed, 4 * features.MOST)
+    rows = vectors(references.logits.reshape(k * n, width)[chosen])
+    side = references.inside.reshape(-1)[chosen].numpy().astype(float)
+    label = references.y[chosen % n].numpy()
     general = fitted(classifier, *features.thinned(rows, side, seed), grid=None, seed=seed)
-    scores = [_judged(general, vectors(logits)) for logits, _ in asked]
+    scores = [judged(general, vectors(logits)) for logits, _ in asked]
     for one in np.unique(label):
         own = label == one
         if min(side[own].sum(), (1 - side[own]).sum()) < FEW:
@@ -72,8 +74,8 @@ def shadow_membership(
             mine = (y == int(one)).cpu().numpy()
             if mine.any():
                 model = model or fitted(classifier, *features.thinned(rows[own], side[own], seed), grid=None, seed=seed)
-                score[mine] = _judged(model, vectors(logits[torch.from_numpy(mine)]))
-    return signals.both_sides(*(torch.from_numpy(one) for one in scores))
+                score[torch.from_numpy(mine)] = judged(model, vectors(logits[torch.from_numpy(mine)]))
+    return signals.both_sides(*scores)
 
 
 def vectors(logits: Tensor) -> Floats:
@@ -81,12 +83,4 @@ def vectors(logits: Tensor) -> Floats:
     log_p, log_rest = signals.log_probabilities(logits.double())
     odds = torch.nan_to_num(log_p - log_rest, nan=-50.0).clamp(-50, 50)
     made: Floats = odds.sort(1, descending=True).values[:, :10].cpu().numpy()
-    return made
-
-
-def _judged(model: object, rows: Floats) -> Floats:
-    if not len(rows):
-        return np.zeros(0)
-    p = np.clip(np.asarray(model.predict_proba(rows)[:, 1], dtype=float), 1e-12, 1 - 1e-12)  # type: ignore[attr-defined]
-    made: Floats = np.log(p) - np.log1p(-p)
     return made

@@ -82,8 +82,7 @@ class Prior:
     def log_predictive(self, s: Floats, seen: Moments) -> Floats:
         """Return the log-density of the next training's value, shape (n,): a Student-t."""
         centre, weight, shape, scale = self.posterior(seen)
-        made: Floats = stats.t.logpdf(s, 2 * shape, centre, np.sqrt(scale * (weight + 1) / (shape * weight)))
-        return made
+        return np.asarray(stats.t.logpdf(s, 2 * shape, centre, np.sqrt(scale * (weight + 1) / (shape * weight))))
 
     def log_evidence(self, seen: Moments) -> Floats:
         """Return the log marginal likelihood of each record's references, shape (n,), up to a constant of the data."""
@@ -121,6 +120,6 @@ def fit_prior(seen: Moments, other: Floats | None = None) -> Prior:
     # A shape of at least 1/2 keeps the variance from being drawn from a law so heavy that it says nothing.
     limits = [(-3.0, 3.0), slopes, (-7.0, 7.0), (np.log(0.5), np.log(1e3)), (-16.0, np.log(1e3))]
     best = optimize.minimize(worse, np.array([0.0, 0.0, -0.7, 0.7, -1.0]), method="L-BFGS-B", bounds=limits).x
-    follows = 0.0 if other is None else (other - middle) / width
+    follows = np.zeros(len(order)) if other is None else np.asarray((other - middle) / width)
     weight, shape, scale = (float(one) for one in np.exp(best[2:]))
-    return Prior(centre + unit * (best[0] + best[1] * follows + np.zeros(len(order))), weight, shape, scale * unit**2)
+    return Prior(centre + unit * (best[0] + best[1] * follows), weight, shape, scale * unit**2)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import copy
 
 import numpy as np
 import torch
@@ -11,11 +10,13 @@ from torch import Tensor, nn
 
 from hauberk.core.access import Access
 from hauberk.core.kinds import MembershipScores, inference
+from hauberk.core.predictors import evaluating
 from hauberk.core.stats import Floats
 from hauberk.core.target import Target, as_target
+from hauberk.core.train import class_logits
 from hauberk.privacy.dp.engine import record
 from hauberk.privacy.membership import features, signals
-from hauberk.privacy.membership.learned import fitted
+from hauberk.privacy.membership.learned import fitted, judged
 from hauberk.privacy.membership.loss import TAGS
 from hauberk.privacy.membership.references import References, own_references
 from hauberk.privacy.membership.signals import Records
@@ -88,11 +89,7 @@ def white_box_membership(
     pool, side = (references.x, references.y), references.inside.numpy().astype(float)
     rows = np.concatenate([inside_features(one, pool) for one in references.models])
     model = fitted(classifier, *features.thinned(rows, side.reshape(-1), seed), grid=None, seed=seed)
-    scores = []
-    for one in asked:
-        p = np.clip(model.predict_proba(one)[:, 1], 1e-12, 1 - 1e-12) if len(one) else np.zeros(0)
-        scores.append(torch.from_numpy(np.asarray(p, dtype=np.float64)).logit())
-    return signals.both_sides(*scores)
+    return signals.both_sides(*(judged(model, one) for one in asked))
 
 
 def inside_features(view: Target, side: Records) -> Floats:
@@ -105,58 +102,32 @@ def inside_features(view: Target, side: Records) -> Floats:
 
 
 def gradient_norms(view: Target, side: Records) -> tuple[Tensor, Tensor]:
-    """Return the norm of each record's gradient by parameter, (n, parameters), float64, and the logits, (n, classes)."""
+    """Return the norm of each record's gradient by parameter, (n, parameters), float64, and the logits, (n, classes).
+
+    The adversary works on a copy of the weights. Each record is charged as one query and one gradient of the target.
+    """
     x, y = signals.paired(side)
-    module = view.module
+    own = copy.deepcopy(view.module).requires_grad_(True)  # weights that are frozen take part as well
     norms, answers = [], []
-    with _tracked(module), _charged(view, module):
-        count = len(list(module.parameters()))
-        for part, labels in zip(x.detach().split(PART), y.split(PART), strict=True):
-            if not len(part):
-                continue
-            asked = part.clone().requires_grad_()
-            with record(module) as tape:
-                logits = view.logits(asked)
-                # In float64 from the logits on: a float32 softmax of a sure model has no gradient left.
-                loss = signals.cross_entropy(logits.double(), labels.to(logits.device).long()).sum()
-            tape.backward(loss, reduction="sum")
-            found = tape.norms()
-            tape.release()
-            norms.append(torch.stack([found[one].detach().double().cpu() for one in module.parameters()], 1))
-            answers.append(logits.detach().double().cpu())
+    for part, labels in zip(x.detach().split(PART), y.split(PART), strict=True):
+        if not len(part):
+            continue
+        told = view.logits(part.clone().requires_grad_())
+        if told.requires_grad:
+            torch.autograd.grad(told.sum(), [one for one in view.module.parameters() if one.requires_grad], allow_unused=True)
+        answers.append(told.detach().double().cpu())
+        with evaluating(own), record(own) as tape:
+            held = next(own.parameters())
+            logits = class_logits(own(part.to(held.device, held.dtype)))
+            # In float64 from the logits on: a float32 softmax of a sure model has no gradient left.
+            loss = signals.cross_entropy(logits.double(), labels.to(logits.device).long()).sum()
+        tape.backward(loss, reduction="sum")
+        found = tape.norms()
+        tape.release()
+        norms.append(torch.stack([found[one].detach().double().cpu() for one in own.parameters()], 1))
     if not norms:
-        return torch.zeros(0, count, dtype=torch.float64), torch.zeros(0, 2, dtype=torch.float64)
+        return torch.zeros(0, len(list(own.parameters())), dtype=torch.float64), torch.zeros(0, 2, dtype=torch.float64)
     return torch.cat(norms), torch.cat(answers)
-
-
-@contextlib.contextmanager
-def _charged(view: Target, module: nn.Module) -> Iterator[None]:
-    """Count the passes that the engine adds, to see how a layer lays its examples out, as queries of the view."""
-    seen, before = 0, view.ledger.queries
-
-    def count(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> None:
-        nonlocal seen
-        seen += len(inputs[0])
-
-    handle = module.register_forward_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
-        view.ledger.queries += max(0, seen - (view.ledger.queries - before))
-
-
-@contextlib.contextmanager
-def _tracked(module: nn.Module) -> Iterator[None]:
-    """Let all weights take part for the block, those that were frozen as well."""
-    frozen = [one for one in module.parameters() if not one.requires_grad]
-    for one in frozen:
-        one.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for one in frozen:
-            one.requires_grad_(False)
 
 
 def _log(value: Tensor) -> Tensor:
