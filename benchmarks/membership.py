@@ -1,7 +1,8 @@
 """Membership inference on Location-30: every attack, by the number of references, with intervals and CPU seconds.
 
 A perceptron 446-256-30, Adam 1e-3, 40 epochs, batches of 64; 36 models on complementary random halves. The last four are
-attacked, the others are references. Needs location30.npz in the folder named by HAUBERK_DATA (else `../shared/data` beside the checkout).
+attacked, the others are references. Needs location30.npz in the folder named by HAUBERK_DATA (else `../shared/data` beside the
+checkout).
 """
 
 from __future__ import annotations
@@ -161,9 +162,10 @@ def main() -> None:
         [
             f"36 models in {trained:.1f} CPU-s; with all attacks and {len(reports)} reports (of {int(inside.sum())} members",
             f"and {int((~inside).sum())} others) {whole:.1f} CPU-s. Training accuracy {accuracy[0]:.3f}, test {accuracy[1]:.3f}.",
-            "", "Area of the variance prior less that of LiRA on the same records, paired 95 % interval, a record one cluster:", "",
+            "", "Area of the variance prior less that of LiRA on the same records, paired 95 % interval, by record:", "",
             *(f"- {one}" for one in against),
-            "", "Rates are means over targets; their intervals are those of the pooled scores. Made by `benchmarks/membership.py`.",
+            "", "Rates are means over targets; their intervals are those of the pooled scores.",
+            "Made by `benchmarks/membership.py`.",
         ],
     )
 

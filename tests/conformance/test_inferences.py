@@ -101,7 +101,8 @@ class TestEveryInference:
     def test_the_ledger_equals_what_a_hook_sees(self, card: Card) -> None:
         members, others = pairs(4)
         model, seen = network(), []
-        handle = model.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
+        # What an adversary works out on a copy of the weights is no question to the model.
+        handle = model.register_forward_hook(lambda m, inputs, _o: seen.append(len(inputs[0])) if m is model else None)
         target = Target(model, batch_size=32)
         card.function(target, members, others)
         handle.remove()

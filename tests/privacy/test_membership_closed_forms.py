@@ -169,7 +169,7 @@ def test_equal_scores_everywhere_give_one_half() -> None:
 
 def test_records_are_found_by_what_they_hold() -> None:
     odds, inside, own = drawn(4, 12)
-    target, references, (x, y) = known(odds, inside, own)
+    _, references, (x, y) = known(odds, inside, own)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
     found, seen = references.on((x[order], y[order]), log_odds)
     assert torch.equal(seen, inside[:, order]) and torch.equal(found, odds[:, order])
