@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from hauberk.core.stacked import Batch
 
 
+Whole = NDArray[np.int32]
 SPARSE = 0.2  # share of inputs that are not zero, below which sums of rows are quicker than products
 
 
@@ -55,50 +57,58 @@ class Sparse:
     """
 
     def __init__(self, x: Tensor) -> None:
-        places = x.nonzero()
-        self.columns = places[:, 1]
-        self.counts = torch.bincount(places[:, 0], minlength=len(x))
-        self.starts = self.counts.cumsum(0) - self.counts
+        places = x.nonzero().numpy().astype(np.int32)
+        self.columns = np.ascontiguousarray(places[:, 1])
+        self.counts = np.bincount(places[:, 0], minlength=len(x)).astype(np.int32)
+        self.starts = np.cumsum(self.counts, dtype=np.int32) - self.counts
 
     @staticmethod
     def fits(x: Tensor) -> bool:
         """Whether x is such."""
-        return bool(((x == 0) | (x == 1)).all()) and float(x.mean()) < SPARSE
+        return x.numel() < 2**31 and bool(((x == 0) | (x == 1)).all()) and float(x.mean()) < SPARSE
 
     def pick(self, rows: Tensor, features: int) -> Picked:
         """Return the records at `rows`, shape (k, b), one row of them for each of k models."""
         k, b = rows.shape
-        flat = rows.flatten()
+        flat = rows.numpy().ravel()
         counts = self.counts[flat]
-        first = counts.cumsum(0) - counts
-        # Where each record's ones begin in `columns` less where they begin here; whose weights they meet; which record it is.
-        told = torch.stack([self.starts[flat] - first, torch.arange(k).repeat_interleave(b) * features, torch.arange(k * b)])
-        shift, model, record = told.repeat_interleave(counts, 1)
-        return Picked(self.columns[shift + torch.arange(len(shift))] + model, first, record, (k, b, features))
+        first = np.cumsum(counts, dtype=np.int32) - counts
+        record = np.repeat(np.arange(k * b, dtype=np.int32), counts)
+        # Where each record's ones begin in `columns`, less where they begin here.
+        at = (self.starts[flat] - first).take(record)
+        at += np.arange(len(record), dtype=np.int32)
+        places = self.columns.take(at)
+        places += record // b * features
+        return Picked(places, first, record, (k, b, features))
 
 
 class Picked:
-    """Some records of each of k models: the places of their ones among k x features, and where each record's begin."""
+    """Some records of each of k models: the places of their ones among k x features, and where each record's begin.
 
-    def __init__(self, places: Tensor, first: Tensor, record: Tensor, size: tuple[int, int, int]) -> None:
+    All whole numbers are short (32 bits): these lists are made anew at every step, and are as costly as the sums themselves.
+    """
+
+    def __init__(self, places: Whole, first: Whole, record: Whole, size: tuple[int, int, int]) -> None:
         self.places, self.first, self.record, self.size = places, first, record, size
 
     def product(self, weight: Tensor) -> Tensor:
         """Return x @ weight for weight (k, features, out), shape (k, b, out)."""
         k, b, features = self.size
-        sums = functional.embedding_bag(self.places, weight.view(k * features, -1), self.first, mode="sum")
-        return sums.view(k, b, -1)
+        return _sums(weight.view(k * features, -1), self.places, self.first).view(k, b, -1)
 
     def transposed(self, push: Tensor) -> Tensor:
         """Return x^T @ push for push (k, b, out), shape (k, features, out)."""
         k, b, features = self.size
-        # Short integers are sorted by their digits, in linear time.
-        short = self.places.numpy().astype(np.uint16 if k * features < 2**16 else np.int64)
-        order = torch.from_numpy(np.argsort(short, kind="stable"))
-        counts = torch.bincount(self.places, minlength=k * features)
-        first = counts.cumsum(0) - counts
-        sums = functional.embedding_bag(self.record[order], push.reshape(k * b, -1), first, mode="sum")
-        return sums.view(k, features, -1)
+        # Shorter still, they are sorted by their digits, in linear time.
+        order = np.argsort(self.places.astype(np.uint16) if k * features < 2**16 else self.places, kind="stable")
+        counts = np.bincount(self.places, minlength=k * features)
+        first = (np.cumsum(counts) - counts).astype(np.int32)
+        return _sums(push.reshape(k * b, -1), self.record.take(order), first).view(k, features, -1)
+
+
+def _sums(table: Tensor, rows: Whole, first: Whole) -> Tensor:
+    """Return for each bag the sum of its rows of the table; a bag begins where `first` says."""
+    return functional.embedding_bag(torch.from_numpy(rows), table, torch.from_numpy(first), mode="sum")
 
 
 class Stacked:
