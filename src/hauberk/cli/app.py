@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hauberk.cli import account, assess, attack, audit, diagnose, diff, fuzz, gate, init, methods, obfuscate, study
+from hauberk.cli import account, assess, attack, audit, diagnose, diff, fuzz, gate, init, membership, methods, obfuscate, study
 
 app = typer.Typer(
     name="hauberk", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -24,6 +24,7 @@ app.command("attack")(attack.attack)
 app.command("diagnose")(diagnose.diagnose)
 app.command("audit")(audit.audit)
 app.command("fuzz")(fuzz.fuzz)
+app.command("membership")(membership.membership)
 app.command("account")(account.account)
 app.command("calibrate")(account.calibrate)
 app.command("diff")(diff.diff)

@@ -39,7 +39,9 @@ class SmallCNN(nn.Module):
                     part.weight.copy_(torch.randn(part.weight.shape, generator=draw) * scale**0.5)
                     if part.bias is not None:
                         part.bias.zero_()
-            self.classifier[-1].weight.zero_()
+            last = self.classifier[-1]
+            assert isinstance(last, nn.Linear)
+            last.weight.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, (n, classes), of images (n, channels, 28, 28)."""

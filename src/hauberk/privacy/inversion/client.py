@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hauberk.core.errors import DataError, UsageError
+from hauberk.core.rng import isolated
 from hauberk.core.target import evaluating
 
 
@@ -89,7 +90,7 @@ def client_update(
     Arguments:
         module: the model that the client was given; returns logits.
         x: its samples, shape (n, ...).
-        y: their labels, shape (n,).
+        y: their labels, shape (n,), or label probabilities, shape (n, classes).
         local: None sends the mean gradient, else the change of the weights after so many steps.
         training: whether batch normalisation uses the statistics of the batch; they are then shared.
         know_labels: whether the receiver knows the labels.
@@ -105,11 +106,11 @@ def client_update(
         raise UsageError(f"local steps are {local.steps} at a rate of {local.lr}", want="at least 1, at a rate above 0")
     parameters = {name: one.detach().requires_grad_() for name, one in module.named_parameters()}
     seen: dict[str, tuple[Tensor, Tensor]] = {}
-    with serving(module, training), watching(module, seen if training else None), torch.enable_grad():
+    with isolated(0), serving(module, training), watching(module, seen if training else None), torch.enable_grad():
         sent = simulate(module, parameters, x.detach(), y, local, differentiable=False)
     kept = {name: one.detach() for name, one in sent.items()}
     statistics = {name: (mean.detach(), variance.detach()) for name, (mean, variance) in seen.items()} if training else None
-    labels = y.detach().clone() if know_labels else None
+    labels = (y if y.ndim == 1 else y.argmax(1)).detach().clone() if know_labels else None
     return ClientUpdate(kept, tuple(x.shape[1:]), len(x), labels, bounds, local, training, statistics)
 
 
@@ -148,7 +149,7 @@ def serving(module: nn.Module, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watching(module: nn.Module, seen: dict[str, tuple[Tensor, Tensor]] | None) -> Iterator[None]:
-    """Keep the mean and the variance, shape (channels,), of what enters each batch normalisation in `seen`; None keeps nothing."""
+    """Keep mean and variance, each (channels,), of what enters each batch normalisation in `seen`; None keeps nothing."""
     handles = []
     for name, part in module.named_modules():
         if seen is not None and isinstance(part, _BatchNorm):

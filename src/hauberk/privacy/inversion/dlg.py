@@ -18,7 +18,7 @@ from hauberk.privacy.inversion.labels import labels_of, width_of
 from hauberk.privacy.inversion.matching import Matcher, squared
 from hauberk.privacy.inversion.search import begin
 
-SOLVED = 1e-12  # relative squared distance of gradients from which on another start would win nothing
+SOLVED = 1e-6  # relative squared distance of gradients from which on another start would win nothing
 STALLED = 20  # closures of one call to L-BFGS
 
 
@@ -27,7 +27,7 @@ STALLED = 20  # closures of one call to L-BFGS
     paper="Zhu et al. 2019, arXiv:1906.08935; Zhao et al. 2020, arXiv:2001.02610",
 )
 def dlg(
-    module: nn.Module, update: ClientUpdate | Sequence[ClientUpdate], *, steps: int = 300, restarts: int = 8,
+    module: nn.Module, update: ClientUpdate | Sequence[ClientUpdate], *, steps: int = 400, restarts: int = 8,
     read_labels: bool = False, seed: int = 0,
 ) -> Reconstruction:
     """Search inputs and soft labels by the squared distance of gradients, with L-BFGS under the strong Wolfe conditions.
@@ -114,7 +114,7 @@ def _descend(
     for _ in range(math.ceil(steps / STALLED)):
         before = best[0][0] if best else math.inf
         search.step(closure)
-        if not best or best[0][0] <= SOLVED**2 or (math.isfinite(before) and best[0][0] > 0.999 * before):
+        if not best or best[0][0] <= 1e-24 or (math.isfinite(before) and best[0][0] > 0.999 * before):
             break
     if not best:
         labels = hard if hard is not None else torch.zeros(update.n, dtype=torch.int64)

@@ -62,8 +62,8 @@ def imprint(module: nn.Module, gradients: Mapping[str, Tensor], *, tolerance: fl
 
     Returns:
         `x` of shape (m, *shape), one for each bin that holds samples, in the order of their means. A bin of several holds a
-        weighted mean of them, which `loss` tells, shape (m,): how far the mean of the reconstruction is from its bin, in widths of
-        the bin, 0 inside it. Inside its bin is a necessary sign of a single sample, not proof.
+        weighted mean of them, which `loss` tells, shape (m,): how far the mean of the reconstruction is from its bin, in widths
+        of the bin, 0 inside it. Inside its bin is a necessary sign of a single sample, not proof.
 
     Raises:
         ModelError: when the model holds no such module.

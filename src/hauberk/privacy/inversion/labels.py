@@ -38,7 +38,7 @@ def answering(module: nn.Module, gradients: Mapping[str, Tensor], layer: str | N
 
 
 def width_of(module: nn.Module) -> int:
-    """Return the number of classes: the outputs of the last linear layer registered, else the first dimension of the last weight."""
+    """Return the number of classes: the outputs of the last linear layer registered, else the length of the last parameter."""
     known = linear_layers(module)
     return list(known.values())[-1].out_features if known else len(list(module.parameters())[-1])
 

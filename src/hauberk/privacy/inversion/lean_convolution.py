@@ -25,7 +25,8 @@ class LeanConvolutions(TorchFunctionMode):
         if func in _FORWARD and len(args) == 7 and not kwargs and not isinstance(args[4], str):
             x, weight, bias, *layout = args
             if x.ndim == weight.ndim:
-                return _Convolve.apply(x, weight.detach(), None if bias is None else bias.detach(), tuple(layout))
+                parts = (x, weight.detach(), None if bias is None else bias.detach(), tuple(layout))
+                return _Convolve.apply(*parts)  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
@@ -39,7 +40,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None]:
         x, weight = ctx.saved_tensors
-        made: Tensor = _Back.apply(slopes[0], x.detach(), weight, ctx.layout)
+        made: Tensor = _Back.apply(slopes[0], x.detach(), weight, ctx.layout)  # type: ignore[no-untyped-call]
         return made, None, None, None
 
 
@@ -54,7 +55,7 @@ class _Back(torch.autograd.Function):
         return made
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: FunctionCtx, *slopes: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return convolve(slopes[0], weight, None, ctx.layout), None, None, None  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from hauberk.core.rng import isolated
 from hauberk.privacy.inversion.client import ClientUpdate, serving, simulate
 from hauberk.privacy.inversion.per_victim import PerVictim, Products
 
@@ -21,6 +22,16 @@ def cosine(own: Tensor, shared: Tensor, target: Tensor) -> Tensor:
     return 1 - shared.sum(1) / size
 
 
+def angles(own: Tensor, shared: Tensor, target: Tensor) -> Tensor:
+    """Return the mean of `cosine` and of 1 - cos for each parameter by itself, averaged over them, shape (victims,).
+
+    The angle between whole gradients hears the largest layers alone; the small ones in front see the pixels.
+    """
+    tiny = 1e-36  # of a parameter whose gradient was cut to zero
+    each = 1 - shared / (own.clamp_min(tiny).sqrt() * target.clamp_min(tiny).sqrt())
+    return (cosine(own, shared, target) + each.mean(1)) / 2
+
+
 def squared(own: Tensor, shared: Tensor, target: Tensor) -> Tensor:
     """Return the squared distance relative to the target's size, shape (victims,)."""
     return (own.sum(1) - 2 * shared.sum(1) + target.sum(1)).clamp_min(0) / target.sum(1)
@@ -32,7 +43,7 @@ class Matcher:
     Arguments:
         module: the model that was sent to the clients; never changed.
         updates: theirs, all of one kind.
-        distance: `cosine` or `squared`.
+        distance: `cosine`, `angles` or `squared`.
         repeats: candidates per client, each searched for by itself.
     """
 
@@ -46,19 +57,22 @@ class Matcher:
         for name in self.update.gradients:
             rows = torch.stack([one.gradients[name].detach().to(like) for one in updates])
             self.targets[name] = rows.repeat_interleave(repeats, 0)
-        # The size of what was sent must not decide what underflows: a converged model's gradients are tiny.
+        # The size of what was sent must not decide what underflows: a converged model's gradients are tiny. An angle does not
+        # ask for one scale on both sides, so that its candidates, which may have large gradients, meet halfway.
         largest = torch.stack([one.abs().flatten(1).amax(1) for one in self.targets.values()]).amax(0)
         self.scale = largest.clamp_min(torch.finfo(like.dtype).tiny)
         self.targets = {name: one / self.scale.reshape(-1, *(1 for _ in one.shape[1:])) for name, one in self.targets.items()}
+        self.rates = 1 / self.scale if distance is squared else self.scale.rsqrt()
         self.parameters = {name: one.detach() for name, one in module.named_parameters()}
         self._quick: PerVictim | None = None
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
         """Hold the module in the mode that the clients used."""
-        with serving(self.module, self.update.training), torch.enable_grad():
+        # A model that draws at random draws alike, and leaves the global state as it was.
+        with isolated(0), serving(self.module, self.update.training), torch.enable_grad():
             if self.update.local is None:
-                found = PerVictim(self.module, self.targets, self.update.n, 1 / self.scale)
+                found = PerVictim(self.module, self.targets, self.update.n, self.rates)
                 self._quick = found if found.supports() else None
             yield
 
@@ -117,10 +131,10 @@ class Matcher:
         found = simulate(
             self.module, weights, mine, labels.softmax(1) if y.is_floating_point() else labels, self.update.local
         )
-        pairs = [(found[name] / self.scale[k], one[k]) for name, one in self.targets.items()]
+        pairs = [(found[name] * self.rates[k], one[k]) for name, one in self.targets.items()]
         if self.distance is squared:  # by differences, which lose nothing near 0
-            size = sum(target.square().sum() for _, target in pairs)
-            value = sum((own - target).square().sum() for own, target in pairs) / size
+            size = torch.stack([target.square().sum() for _, target in pairs]).sum()
+            value = torch.stack([(own - target).square().sum() for own, target in pairs]).sum() / size
         else:
             rows = [torch.stack([own.square().sum(), (own * target).sum(), target.square().sum()]) for own, target in pairs]
             own, shared, target = torch.stack(rows, 1)[:, None]  # each (1, parameters)

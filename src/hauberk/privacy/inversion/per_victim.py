@@ -73,7 +73,7 @@ class PerVictim:
 
             return hook
 
-        handles = [part.register_forward_hook(keep(name)) for name, part in self.parts.items()]  # type: ignore[arg-type]
+        handles = [part.register_forward_hook(keep(name)) for name, part in self.parts.items()]
         try:
             with LeanConvolutions():
                 losses = functional.cross_entropy(functional_call(self.module, self.given, (x,)), y, reduction="none")

@@ -21,10 +21,12 @@ _INVERSE: dict[type[nn.Module], Callable[[Tensor, nn.Module], tuple[Tensor, Tens
     nn.Sigmoid: lambda out, _: (out * (1 - out), torch.logit(out)),
     nn.Tanh: lambda out, _: (1 - out.square(), torch.atanh(out)),
     nn.Identity: lambda out, _: (torch.ones_like(out), out),
-    nn.LeakyReLU: lambda out, part: (
-        torch.where(out > 0, 1.0, part.negative_slope).to(out), torch.where(out > 0, out, out / part.negative_slope),
-    ),
+    nn.LeakyReLU: lambda out, part: _leaky(out, float(part.negative_slope)),  # type: ignore[arg-type]
 }
+
+
+def _leaky(out: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    return torch.where(out > 0, 1.0, slope).to(out), torch.where(out > 0, out, out / slope)
 
 
 @reconstruction(
@@ -49,7 +51,8 @@ def r_gap(
     Returns:
         `x` of shape (1, *shape), float64, and `loss` of shape (1,): the relative residual of the equations, the largest of all
         layers; far from 0 where they contradict each other, as for several samples or clipped gradients. An input that the
-        equations do not fix (fewer independent equations than unknowns) is the one of least norm.
+        equations do not fix (fewer independent equations than unknowns) is the one of least norm. Behind a ReLU between
+        convolutions that is the rule: units that are off give no equation.
 
     Raises:
         ModelError: for another layout, or a layer whose equations would not fit in memory.
@@ -90,7 +93,7 @@ def _chain(module: nn.Module) -> list[tuple[str, nn.Module]]:
     for name, part in found:
         plain = isinstance(part, _ConvNd) and not part.transposed and part.padding_mode == "zeros"
         passed = isinstance(part, (nn.Linear, nn.Flatten, nn.Dropout)) or type(part) in _INVERSE
-        if not (passed or (plain and not isinstance(part.padding, str))):  # type: ignore[union-attr]
+        if not (passed or (plain and not isinstance(part.padding, str))):
             raise ModelError(
                 f"layer '{name}' is {type(part).__name__}", want="a Sequential of linear, convolution, flattening and activation",
                 fix="Use inverting_gradients, which takes any network",
@@ -144,7 +147,7 @@ def _solve(
     part: nn.Module, slope: Tensor, k: Tensor, out: Tensor | None, shape: tuple[int, ...]
 ) -> tuple[Tensor, float]:
     """Return what entered a layer, of that shape, and the relative residual of its equations."""
-    weight = part.weight.detach().double()  # type: ignore[union-attr,operator]
+    weight = _weight(part)
     if isinstance(part, nn.Linear):
         size = k.square().sum()
         x = slope.T @ k / size.clamp_min(torch.finfo(k.dtype).tiny)
@@ -158,14 +161,14 @@ def _solve(
     basis = torch.eye(count, dtype=torch.float64).reshape(count, *shape)
     # One column per unknown: the weight gradient that an input of that unknown alone would have.
     by_weight = torch.stack([
-        slopes_of(k[None], one[None], weight, layout, at_input=False).flatten() for one in basis  # type: ignore[arg-type]
+        slopes_of(k[None], one[None], weight, layout, at_input=False).flatten() for one in basis
     ], 1)
     system, wanted = [by_weight], [slope.flatten()]
     if out is not None:
         known = out.flatten().isfinite()
-        maps = convolve(basis, weight, None, layout).flatten(1).T  # type: ignore[arg-type]
-        shift = torch.zeros_like(out) if part.bias is None else (  # type: ignore[union-attr]
-            part.bias.detach().double().reshape(-1, *(1 for _ in out.shape[1:])).expand(out.shape)  # type: ignore[union-attr,operator]
+        maps = convolve(basis, weight, None, layout).flatten(1).T
+        shift = torch.zeros_like(out) if part.bias is None else (
+            _weight(part, "bias").reshape(-1, *(1 for _ in out.shape[1:])).expand(out.shape)
         )
         system.append(maps[known])
         wanted.append((out - shift).flatten()[known])
@@ -179,7 +182,13 @@ def _solve(
 
 def _back(part: nn.Module, k: Tensor, x: Tensor) -> Tensor:
     """Return the slope at what entered the layer, from that at what left it."""
-    weight = part.weight.detach().double()  # type: ignore[union-attr,operator]
+    weight = _weight(part)
     if isinstance(part, nn.Linear):
         return weight.T @ k
-    return slopes_of(k[None], x[None], weight, _layout(part), at_input=True)[0]  # type: ignore[arg-type]
+    return slopes_of(k[None], x[None], weight, _layout(part), at_input=True)[0]
+
+
+def _weight(part: nn.Module, kind: str = "weight") -> Tensor:
+    found = getattr(part, kind)
+    assert isinstance(found, Tensor)
+    return found.detach().double()

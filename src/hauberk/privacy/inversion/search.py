@@ -43,7 +43,7 @@ def signed_adam(
 ) -> tuple[Tensor, Tensor]:
     """Return the best iterate of each candidate, shape of `start`, and its objective, shape (candidates,).
 
-    Adam on the sign of the slope, at a rate that falls tenfold at 3/8, 5/8 and 7/8 of the steps, clipped to the box at every step.
+    Adam on the sign of the slope, at a rate that falls tenfold at 3/8, 5/8 and 7/8 of the steps, clipped to the box each time.
 
     Arguments:
         objective: what to lower.
