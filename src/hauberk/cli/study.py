@@ -35,9 +35,7 @@ def study(
     scale: Annotated[ScaleName, typer.Option(help="smoke: minutes. scaled: hours on a CPU. full: a GPU.")] = ScaleName.SMOKE,
     network: Annotated[str, typer.Option(
         help="small-cnn, resnet18, preact-resnet18 or wrn-34-10; left out, what fits the images.")] = "",
-    output: Annotated[Path, typer.Option(help="The folder of the report and of what is finished; the same command goes on.")] = Path(
-        "study"
-    ),
+    output: Annotated[Path, typer.Option(help="The folder of the report and of all that is finished.")] = Path("study"),
     seed: options.Seed = None, device: options.Device = None, quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
     verbose: options.Verbose = False,
 ) -> None:

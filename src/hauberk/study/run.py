@@ -18,9 +18,10 @@ from hauberk.core.threat import Linf
 from hauberk.report.report import Report
 from hauberk.robustness.attack import pgd
 from hauberk.study import tables, verdict
+from hauberk.study.effects import side_effects
 from hauberk.study.images import Images, read_images
 from hauberk.study.inverting import invert
-from hauberk.study.settings import HEADLINE, RADII, Settings, scale_named
+from hauberk.study.settings import HEADLINE, PATH, RADII, Settings, scale_named
 from hauberk.study.shelf import Shelf
 from hauberk.study.tables import Row
 from hauberk.study.training import accuracy, at_epoch, chosen_epochs, model_name, model_of
@@ -55,7 +56,7 @@ def run_study(
     images = read_images(source, size.train, size.tested, seed)
     kind = "colour" if images.colour else "gray"
     settings = Settings(
-        size, network_for(network, images), RADII[kind], HEADLINE[kind], seed, _device(device)
+        size, network_for(network, images), RADII[kind], HEADLINE[kind], PATH[kind], seed, _device(device)
     )
     place = Path(folder)
     shelf = Shelf(place / "parts", {**settings.fingerprint(), "data": images.name})
@@ -128,6 +129,8 @@ def _findings(settings: Settings, shelf: Shelf, images: Images) -> list[Finding]
     notes = [
         f"{scale.images} images, {scale.iterations} iterations, {scale.seeds} starts; intervals resample the images (95 %), PSNR "
         "is the mean over starts, other figures are of the first",
+        f"the adversary of training walks {scale.attack_steps} steps of {settings.path / scale.attack_steps:.3g} at most, "
+        f"{settings.path:.3g} together, as the talk's did: at larger radii it does not reach the edge",
         "gradients are those of single images in evaluation mode, their labels known: the worst case for a client",
     ]
     first = tables.against(
@@ -139,7 +142,7 @@ def _findings(settings: Settings, shelf: Shelf, images: Images) -> list[Finding]
         rows, [tables.table("By radius of training", rows, images.colour), tables.stability(rows, images.colour)],
         verdict.on_radii(rows, images.colour), notes,
     )
-    return [first, second]
+    return [first, second, *([side_effects(settings, shelf, images)] if scale.effects else [])]
 
 
 def _counting(settings: Settings, images: Images, module: nn.Module) -> Callable[[], dict[str, Any]]:

@@ -48,6 +48,7 @@ SCALES = {
     "full": Scale("full", 60000, 100, 100, 40, 50, 4800, 5, 8, 10000, True, 16, 10000),
 }
 RADII = {"gray": (0.0, 0.15, 0.30, 0.60, 0.90), "colour": (0.0, 4 / 255, 8 / 255, 16 / 255, 32 / 255)}
+PATH = {"gray": 40 * 0.01, "colour": 10 * 2 / 255}  # of the talk: 40 steps of .01, and 10 of 2/255
 HEADLINE = {"gray": 0.30, "colour": 8 / 255}
 
 
@@ -60,6 +61,7 @@ class Settings:
         network: a name of `networks.NETWORKS`.
         radii: Linf radii of adversarial training; 0 is ordinary training.
         headline: the radius that is set against ordinary training, one of `radii`.
+        path: how far the steps of the adversary go together, at most.
         seed: all randomness is derived from it.
         device: where models are trained and inverted.
     """
@@ -68,6 +70,7 @@ class Settings:
     network: str
     radii: tuple[float, ...]
     headline: float
+    path: float = 0.4
     seed: int = 0
     device: str = "cpu"
 

@@ -119,9 +119,9 @@ def against(standard: Row, robust: Row, evidence: Sequence[Any], words: str, not
     status = Status.WARN if span.low > 0 else Status.PASS
     return Finding(
         "privacy/robust-against-standard", "privacy",
-        "Do the gradients of a robust model give away more than those of a standard one?", status, value=difference, unit="dB", n=len(standard.psnr), interval=span, better="lower", threat=THREAT,
-        access="GRADIENT", summary=words, evidence=evidence, tags=TAGS, notes=notes,
-        advice=ADVICE if status is Status.WARN else (),
+        "Do the gradients of a robust model give away more than those of a standard one?", status, value=difference, unit="dB",
+        n=len(standard.psnr), interval=span, better="lower", threat=THREAT, access="GRADIENT", summary=words, evidence=evidence,
+        tags=TAGS, notes=notes, advice=ADVICE if status is Status.WARN else (),
     )
 
 
@@ -131,6 +131,7 @@ def by_radius(rows: Sequence[Row], evidence: Sequence[Any], words: str, notes: S
     mean, span = mean_interval(worst.psnr)
     return Finding(
         "privacy/leakage-by-radius", "privacy",
-        "How does what gradients give away depend on the radius of adversarial training?", Status.WARN, value=mean, unit="dB", n=len(worst.psnr), interval=Interval(span.low, span.high, "bootstrap"), better="lower",
+        "How does what gradients give away depend on the radius of adversarial training?", Status.WARN, value=mean, unit="dB",
+        n=len(worst.psnr), interval=Interval(span.low, span.high, "bootstrap"), better="lower",
         threat=THREAT, access="GRADIENT", summary=words, evidence=evidence, tags=TAGS, advice=ADVICE, notes=notes,
     )

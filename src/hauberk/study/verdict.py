@@ -14,7 +14,8 @@ def on_two(standard: Row, robust: Row, colour: bool) -> str:
     """Return what the first table supports."""
     difference, span = paired_interval(robust.psnr, standard.psnr)
     means = [cell(*mean_interval(row.psnr), 1) for row in (robust, standard)]
-    figures = f"mean PSNR {means[0]} dB where training was at ε = {radius(robust.eps, colour)}, {means[1]} dB where it was ordinary"
+    where = f"where training was at ε = {radius(robust.eps, colour)}"
+    figures = f"mean PSNR {means[0]} dB {where}, {means[1]} dB where it was ordinary"
     if span.low > 0:
         more = f"{difference:.1f} dB more on the same {len(robust.psnr)} images"
         told = f"the robust model's gradients give away more: {figures}, {more}"
