@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "hauberk"
 AREAS = ("robustness", "integrity", "assets", "privacy", "federated", "guard", "trust")
 FLOOR = {
     "core": 0, "io": 1, **dict.fromkeys(AREAS, 2), "methods": 4, "checks": 3, "report": 3,
-    "assessment": 5, "planned": 6, "cli": 7,
+    "study": 5, "assessment": 5, "planned": 6, "cli": 7,
 }
 ALLOWED_BETWEEN_AREAS = {
     ("federated", "privacy"), ("federated", "integrity"), ("guard", "robustness"), ("guard", "assets"), ("guard", "trust"),

@@ -55,8 +55,21 @@ class TestEveryInference:
 
     def test_a_constant_model_gives_one_half(self, card: Card) -> None:
         members, others = pairs(1)
-        scores = card.function(Target(lambda x: torch.zeros(len(x), 3)), members, others)
-        assert roc(scores.members, scores.non_members).auc == 0.5
+        if card.access is Access.GRADIENT:
+            model = network()
+            with torch.no_grad():
+                for one in model.parameters():
+                    one.zero_()
+            target = Target(model)
+        else:
+            target = Target(lambda x: torch.zeros(len(x), 3), outputs="logits")
+        scores = card.function(target, members, others)
+        if card.facts.get("references") or card.access is not Access.SCORE:
+            # A label that is right by chance, the size of an input, and models of the attack's own differ by record.
+            span = auc_interval(scores.members, scores.non_members)
+            assert span.low <= 0.5 <= span.high
+        else:
+            assert roc(scores.members, scores.non_members).auc == 0.5
 
     def test_shuffled_membership_gives_one_half(self, card: Card, learnt_by_heart: tuple[nn.Module, Pair, Pair]) -> None:
         model, (x, y), (u, v) = learnt_by_heart
@@ -88,7 +101,8 @@ class TestEveryInference:
     def test_the_ledger_equals_what_a_hook_sees(self, card: Card) -> None:
         members, others = pairs(4)
         model, seen = network(), []
-        handle = model.register_forward_hook(lambda _m, inputs, _o: seen.append(len(inputs[0])))
+        # What an adversary works out on a copy of the weights is no question to the model.
+        handle = model.register_forward_hook(lambda m, inputs, _o: seen.append(len(inputs[0])) if m is model else None)
         target = Target(model, batch_size=32)
         card.function(target, members, others)
         handle.remove()
@@ -116,4 +130,7 @@ class TestEveryInference:
 def test_there_are_several() -> None:
     names = {card.name for card in CARDS}
     assert {"loss-membership", "entropy-membership", "modified-entropy", "confidence-membership"} <= names
+    assert {"gap-membership", "learned-membership", "shadow-membership", "lira", "rmia", "variance-prior"} <= names
+    assert {"quantile-regression", "augmentation-membership", "boundary-membership"} <= names
+    assert {"gradient-norm-membership", "white-box-membership"} <= names
     assert all(isinstance(card.function, Callable) and card.paper and card.tags for card in CARDS)  # type: ignore[arg-type]

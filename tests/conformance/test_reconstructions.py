@@ -15,7 +15,7 @@ from hauberk.methods import load_methods
 
 ALL = list(load_methods().cards("reconstruction"))
 FROM_FEATURES = [card for card in ALL if card.facts.get("sees") == "features"]
-CARDS = [card for card in ALL if card not in FROM_FEATURES]
+CARDS = [card for card in ALL if "sees" not in card.facts]
 
 
 def setting(label: int = 2, classes: int = 4) -> tuple[nn.Module, dict[str, Tensor], Tensor]:

@@ -18,6 +18,7 @@ from hauberk.checks import fuzzing as fuzzing
 from hauberk.checks import gradients as gradients
 from hauberk.checks import integrity as integrity
 from hauberk.checks import masking as masking
+from hauberk.checks import membership as membership
 from hauberk.checks import mistakes as mistakes
 from hauberk.checks import natural as natural
 from hauberk.checks import privacy as privacy

@@ -98,6 +98,7 @@ class Sides:
     members: Records
     non_members: Records
     index: Tensor
+    other_index: Tensor
     blind: tuple[float, Interval]
 
 
@@ -111,7 +112,7 @@ def _sides(context: Context) -> Sides:
     index = train.pick(n, context.seed, "members")
     chosen = torch.randperm(len(unseen), generator=generator(context.seed, "pick", "non-members"))[:n].sort().values
     members, others = train.take(index), test.take(unseen[chosen])
-    return Sides(members, others, index, blind_auc(members[0], others[0], seed=context.seed))
+    return Sides(members, others, index, unseen[chosen], blind_auc(members[0], others[0], seed=context.seed))
 
 
 def _unseen(context: Context) -> Tensor:
@@ -127,11 +128,16 @@ def _unseen(context: Context) -> Tensor:
     return (~found.copies).nonzero()[:, 0]
 
 
-def _membership(context: Context, attacks: dict[str, Inference]) -> Finding:
+def both_sides(context: Context) -> Sides:
+    """Return the members and non-members that all membership checks judge, or end the check where there are none."""
     context.need_classes()
     context.split("train")
     _unseen(context)  # its note belongs to every check that rests on the sides
-    sides = context.shared("membership sides", lambda _: _sides(context))
+    return context.shared("membership sides", lambda _: _sides(context))
+
+
+def _membership(context: Context, attacks: dict[str, Inference]) -> Finding:
+    sides = both_sides(context)
     scores = {name: attack(context.target, sides.members, sides.non_members) for name, attack in attacks.items()}
     found = {name: exposure(one) for name, one in scores.items()}
     main, exposed = next(iter(scores)), next(iter(found.values()))
@@ -148,8 +154,8 @@ def _membership(context: Context, attacks: dict[str, Inference]) -> Finding:
             f"the two splits differ in themselves: a classifier that never saw the model tells them apart with an area of "
             f"{area:.3f}; part of the figure is that difference"
         )
-    status = _verdict(exposed, sides.blind)
-    if status is not _verdict(exposed):
+    status = verdict(exposed, sides.blind)
+    if status is not verdict(exposed):
         context.note("not attributable to the model, so that it warns at most: the inputs alone separate the two splits as well")
     mean, deal = shuffled_auc(scores[main], seed=context.seed)
     columns = ("rule", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "AUC", "95 % interval", "balanced accuracy", "by chance")
@@ -170,7 +176,7 @@ def _membership(context: Context, attacks: dict[str, Inference]) -> Finding:
     )
 
 
-def _verdict(exposed: Exposure, blind: tuple[float, Interval] | None = None) -> Status:
+def verdict(exposed: Exposure, blind: tuple[float, Interval] | None = None) -> Status:
     """Grade an exposure; `blind` is the area, with its interval, of a classifier that never saw the model."""
     ahead = exposed.tpr_interval.low > 10 * exposed.fpr or exposed.ahead > 10
     if exposed.auc_interval.low > 0.7 or (ahead and exposed.chance < 1e-3):

@@ -19,9 +19,11 @@ from hauberk.cli import (
     init,
     inspect,
     inventory,
+    membership,
     methods,
     obfuscate,
     sign,
+    study,
 )
 
 app = typer.Typer(
@@ -40,10 +42,12 @@ app.command("attack")(attack.attack)
 app.command("diagnose")(diagnose.diagnose)
 app.command("audit")(audit.audit)
 app.command("fuzz")(fuzz.fuzz)
+app.command("membership")(membership.membership)
 app.command("account")(account.account)
 app.command("calibrate")(account.calibrate)
 app.command("diff")(diff.diff)
 app.command("gate")(gate.gate)
+app.command("study")(study.study)
 app.command("obfuscate")(obfuscate.obfuscate)
 app.command("unlock")(obfuscate.unlock)
 app.command("encrypt")(encrypt.encrypt)

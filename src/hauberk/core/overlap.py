@@ -51,7 +51,7 @@ def fingerprints(x: Tensor) -> Tensor:
     Others share one by rare chance (about 2^-57 a pair). A multilinear hash of the 32-bit patterns with fixed random weights,
     modulo 2^64.
     """
-    rows = x.detach().cpu().reshape(len(x), -1).float() + 0.0  # minus zero becomes zero
+    rows = x.detach().cpu().reshape(len(x), math.prod(x.shape[1:])).float() + 0.0  # minus zero becomes zero
     bits = rows.contiguous().view(torch.int32)
     # Round numbers end in zero bits, of which a product keeps as many: the upper half is folded down first.
     bits = bits ^ (bits >> 16)

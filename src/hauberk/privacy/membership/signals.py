@@ -23,17 +23,23 @@ def answers(target: Target, records: Records) -> tuple[Tensor, Tensor]:
     Raises:
         DataError: for labels that are not classes of the model, or not one per record.
     """
-    x, y = records
-    if y.shape != x.shape[:1] or y.is_floating_point():
-        raise DataError(
-            f"y has shape {tuple(y.shape)} and dtype {y.dtype} for {len(x)} records", want=f"({len(x)},) class labels"
-        )
+    x, y = paired(records)
     logits = target.logits(x.detach()).double()
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
         raise DataError(
             f"labels span {int(y.min())} to {int(y.max())}", want=f"classes 0 to {logits.shape[1] - 1} of the model"
         )
     return logits, y.to(logits.device).long()
+
+
+def paired(records: Records) -> Records:
+    """Return the records as they are. Raises DataError for labels that are not classes, or not one per record."""
+    x, y = records
+    if y.shape != x.shape[:1] or y.is_floating_point():
+        raise DataError(
+            f"y has shape {tuple(y.shape)} and dtype {y.dtype} for {len(x)} records", want=f"({len(x)},) class labels"
+        )
+    return x, y
 
 
 def both_sides(members: Tensor, non_members: Tensor) -> MembershipScores:
@@ -47,6 +53,16 @@ def gap(logits: Tensor, y: Tensor) -> Tensor:
     own = logits.gather(1, y[:, None])[:, 0]
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.logsumexp(1) - own
+
+
+def log_odds(logits: Tensor, y: Tensor) -> Tensor:
+    """Return log p_y / (1 - p_y), shape (n,): what LiRA takes to be Gaussian over trainings."""
+    return -gap(logits, y)
+
+
+def log_score(logits: Tensor, y: Tensor) -> Tensor:
+    """Return log p_y, shape (n,)."""
+    return -cross_entropy(logits, y)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

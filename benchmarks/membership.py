@@ -1,0 +1,174 @@
+"""Membership inference on Location-30: every attack, by the number of references, with intervals and CPU seconds.
+
+A perceptron 446-256-30, Adam 1e-3, 40 epochs, batches of 64; 36 models on complementary random halves. The last four are
+attacked, the others are references. Needs location30.npz in the folder named by HAUBERK_DATA (else `../shared/data` beside the
+checkout).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from harness import save
+from hauberk import Schedule
+from hauberk.core.kinds import MembershipScores
+from hauberk.core.roc import auc_gain, roc
+from hauberk.privacy import membership as mia
+from hauberk.privacy.membership import MembershipReport, References, train_references
+from hauberk.privacy.membership.learned import CLASSIFIERS
+
+TARGETS, COUNTS = range(32, 36), (2, 4, 16, 32)
+Attack = Callable[..., MembershipScores]
+ALONE: dict[str, Attack] = {
+    "gap": mia.gap_membership, "loss": mia.loss_membership, "confidence": mia.confidence_membership,
+    "entropy": mia.entropy_membership, "modified entropy": mia.modified_entropy,
+    "quantile regression": mia.quantile_regression, "labels under augmentation": mia.augmentation_membership,
+    "gradient norm": mia.gradient_norm_membership,
+}
+
+
+def with_references(attack: Attack, **options: object) -> Attack:
+    """Return the attack with its options set."""
+    return lambda target, members, others, references: attack(target, members, others, references=references, **options)
+
+
+REFERENCED: dict[str, Attack] = {
+    "variance prior": with_references(mia.variance_prior),
+    "variance prior, not linked": with_references(mia.variance_prior, linked=False),
+    "LiRA online, fixed": with_references(mia.lira),
+    "LiRA online, per example": with_references(mia.lira, variance="per-example"),
+    "LiRA offline, fixed": with_references(mia.lira, online=False),
+    "LiRA offline, per example": with_references(mia.lira, online=False, variance="per-example"),
+    "RMIA online": with_references(mia.rmia, online=True), "RMIA offline": with_references(mia.rmia),
+}
+DEAR: dict[str, Attack] = {  # of the first target alone, with 4 references: more of them change little
+    "shadow models": with_references(mia.shadow_membership),
+    **{f"learned, {name}": with_references(mia.learned_membership, classifier=name) for name in CLASSIFIERS},
+}
+FIRST = ("gradient norm", "quantile regression")  # of the first target alone as well
+Runs = list[MembershipScores]
+
+
+def folder() -> Path:
+    """Return where the real data lies, or end with what to do."""
+    given = os.environ.get("HAUBERK_DATA")
+    place = Path(given) if given else Path(__file__).parents[2] / "shared" / "data"
+    if not (place / "location30.npz").exists():
+        sys.exit("location30.npz is not there: set HAUBERK_DATA to the folder that holds it")
+    return place
+
+
+def sides(inside: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return by target which records are members and which are not."""
+    return [(inside[t].nonzero()[:, 0].numpy(), (~inside[t]).nonzero()[:, 0].numpy()) for t in TARGETS]
+
+
+def pairs(runs: Runs) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the scores by target as arrays."""
+    return [(one.members.numpy(), one.non_members.numpy()) for one in runs]
+
+
+def figures(runs: Runs, records: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, object]:
+    """Return mean area and rates over targets, with intervals that count a record once however many models it met."""
+    curves = [roc(*one) for one in pairs(runs)]
+    flat = [(np.zeros(len(a)), np.zeros(len(b))) for a, b in pairs(runs)]
+    gain, span = auc_gain(pairs(runs), flat, records)
+    pooled = roc(np.concatenate([a for a, _ in pairs(runs)]), np.concatenate([b for _, b in pairs(runs)]))
+    rates = {}
+    for fpr in (1e-3, 1e-2):
+        ends = pooled.tpr_interval(fpr)
+        rates[str(fpr)] = [float(np.mean([one.tpr_at(fpr) for one in curves])), ends.low, ends.high]
+    return {"auc": [0.5 + gain, 0.5 + span.low, 0.5 + span.high], "tpr": rates}
+
+
+def cell(one: list[float]) -> str:
+    """Return a figure with its interval."""
+    return f"{one[0]:.3f} [{one[1]:.3f}, {one[2]:.3f}]"
+
+
+def attacked(references: References) -> tuple[dict[tuple[str, int], Runs], dict[tuple[str, int], float]]:
+    """Run every attack on every target; return the scores, and the CPU seconds of an attack on one target."""
+    found: dict[tuple[str, int], Runs] = {}
+    spent: dict[tuple[str, int], float] = {}
+    x, y = references.x, references.y
+
+    def go(name: str, count: int, attack: Attack, targets: range, given: References | None) -> None:
+        runs, began = [], time.process_time()
+        for t in targets:
+            inside = references.inside[t]
+            halves = (x[inside], y[inside]), (x[~inside], y[~inside])
+            extra = {} if given is None else {"references": given}
+            runs.append(attack(references.models[t], *halves, **extra))
+        found[name, count], spent[name, count] = runs, (time.process_time() - began) / len(targets)
+
+    for name, attack in ALONE.items():
+        go(name, 0, attack, range(TARGETS.start, TARGETS.start + 1) if name in FIRST else TARGETS, None)
+    for count in COUNTS:
+        for name, attack in REFERENCED.items():
+            go(name, count, attack, TARGETS, references.take(range(count)))
+    for name, attack in DEAR.items():
+        go(name, 4, attack, range(TARGETS.start, TARGETS.start + 1), references.take(range(4)))
+    return found, spent
+
+
+def main() -> None:
+    """Train, attack, write the tables."""
+    torch.set_num_threads(1)
+    raw = np.load(folder() / "location30.npz")
+    records = torch.from_numpy(raw["x"]).float(), torch.from_numpy(raw["y"]).long()
+    model = nn.Sequential(nn.Linear(446, 256), nn.ReLU(), nn.Linear(256, 30))
+    began = time.process_time()
+    references = train_references(model, records, count=36, schedule=Schedule(epochs=40, batch_size=64))
+    trained = time.process_time() - began
+    found, spent = attacked(references)
+    inside = references.inside[TARGETS.start]
+    reports = [
+        MembershipReport(
+            {f"{name}, {count}": runs[number] for (name, count), runs in found.items() if len(runs) > number},
+            {"class": (references.y[references.inside[t]], references.y[~references.inside[t]])},
+        ).evidence()
+        for number, t in enumerate(TARGETS)
+    ]
+    whole = time.process_time() - began
+    ids = sides(references.inside)
+    right = references.logits.argmax(2) == references.y
+    accuracy = float(right[references.inside].double().mean()), float(right[~references.inside].double().mean())
+    rows, content = [], {}
+    for (name, count), runs in found.items():
+        one = figures(runs, ids[: len(runs)])
+        content[f"{name}, {count}"] = {**one, "seconds": spent[name, count], "targets": len(runs)}
+        rows.append([
+            name, str(count), cell(one["auc"]), *(cell(rate) for rate in one["tpr"].values()), f"{spent[name, count]:.2f}",
+            str(len(runs)),
+        ])
+    against, gains = [], {}
+    for count in COUNTS:
+        for rival in ("LiRA online, fixed", "LiRA online, per example"):
+            gain, span = auc_gain(pairs(found["variance prior", count]), pairs(found[rival, count]), ids)
+            gains[f"{rival}, {count}"] = [gain, span.low, span.high]
+            against.append(f"{count} references, over {rival}: {gain:+.4f} [{span.low:+.4f}, {span.high:+.4f}]")
+    save(
+        "membership", "Membership inference on Location-30 by attack and reference models",
+        {"attacks": content, "gain": gains, "train_seconds": trained, "whole_seconds": whole, "accuracy": accuracy},
+        ["attack", "references", "AUC", "TPR at .1 % FPR", "TPR at 1 % FPR", "CPU s a target", "targets"], rows,
+        [
+            f"36 models in {trained:.1f} CPU-s; with all attacks and {len(reports)} reports (of {int(inside.sum())} members",
+            f"and {int((~inside).sum())} others) {whole:.1f} CPU-s. Training accuracy {accuracy[0]:.3f}, test {accuracy[1]:.3f}.",
+            "", "Area of the variance prior less that of LiRA on the same records, paired 95 % interval, by record:", "",
+            *(f"- {one}" for one in against),
+            "", "Rates are means over targets; their intervals are those of the pooled scores.",
+            "Made by `benchmarks/membership.py`.",
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

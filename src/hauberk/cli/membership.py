@@ -1,0 +1,211 @@
+"""hauberk membership: how many training records a model gives away, to adversaries of several kinds."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hauberk.cli import options
+from hauberk.cli.console import command, remark
+from hauberk.core.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from hauberk.core.data import Data
+    from hauberk.core.finding import Evidence
+    from hauberk.core.target import Target
+    from hauberk.privacy.membership import MembershipReport, References
+    from hauberk.privacy.membership.signals import Records
+
+_HOW = "How"
+
+
+class Format(enum.StrEnum):
+    """What is written on stdout."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@command
+def membership(
+    plan: Annotated[Path | None, typer.Argument(metavar="PLAN", help="Where model and data come from.")] = None,
+    *,
+    model: options.Model = "", weights: options.Weights = "", data: options.TestData = "", train: options.Train = "",
+    label: options.Label = "", groups: options.Groups = None, bounds: options.Bounds = "", classes: options.Classes = None,
+    access: options.Grant = None,
+    attack: Annotated[list[str] | None, typer.Option(
+        help="Attacks by name (hauberk list --kind inference); the first is the main one; repeatable, or a comma list. Left out: "
+        "variance-prior, lira and rmia with --references, and those that need none.", rich_help_panel=_HOW)] = None,
+    references: Annotated[int, typer.Option(
+        help="Models of the same architecture to train on halves of the records; even, 0 for none.", rich_help_panel=_HOW, min=0,
+    )] = 0,
+    epochs: Annotated[int | None, typer.Option(
+        help="Epochs of their training; left out, as many as fit half of the records as well as the model fits its own.",
+        rich_help_panel=_HOW, min=1)] = None,
+    lr: Annotated[float, typer.Option(help="Their learning rate, of Adam.", rich_help_panel=_HOW)] = 1e-3,
+    n: Annotated[int, typer.Option("--n", help="Records of each side.", rich_help_panel=_HOW, min=20)] = 2000,
+    seed: options.Seed = None, device: options.Device = None, trust: options.Trust = False,
+    output: Annotated[Path | None, typer.Option(
+        help="A file for the report: .json, or .npz with the score of every record.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    output_format: Annotated[Format, typer.Option(help="What to write on stdout.")] = Format.TEXT,
+    verbose: options.Verbose = False,
+) -> None:
+    """Tell training records from others by attacks of several kinds, at few false alarms, with intervals.
+
+    Exit codes: 0 done, 2 usage or plan error.
+    """
+    chosen = options.choose_plan(
+        plan, model={"path": model, "weights": weights, "access": access.value if access else None},
+        data={
+            "test": data, "train": train, "label": label, "groups": options.words(groups), "bounds": bounds, "classes": classes,
+        },
+        threats=None, run={"seed": seed, "device": device},
+    )
+    if output is not None:
+        _refuse_output(output, force)
+    from hauberk.cli.watch import Watcher
+    from hauberk.core.validate import validate
+    from hauberk.planned import naming_the_call, prepare
+
+    target, samples, settings = prepare(chosen, trust)
+    if not samples.is_classification or samples.train is None:
+        raise DataError(
+            "there is no training data" if samples.is_classification else "the labels are numbers to predict",
+            want="classes, and the data the model was trained on", fix="Add --train",
+        )
+    with naming_the_call(chosen):
+        validate(target, samples)
+    with Watcher(quiet=output_format is Format.JSON, verbose=verbose).watching():
+        found, position, labels = run(
+            target, samples, options.words(attack) or [], count=references, epochs=epochs, lr=lr, n=n, seed=settings.seed
+        )
+    told = {"model": target.name, "references": references, **found.to_dict()}
+    if output is not None:
+        _save(output, told, found)
+    if output_format is Format.JSON:
+        typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
+    else:
+        typer.echo(describe(found.evidence(position, labels)))
+        if output is not None:
+            typer.echo(f"\nkept: {output}")
+
+
+def run(
+    target: Target, data: Data, names: list[str], *, count: int, epochs: int | None, lr: float, n: int, seed: int
+) -> tuple[MembershipReport, Any, Any]:
+    """Run the attacks; return the report, where each member stands in the training data, and its label."""
+    import torch
+
+    from hauberk.core.overlap import overlap
+    from hauberk.core.rng import generator
+    from hauberk.methods import load_methods
+    from hauberk.privacy.membership import MembershipReport
+
+    assert data.train is not None
+    cards = [load_methods().get(name, "inference") for name in names or _usual(target, count)]
+    fresh = (~overlap(data).copies).nonzero()[:, 0]
+    if min(len(fresh), len(data.train)) < 20:
+        raise DataError(f"{len(fresh)} test records are not in the training data", want="20 or more records of each side")
+    if len(fresh) < len(data.test):
+        remark(f"{len(data.test) - len(fresh)} test records are also in the training data and were left out")
+    index = data.train.pick(n, seed, "members")
+    order = torch.randperm(len(fresh), generator=generator(seed, "pick", "non-members"))[:n]
+    outside = fresh[order.sort().values]
+    sides = data.train.take(index), data.test.take(outside)
+    made = _references(target, sides, count, epochs, lr, seed) if count else None
+    scores = {}
+    for card in cards:
+        extra = {"references": made} if made is not None and "references" in card.options else {}
+        if made is None and "references" in card.options:
+            remark(f"{card.name} has no --references: it trains four small perceptrons of its own, the weakest choice")
+        scores[card.name] = card.function(target, *sides, **extra)
+    slices = {"class": (sides[0][1], sides[1][1])}
+    words = {"class": data.class_names}
+    for name in data.train.groups.keys() & data.test.groups.keys():
+        slices[name] = (data.train.groups[name][index], data.test.groups[name][outside])
+        words[name] = data.group_names.get(name, ())
+    return MembershipReport(scores, slices, words, seed), index, sides[0][1]
+
+
+def describe(evidence: tuple[Evidence, ...]) -> str:
+    """Return the tables as text."""
+    from hauberk.core.finding import Table
+
+    blocks = []
+    for one in evidence:
+        if not isinstance(one, Table):
+            continue
+        rows = [[str(cell) for cell in row] for row in (one.columns, *one.rows)]
+        widths = [max(len(row[k]) for row in rows) for k in range(len(one.columns))]
+        lines = ["  ".join(f"{cell:<{wide}}" for cell, wide in zip(row, widths, strict=True)).rstrip() for row in rows]
+        blocks.append("\n".join([one.title, *lines]))
+    return "\n\n".join(blocks)
+
+
+def _usual(target: Target, count: int) -> list[str]:
+    from hauberk.core.access import Access
+
+    if target.access < Access.SCORE:
+        return ["augmentation-membership", "gap-membership"]
+    known = ["variance-prior", "lira", "rmia"] if count else []
+    return [*known, "loss-membership", "modified-entropy", "augmentation-membership", "gap-membership"]
+
+
+def _references(
+    target: Target, sides: tuple[Records, Records], count: int, epochs: int | None, lr: float, seed: int
+) -> References:
+    import torch
+    from torch import nn
+
+    from hauberk.core.rng import derive_seed
+    from hauberk.core.train import Schedule
+    from hauberk.privacy.membership import train_references
+    from hauberk.privacy.membership.matching import matched_schedule
+
+    pool = torch.cat([one[0] for one in sides]), torch.cat([one[1] for one in sides])
+    schedule = Schedule(epochs=epochs or 40, batch_size=64, seed=derive_seed(seed, "references"))
+    predictor = target.predictor
+    module, estimator = getattr(predictor, "module", None), getattr(predictor, "estimator", None)
+    if estimator is not None:
+        return train_references(estimator, pool, count=count, schedule=schedule)
+    if not isinstance(module, nn.Module):
+        raise UsageError("--references needs a model that can be trained anew", want="a torch module or an estimator")
+    if epochs is None:
+        right = float((target.labels(sides[0][0]).cpu() == sides[0][1].cpu()).double().mean())
+        found, reached = matched_schedule(module, pool, right, seed=schedule.seed, lr=lr)
+        schedule = dataclasses.replace(schedule, epochs=found.epochs)
+        remark(f"references train for {found.epochs} epochs: {reached:.1%} right on their records, the model {right:.1%}")
+    return train_references(module, pool, count=count, schedule=schedule, lr=lr)
+
+
+def _refuse_output(output: Path, force: bool) -> None:
+    from hauberk.core.files import refuse_unwritable
+
+    if output.suffix not in (".json", ".npz"):
+        raise UsageError(f"--output is {output}", want="a name that ends in .json or .npz")
+    if output.exists() and not force:
+        raise UsageError(f"{output} exists already", want="a new file", fix="Use --force, or choose another --output")
+    refuse_unwritable(output)
+
+
+def _save(output: Path, told: dict[str, Any], found: MembershipReport) -> None:
+    import io
+
+    import numpy as np
+
+    from hauberk.core.files import write_whole
+
+    if output.suffix == ".json":
+        write_whole(output, json.dumps(told, ensure_ascii=False, indent=1).encode())
+        return
+    content = io.BytesIO()
+    arrays = {f"{name} {side}": getattr(one, side).numpy() for name, one in found.scores.items()
+              for side in ("members", "non_members")}
+    np.savez_compressed(content, **{"risk members": found.risk, **arrays})
+    write_whole(output, content.getvalue())

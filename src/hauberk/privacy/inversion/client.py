@@ -1,0 +1,179 @@
+"""What a participant of joint training sends, and what who receives it knows."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hauberk.core.errors import DataError, UsageError
+from hauberk.core.rng import isolated
+from hauberk.core.target import evaluating
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalSteps:
+    """How a client trains before it sends: steps of plain gradient descent.
+
+    Arguments:
+        steps: how many.
+        lr: learning rate.
+        batch_size: samples per step, taken in order, round and round; None takes all of them at every step.
+    """
+
+    steps: int
+    lr: float
+    batch_size: int | None = None
+
+    def batches(self, n: int) -> Iterator[slice]:
+        """Yield which of n samples each step sees."""
+        size = n if self.batch_size is None else min(self.batch_size, n)
+        parts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        for step in range(self.steps):
+            yield parts[step % len(parts)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ClientUpdate:
+    """What one client sends.
+
+    Arguments:
+        gradients: by parameter name: the gradient of the mean cross-entropy of its samples, or, with `local`, how its weights
+            changed.
+        shape: of one input.
+        n: samples behind it.
+        labels: theirs, shape (n,), where they are known; None has them read off the gradients.
+        bounds: lowest and highest input; None where there are none.
+        local: how the client trained; None for a gradient.
+        training: whether batch normalisation used the statistics of the client's own batch.
+        statistics: mean and variance that entered each batch normalisation, by layer, where the client shares them.
+    """
+
+    gradients: Mapping[str, Tensor]
+    shape: tuple[int, ...]
+    n: int = 1
+    labels: Tensor | None = None
+    bounds: tuple[float, float] | None = (0.0, 1.0)
+    local: LocalSteps | None = None
+    training: bool = False
+    statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None
+
+    def check(self, module: nn.Module) -> None:
+        """Raise DataError when the gradients are missing, not finite, all zero, or not those of the module."""
+        if not isinstance(self.gradients, Mapping) or not self.gradients:
+            raise DataError("the gradients are missing", want="one gradient per parameter name")
+        named = dict(module.named_parameters(remove_duplicate=False))
+        for name, one in self.gradients.items():
+            if name not in named or one.shape != named[name].shape:
+                has = f"of shape {tuple(named[name].shape)}" if name in named else "no parameter of that name"
+                raise DataError(f"the gradient of '{name}' has shape {tuple(one.shape)}, the model has {has}")
+            if not bool(one.isfinite().all()):
+                raise DataError(f"the gradient of '{name}' is not finite", want="finite gradients")
+        if not any(bool(one.any()) for one in self.gradients.values()):
+            raise DataError("all gradients are zero", want="a gradient that says something", fix="Choose another sample")
+        if self.n < 1 or (self.labels is not None and len(self.labels) != self.n):
+            raise DataError(f"the update is of {self.n} samples, with {0 if self.labels is None else len(self.labels)} labels")
+
+
+def client_update(
+    module: nn.Module, x: Tensor, y: Tensor, *, local: LocalSteps | None = None, training: bool = False,
+    know_labels: bool = True, bounds: tuple[float, float] | None = (0.0, 1.0),
+) -> ClientUpdate:
+    """Return what a client with these samples would send. The model stays as it is; dropout is off.
+
+    Arguments:
+        module: the model that the client was given; returns logits.
+        x: its samples, shape (n, ...).
+        y: their labels, shape (n,), or label probabilities, shape (n, classes).
+        local: None sends the mean gradient, else the change of the weights after so many steps.
+        training: whether batch normalisation uses the statistics of the batch; they are then shared.
+        know_labels: whether the receiver knows the labels.
+        bounds: lowest and highest input.
+
+    Raises:
+        DataError: for an empty batch, or labels of another length.
+        UsageError: for local steps below 1 or a rate that is not above 0.
+    """
+    if not len(x) or len(x) != len(y):
+        raise DataError(f"there are {len(x)} samples and {len(y)} labels", want="as many labels as samples, at least one")
+    if local is not None and (local.steps < 1 or local.lr <= 0):
+        raise UsageError(f"local steps are {local.steps} at a rate of {local.lr}", want="at least 1, at a rate above 0")
+    parameters = {name: one.detach().requires_grad_() for name, one in module.named_parameters()}
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    with isolated(0), serving(module, training), watching(module, seen if training else None), torch.enable_grad():
+        sent = simulate(module, parameters, x.detach(), y, local, differentiable=False)
+    kept = {name: one.detach() for name, one in sent.items()}
+    statistics = {name: (mean.detach(), variance.detach()) for name, (mean, variance) in seen.items()} if training else None
+    labels = (y if y.ndim == 1 else y.argmax(1)).detach().clone() if know_labels else None
+    return ClientUpdate(kept, tuple(x.shape[1:]), len(x), labels, bounds, local, training, statistics)
+
+
+def simulate(
+    module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor, y: Tensor, local: LocalSteps | None, *,
+    differentiable: bool = True,
+) -> dict[str, Tensor]:
+    """Return what a client with samples x, (n, ...), and labels y, (n,) or (n, classes), would send, differentiable in both."""
+    buffers = {name: one.clone() for name, one in module.named_buffers()}  # batch normalisation writes into its own
+    names, weights = list(parameters), list(parameters.values())
+    for part in [slice(None)] if local is None else local.batches(len(x)):
+        logits = functional_call(module, {**dict(zip(names, weights, strict=True)), **buffers}, (x[part],))
+        loss = functional.cross_entropy(logits, y[part])
+        slopes = torch.autograd.grad(loss, weights, create_graph=differentiable, materialize_grads=True)
+        if local is None:
+            return dict(zip(names, slopes, strict=True))
+        weights = [one - local.lr * slope for one, slope in zip(weights, slopes, strict=True)]
+        if not differentiable:
+            weights = [one.detach().requires_grad_() for one in weights]
+    return {name: one - parameters[name] for name, one in zip(names, weights, strict=True)}
+
+
+@contextlib.contextmanager
+def serving(module: nn.Module, training: bool) -> Iterator[None]:
+    """Put the module in evaluation mode for the block; with `training`, batch normalisation uses the batch's statistics."""
+    with evaluating(module):
+        changed = [part for part in module.modules() if training and isinstance(part, _BatchNorm) and not part.training]
+        for part in changed:
+            part.training = True
+        try:
+            yield
+        finally:
+            for part in changed:
+                part.training = False
+
+
+@contextlib.contextmanager
+def watching(module: nn.Module, seen: dict[str, tuple[Tensor, Tensor]] | None) -> Iterator[None]:
+    """Keep mean and variance, each (channels,), of what enters each batch normalisation in `seen`; None keeps nothing."""
+    handles = []
+    for name, part in module.named_modules():
+        if seen is not None and isinstance(part, _BatchNorm):
+
+            def keep(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                over = [axis for axis in range(inputs[0].ndim) if axis != 1]
+                variance, mean = torch.var_mean(inputs[0], over, correction=0)
+                seen.setdefault(name, (mean, variance))
+
+            handles.append(part.register_forward_pre_hook(keep))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def as_updates(found: ClientUpdate | Sequence[ClientUpdate], module: nn.Module) -> list[ClientUpdate]:
+    """Return the updates as a list, checked, all of one shape and number of samples."""
+    updates = [found] if isinstance(found, ClientUpdate) else list(found)
+    if not updates or not all(isinstance(one, ClientUpdate) for one in updates):
+        raise DataError("the client updates are missing", want="a ClientUpdate, or several", fix="Make one: client_update(…)")
+    for one in updates:
+        one.check(module)
+    if len({(one.shape, one.n, one.bounds, one.local, one.training, tuple(one.gradients)) for one in updates}) > 1:
+        raise DataError("the updates differ in shape, samples, bounds, local steps or parameters", want="updates of one kind")
+    return updates

@@ -1,0 +1,57 @@
+"""The gradient that names labels: of the layer that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from hauberk.core.errors import DataError, ModelError
+from hauberk.privacy.inversion.client import ClientUpdate
+from hauberk.privacy.inversion.first_linear import linear_layers
+
+
+def answering(module: nn.Module, gradients: Mapping[str, Tensor], layer: str | None, kind: str) -> Tensor | None:
+    """Return the gradient of the answering layer's weight, (classes, features), or bias, (classes,); None where it has no such.
+
+    Arguments:
+        module: only its layout is read.
+        gradients: by parameter name.
+        layer: name of the layer; None takes the last `nn.Linear` registered.
+        kind: `weight` or `bias`.
+
+    Raises:
+        ModelError: when there is no such layer.
+        DataError: when its gradient is missing.
+    """
+    known = linear_layers(module)
+    if not known or (layer is not None and layer not in known):
+        raise ModelError(f"there is no linear layer '{layer or ''}'", want="a model with a linear output layer")
+    name = list(known)[-1] if layer is None else layer
+    if getattr(known[name], kind) is None:
+        return None
+    key = f"{name}.{kind}" if name else kind
+    if key not in gradients:
+        raise DataError(f"the gradient of '{key}' is missing", want="one gradient per parameter name")
+    return gradients[key].detach().double()
+
+
+def width_of(module: nn.Module) -> int:
+    """Return the number of classes: the outputs of the last linear layer registered, else the length of the last parameter."""
+    known = linear_layers(module)
+    return list(known.values())[-1].out_features if known else len(list(module.parameters())[-1])
+
+
+def labels_of(module: nn.Module, update: ClientUpdate) -> Tensor:
+    """Return the labels of an update, shape (n,): those known, else those that its gradients give away."""
+    if update.labels is not None:
+        return update.labels.detach().long()
+    from hauberk.privacy.inversion.idlg import idlg
+    from hauberk.privacy.inversion.label_counts import label_counts
+
+    # A change of the weights points the other way.
+    turned = update.gradients if update.local is None else {name: -one for name, one in update.gradients.items()}
+    found = idlg(module, turned).y if update.n == 1 else label_counts(module, turned, n=update.n).y
+    assert isinstance(found, torch.Tensor)
+    return found

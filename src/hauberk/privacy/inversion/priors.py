@@ -1,0 +1,32 @@
+"""What images look like: penalties that steer a search among inputs whose gradients agree."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def total_variation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean absolute difference of neighbours down and across, shape (n,), and its slope, shape of x.
+
+    Zero for inputs that are no images: fewer than three axes (channels, height, width), or sides of one pixel.
+    """
+    slope = torch.zeros_like(x)
+    if x.ndim < 4 or min(x.shape[-2:]) < 2:
+        return x.new_zeros(len(x)), slope
+    value = x.new_zeros(len(x))
+    for axis in (-2, -1):
+        steps = x.diff(dim=axis)
+        count = steps[0].numel()
+        value += steps.abs().flatten(1).sum(1) / count
+        signs = steps.sign() / count
+        length = x.shape[axis] - 1
+        slope.narrow(axis, 1, length).add_(signs)
+        slope.narrow(axis, 0, length).sub_(signs)
+    return value, slope
+
+
+def size(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean square of each input, shape (n,), and its slope, shape of x."""
+    count = x[0].numel()
+    return x.square().flatten(1).mean(1), 2 * x / count

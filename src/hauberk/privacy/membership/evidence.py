@@ -1,0 +1,110 @@
+"""What an attack with reference models looks at: one signal of each record, from the target and from every reference."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hauberk.core.access import Access
+from hauberk.core.errors import DataError
+from hauberk.core.kinds import MembershipScores
+from hauberk.core.stats import Floats
+from hauberk.core.target import Target
+from hauberk.privacy.membership import signals
+from hauberk.privacy.membership.references import References, Signal, own_references
+from hauberk.privacy.membership.signals import Records
+
+REACH = 11.5  # log-odds of 1e-5: beyond it an estimator's probability is a matter of rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """A signal of n records, those of the members first.
+
+    Arguments:
+        target: of the model under attack, shape (n,).
+        references: of each reference, shape (k, n).
+        inside: whether it was trained on the record, shape (k, n), bool.
+        members: how many of the n are members. No score may depend on it.
+    """
+
+    target: Floats
+    references: Floats
+    inside: NDArray[np.bool_]
+    members: int
+
+    def split(self, scores: Floats) -> MembershipScores:
+        """Return scores of all records, shape (n,), by side."""
+        made = torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float64))
+        return signals.both_sides(made[: self.members], made[self.members :])
+
+    def need(self, *, inside: bool) -> Evidence:
+        """Return this, or raise DataError where a record has no reference that was trained without it (with it)."""
+        for what, seen in (("with", self.inside), ("without", ~self.inside)):
+            short = int((~seen.any(0)).sum())
+            if short and (what == "without" or inside):
+                raise DataError(
+                    f"{short} of {self.inside.shape[1]} records have no reference model trained {what} them",
+                    want="references in complementary halves of a pool that holds all records",
+                    fix="Train more of them on these records; or attack offline, where none is trained with them",
+                )
+        return self
+
+
+def gathered(
+    view: Target, who: str, sides: tuple[Records, Records], references: References | None, signal: Signal
+) -> Evidence:
+    """Return the signal of both sides; without references, small perceptrons are trained on all records.
+
+    Raises:
+        AccessDenied: below SCORE access.
+        DataError: for labels that are not classes.
+    """
+    view.need(Access.SCORE, who)
+    # One question for both sides: their answers then have the same number of classes, and the same rounding.
+    answers = [signals.answers(view, side) for side in sides]
+    own = torch.cat([signal(*one) for one in answers])
+    if references is None:
+        if not len(own):
+            empty = np.zeros((2, 0))
+            return Evidence(np.zeros(0), empty, empty > 0, 0)
+        references = own_references(sides) if len(own) >= 4 else _too_few(len(own))
+    told = [references.on(side, signal) for side in sides]
+    theirs, inside = (torch.cat([one[part] for one in told], 1) for part in (0, 1))
+    if view.outputs == "probabilities" or any(one.outputs == "probabilities" for one in references.models):
+        own, theirs = own.clamp(-REACH, REACH), theirs.clamp(-REACH, REACH)
+    clean = [torch.nan_to_num(one.detach().cpu(), nan=-REACH, posinf=700.0, neginf=-700.0).numpy() for one in (own, theirs)]
+    return Evidence(clean[0], clean[1], inside.numpy(), len(sides[0][0]))
+
+
+def _too_few(n: int) -> References:
+    raise DataError(f"there are {n} records", want="4 or more, for reference models to be trained on halves of them")
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Of each record on one side: how many references there are, their mean, and the sum of squares around it; all (n,)."""
+
+    count: Floats
+    mean: Floats
+    squares: Floats
+
+    @classmethod
+    def of(cls, references: Floats, side: NDArray[np.bool_]) -> Moments:
+        """Return the moments over the references at `side`, both of shape (k, n); a record without any has mean 0."""
+        count = side.sum(0).astype(float)
+        mean = np.where(side, references, 0.0).sum(0) / np.maximum(count, 1)
+        squares = (np.where(side, references - mean, 0.0) ** 2).sum(0)
+        return cls(count, mean, squares)
+
+    @property
+    def pooled(self) -> float:
+        """The variance around each record's own mean, of all records together; with one reference each, that of the means."""
+        freedom = float(np.maximum(self.count - 1, 0).sum())
+        if freedom:
+            return float(self.squares.sum()) / freedom
+        means = self.mean[self.count > 0]
+        return float(means.var(ddof=1)) if len(means) > 1 else 1.0

@@ -1,0 +1,86 @@
+"""Shadow models: for each class, a classifier of the scores that models give to their own training records and to others."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hauberk.core.access import Access
+from hauberk.core.errors import UsageError
+from hauberk.core.kinds import MembershipScores, inference
+from hauberk.core.stats import Floats
+from hauberk.core.target import Target, as_target
+from hauberk.privacy.membership import features, signals
+from hauberk.privacy.membership.learned import CLASSIFIERS, fitted, judged
+from hauberk.privacy.membership.loss import TAGS
+from hauberk.privacy.membership.references import References, own_references
+from hauberk.privacy.membership.signals import Records
+
+FEW = 40  # answers of a class and side below which the class is judged by the classifier of all classes
+
+
+@inference(
+    question="What do shadow models, each class by itself, teach about the answers to training records?", access=Access.SCORE,
+    paper="Shokri et al. 2017, arXiv:1610.05820", tags=TAGS, references=True,
+)
+def shadow_membership(
+    target: Target | nn.Module, members: Records, non_members: Records, *, references: References | None = None,
+    classifier: str = "logistic", seed: int = 0,
+) -> MembershipScores:
+    """Score each record by the classifier of its class, fitted to the scores of shadow models.
+
+    As in the paper, an attack model sees the vector of scores (sorted, as log-odds) and the label chooses the attack model. A
+    class with few answers is judged by one attack model of all classes.
+
+    Arguments:
+        target: with SCORE access.
+        members: records that were trained on, x of shape (m, ...) and labels y of shape (m,).
+        non_members: records that were not, likewise.
+        references: the shadow models, from `train_references`; None trains four small perceptrons on all records.
+        classifier: `logistic`, `neighbours`, `perceptron` or `forest`, of scikit-learn.
+        seed: of the classifiers.
+
+    Returns:
+        The scores of both sides.
+
+    Raises:
+        AccessDenied: below SCORE access.
+        UsageError: for another classifier.
+    """
+    if classifier not in CLASSIFIERS:
+        raise UsageError(f"there is no classifier '{classifier}'", want=", ".join(CLASSIFIERS))
+    view = as_target(target)
+    view.need(Access.SCORE, "shadow-membership")
+    sides = (members, non_members)
+    asked = [signals.answers(view, side) for side in sides]
+    if references is None:
+        if sum(len(one[1]) for one in asked) < 4:
+            return signals.both_sides(*(torch.zeros(len(one[1]), dtype=torch.float64) for one in asked))
+        references = own_references(sides)
+    k, n, width = references.logits.shape
+    chosen = features.drawn(k, n, seed, 4 * features.MOST)
+    rows = vectors(references.logits.reshape(k * n, width)[chosen])
+    side = references.inside.reshape(-1)[chosen].numpy().astype(float)
+    label = references.y[chosen % n].numpy()
+    general = fitted(classifier, *features.thinned(rows, side, seed), grid=None, seed=seed)
+    scores = [judged(general, vectors(logits)) for logits, _ in asked]
+    for one in np.unique(label):
+        own = label == one
+        if min(side[own].sum(), (1 - side[own]).sum()) < FEW:
+            continue
+        model = None
+        for (logits, y), score in zip(asked, scores, strict=True):
+            mine = (y == int(one)).cpu().numpy()
+            if mine.any():
+                model = model or fitted(classifier, *features.thinned(rows[own], side[own], seed), grid=None, seed=seed)
+                score[torch.from_numpy(mine)] = judged(model, vectors(logits[torch.from_numpy(mine)]))
+    return signals.both_sides(*scores)
+
+
+def vectors(logits: Tensor) -> Floats:
+    """Return the log-odds of the classes, sorted from the likeliest down, the first ten of them, shape (n, min(classes, 10))."""
+    log_p, log_rest = signals.log_probabilities(logits.double())
+    odds = torch.nan_to_num(log_p - log_rest, nan=-50.0).clamp(-50, 50)
+    made: Floats = odds.sort(1, descending=True).values[:, :10].cpu().numpy()
+    return made

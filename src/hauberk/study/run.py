@@ -1,0 +1,170 @@
+"""The study of robustness and leakage: adversarially trained models give away more through their gradients; how much, and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import hauberk
+from hauberk.core import progress
+from hauberk.core.finding import Finding
+from hauberk.core.rng import derive_seed
+from hauberk.core.threat import Linf
+from hauberk.report.report import Report
+from hauberk.robustness.attack import pgd
+from hauberk.study import tables, verdict
+from hauberk.study.effects import side_effects
+from hauberk.study.images import Images, read_images
+from hauberk.study.inverting import invert
+from hauberk.study.settings import HEADLINE, PATH, RADII, Settings, scale_named
+from hauberk.study.shelf import Shelf
+from hauberk.study.tables import Row
+from hauberk.study.training import accuracy, at_epoch, chosen_epochs, model_name, model_of
+
+PGD_STEPS = 20
+NAMES = ("robustness-privacy",)
+
+
+def run_study(
+    source: str, folder: str | Path, *, scale: str = "smoke", network: str = "", seed: int = 0, device: str = "cpu",
+) -> Report:
+    """Train models at growing radii, invert the gradients of the same images on each, and report what the data support.
+
+    Everything finished is kept in the folder; the same call goes on where it was broken off.
+
+    Arguments:
+        source: images that `load_data` reads: `mnist.npz`, CIFAR-10, a folder of pictures, or `sklearn:digits`.
+        folder: of the parts and the report.
+        scale: `smoke` (minutes), `scaled` (hours on a CPU), `full` (a GPU).
+        network: a name of `networks.NETWORKS`; empty takes small-cnn for gray images, preact-resnet18 for colour.
+        seed: all randomness is derived from it.
+        device: where models are trained and inverted.
+
+    Returns:
+        The report, with its folder written.
+
+    Raises:
+        DataError: for data that are no images with classes.
+        UsageError: for an unknown scale, network or device, or a folder that holds another study.
+    """
+    began, size = time.monotonic(), scale_named(scale)
+    images = read_images(source, size.train, size.tested, seed)
+    kind = "colour" if images.colour else "gray"
+    settings = Settings(
+        size, network_for(network, images), RADII[kind], HEADLINE[kind], PATH[kind], seed, _device(device)
+    )
+    place = Path(folder)
+    shelf = Shelf(place / "parts", {**settings.fingerprint(), "data": images.name})
+    report = Report(_findings(settings, shelf, images.on(settings.device)), {
+        "study": {
+            "name": NAMES[0], "scale": size.name, "network": settings.network, "radii": [round(one, 4) for one in settings.radii],
+        },
+        "data": {"name": images.name, "n_train": len(images.train[1]), "n_test": len(images.test[1])},
+        "seed": seed, "seconds": round(time.monotonic() - began, 1), "device": settings.device, "notices": list(images.notes),
+        "versions": {"hauberk": hauberk.__version__, "torch": torch.__version__},
+    })
+    report.to_html(place)
+    return report
+
+
+def network_for(name: str, images: Images) -> str:
+    """Return the network of that name, or the one for these images.
+
+    Raises:
+        UsageError: for an unknown name, or a network for images of another size.
+    """
+    from hauberk.core.errors import UsageError, nearest
+    from hauberk.study.networks import NETWORKS
+
+    found = name or ("preact-resnet18" if images.colour else "small-cnn")
+    if found not in NETWORKS:
+        raise UsageError(f"the network is '{found}'", want=" | ".join(NETWORKS), fix=nearest(found, list(NETWORKS)))
+    if found == "small-cnn" and images.colour:
+        raise UsageError("small-cnn is for gray images of 28 by 28", want="a residual network", fix="Name preact-resnet18")
+    return found
+
+
+def _device(name: str) -> str:
+    from hauberk.core.errors import UsageError
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"the device is '{name}'", want="one that torch has here", fix="Try cpu") from error
+    return name
+
+
+def _findings(settings: Settings, shelf: Shelf, images: Images) -> list[Finding]:
+    scale, victims = settings.scale, images.victims(settings.scale.images)
+    rows, found = list[Row](), {}
+    stages = progress.track(settings.radii, "models", len(settings.radii))
+    for eps in stages:
+        progress.say(f"the model trained at ε = {tables.radius(eps, images.colour)}")
+        module = model_of(settings, shelf, images, eps)
+        starts, held = [], dict[str, Any]()
+        for start in range(scale.seeds):
+            figures, reconstructed = invert(
+                shelf, f"{model_name(eps)}-{start}", module, victims, iterations=scale.iterations,
+                seed=derive_seed(settings.seed, "start", start),
+            )
+            starts.append(figures["psnr"])
+            if not start:
+                held, found[eps] = figures, reconstructed
+        counts = shelf.figures(f"accuracy-{model_name(eps)}", _counting(settings, images, module))
+        rows.append(Row(eps, tuple(counts["clean"]), tuple(counts["robust"]), held, starts))
+    standard, robust = (next(row for row in rows if row.eps == eps) for eps in (0.0, settings.headline))
+    names = {0.0: "standard", settings.headline: "robust"}
+    curve = tables.over_epochs({
+        name: _over_epochs(settings, shelf, images, eps) for eps, name in names.items()
+    }) if scale.over_epochs > 1 else None
+    pictures = tables.gallery(
+        victims[0], {name: found[eps] for eps, name in names.items()},
+        {"standard": standard.figures["psnr"], "robust": robust.figures["psnr"]},
+    )
+    notes = [
+        f"{scale.images} images, {scale.iterations} iterations, {scale.seeds} starts; intervals resample the images (95 %), PSNR "
+        "is the mean over starts, other figures are of the first",
+        f"the adversary of training walks {scale.attack_steps} steps of {settings.path / scale.attack_steps:.3g} at most, "
+        f"{settings.path:.3g} together, as the talk's did: at larger radii it does not reach the edge",
+        "gradients are those of single images in evaluation mode, their labels known: the worst case for a client",
+    ]
+    first = tables.against(
+        standard, robust,
+        [tables.table("Standard against robust", [standard, robust], images.colour), pictures, *([curve] if curve else [])],
+        verdict.on_two(standard, robust, images.colour), notes,
+    )
+    second = tables.by_radius(
+        rows, [tables.table("By radius of training", rows, images.colour), tables.stability(rows, images.colour)],
+        verdict.on_radii(rows, images.colour), notes,
+    )
+    return [first, second, *([side_effects(settings, shelf, images)] if scale.effects else [])]
+
+
+def _counting(settings: Settings, images: Images, module: nn.Module) -> Callable[[], dict[str, Any]]:
+    def count() -> dict[str, Any]:
+        x, y = images.test
+        clean = accuracy(module, x, y)
+        some = min(len(x), settings.scale.tested // 2)
+        z = pgd(module, x[:some], y[:some], Linf(settings.headline), steps=PGD_STEPS, seed=derive_seed(settings.seed, "pgd"))
+        hits = accuracy(module, z, y[:some])
+        return {"clean": [int(clean.sum()), len(clean)], "robust": [int(hits.sum()), some]}
+
+    return count
+
+
+def _over_epochs(settings: Settings, shelf: Shelf, images: Images, eps: float) -> list[tuple[int, list[float]]]:
+    scale = settings.scale
+    epochs = scale.epochs if eps else scale.plain_epochs
+    points = []
+    for epoch in chosen_epochs(epochs, scale.over_epochs):
+        name = f"{model_name(eps)}-0" if epoch == epochs else f"{model_name(eps)}-epoch-{epoch}-0"
+        module = at_epoch(settings, shelf, images, model_name(eps), epoch)
+        start = derive_seed(settings.seed, "start", 0)
+        figures, _ = invert(shelf, name, module, images.victims(scale.images), iterations=scale.iterations, seed=start)
+        points.append((epoch, figures["psnr"]))
+    return points

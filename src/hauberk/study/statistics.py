@@ -1,0 +1,46 @@
+"""Means over few images, with intervals that say how few."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from hauberk.core.finding import Interval
+from hauberk.core.rng import numpy_generator
+
+DRAWS = 4000
+
+
+def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, Interval]:
+    """Return the mean and its 95 % interval by resampling the images (bootstrap, percentiles)."""
+    table = np.asarray(values, dtype=np.float64)
+    if not len(table):
+        return math.nan, Interval(-math.inf, math.inf, "bootstrap")
+    draws = numpy_generator(seed, "mean").integers(0, len(table), (DRAWS, len(table)))
+    low, high = np.quantile(table[draws].mean(1), [0.025, 0.975])
+    return float(table.mean()), Interval(float(low), float(high), "bootstrap")
+
+
+def paired_interval(left: Sequence[float], right: Sequence[float], seed: int = 0) -> tuple[float, Interval]:
+    """Return the mean of left - right over the same images, and its 95 % interval by resampling them."""
+    return mean_interval([a - b for a, b in zip(left, right, strict=True)], seed)
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return the rank correlation of two rows of figures; NaN where one does not vary."""
+    from scipy import stats
+
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return math.nan
+    return float(stats.spearmanr(x, y).statistic)
+
+
+def cell(value: float, interval: Interval, digits: int = 2) -> str:
+    """Return a figure with its interval, as a table shows it."""
+    if not math.isfinite(value):
+        return "-"
+    if value != 0 and (abs(value) < 10.0**-digits or abs(value) >= 1e5):
+        return f"{value:.1e} [{interval.low:.1e}, {interval.high:.1e}]"
+    return f"{value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"

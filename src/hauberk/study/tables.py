@@ -1,0 +1,137 @@
+"""The tables, figures and findings of the study of robustness and leakage."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from hauberk.core.finding import Advice, Curve, Finding, Gallery, Interval, Series, Status, Table
+from hauberk.core.picture import picture
+from hauberk.core.stats import wilson
+from hauberk.study.statistics import cell, mean_interval, paired_interval
+
+THREAT = "an honest but curious server: sees one client's gradient of one image, knows its label and the model"
+TAGS = ("aisec:information-leakage", "atlas:AML.T0024.001", "owasp:ML03", "nist:NISTAML.032")
+ADVICE = (
+    Advice("Train with differential privacy: a clipped and noised gradient shows no single image", "make_private(model, …)"),
+    Advice("Send sums over many clients alone, by secure aggregation"),
+)
+COLUMNS = (
+    "training ε", "clean accuracy", "accuracy under PGD", "PSNR in dB", "PSNR of the mean MSE", "MSE", "FMSE of the logits",
+    "SSIM", "median loss", "median gradient norm",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What was measured on one model.
+
+    Arguments:
+        eps: the radius it was trained at.
+        clean, robust: hits and number, on clean test images and under attack.
+        figures: per image, those of the first start.
+        starts: PSNR per image, of every start.
+    """
+
+    eps: float
+    clean: tuple[int, int]
+    robust: tuple[int, int]
+    figures: dict[str, list[float]]
+    starts: list[list[float]]
+
+    @property
+    def psnr(self) -> list[float]:
+        """PSNR of each image, the mean over starts."""
+        return [statistics.fmean(each) for each in zip(*self.starts, strict=True)]
+
+
+def table(title: str, rows: Sequence[Row], colour: bool) -> Table:
+    """Return rows as the talk showed them, with the figures that explain them beside."""
+    return Table(title, COLUMNS, [_line(row, colour) for row in rows])
+
+
+def _line(row: Row, colour: bool) -> Sequence[str]:
+    held = row.figures
+    mse = statistics.fmean(held["mse"])
+    means = {name: mean_interval(held[name]) for name in ("mse", "fmse", "ssim")}
+    return (
+        radius(row.eps, colour), _rate(row.clean), _rate(row.robust), cell(*mean_interval(row.psnr)),
+        f"{-10 * math.log10(max(mse, 1e-20)):.2f}", cell(*means["mse"], 4), cell(*means["fmse"], 3), cell(*means["ssim"]),
+        f"{statistics.median(held['loss']):.2g}", f"{statistics.median(held['gradient_norm']):.2g}",
+    )
+
+
+def radius(eps: float, colour: bool) -> str:
+    """Return a radius as the talk writes it: in units of 1/255 for colour."""
+    return f"{eps * 255:.0f}/255" if colour else f"{eps:.2f}"
+
+
+def _rate(count: tuple[int, int]) -> str:
+    hits, n = count
+    span = wilson(hits, n)
+    return f"{hits / max(n, 1):.3f} [{span.low:.3f}, {span.high:.3f}]"
+
+
+def stability(rows: Sequence[Row], colour: bool) -> Table:
+    """Return how far the starts of the search agree, image by image."""
+    lines = []
+    for row in rows:
+        spread = [statistics.pstdev(each) for each in zip(*row.starts, strict=True)]
+        lines.append((
+            radius(row.eps, colour), len(row.starts), f"{min(map(min, row.starts)):.1f} to {max(map(max, row.starts)):.1f}",
+            f"{statistics.fmean(spread):.2f}", f"{max(spread):.2f}",
+        ))
+    columns = ("training ε", "starts", "PSNR, least to greatest", "deviation over starts, mean", "greatest")
+    return Table("Stability over starts of the search", columns, lines)
+
+
+def over_epochs(points: dict[str, list[tuple[int, list[float]]]]) -> Curve:
+    """Return the mean PSNR after each epoch that was inverted, by model."""
+    series = []
+    for name, found in points.items():
+        means = [mean_interval(values) for _, values in found]
+        series.append(Series(
+            name, [epoch for epoch, _ in found], [mean for mean, _ in means], [span.low for _, span in means],
+            [span.high for _, span in means],
+        ))
+    return Curve("Leakage over training", "epoch", "PSNR in dB", series)
+
+
+def gallery(victims: Tensor, found: dict[str, Tensor], figures: dict[str, list[float]], most: int = 6) -> Gallery:
+    """Return originals and reconstructions side by side."""
+    pictures = [picture(victims[at], f"image {at + 1}", width=84) for at in range(min(most, len(victims)))]
+    for name, images in found.items():
+        pictures += [
+            picture(images[at].clamp(0, 1), f"{name}: {figures[name][at]:.1f} dB", width=84)
+            for at in range(min(most, len(images)))
+        ]
+    return Gallery("Images, and what their gradients gave away", pictures)
+
+
+def against(standard: Row, robust: Row, evidence: Sequence[Any], words: str, notes: Sequence[str]) -> Finding:
+    """Return the finding of the first table: the robust model beside the standard one."""
+    difference, span = paired_interval(robust.psnr, standard.psnr)
+    status = Status.WARN if span.low > 0 else Status.PASS
+    return Finding(
+        "privacy/robust-against-standard", "privacy",
+        "Do the gradients of a robust model give away more than those of a standard one?", status, value=difference, unit="dB",
+        n=len(standard.psnr), interval=span, better="lower", threat=THREAT, access="GRADIENT", summary=words, evidence=evidence,
+        tags=TAGS, notes=notes, advice=ADVICE if status is Status.WARN else (),
+    )
+
+
+def by_radius(rows: Sequence[Row], evidence: Sequence[Any], words: str, notes: Sequence[str]) -> Finding:
+    """Return the finding of the second table: leakage by the radius trained at."""
+    worst = max(rows, key=lambda row: statistics.fmean(row.psnr))
+    mean, span = mean_interval(worst.psnr)
+    return Finding(
+        "privacy/leakage-by-radius", "privacy",
+        "How does what gradients give away depend on the radius of adversarial training?", Status.WARN, value=mean, unit="dB",
+        n=len(worst.psnr), interval=Interval(span.low, span.high, "bootstrap"), better="lower",
+        threat=THREAT, access="GRADIENT", summary=words, evidence=evidence, tags=TAGS, advice=ADVICE, notes=notes,
+    )

@@ -1,0 +1,55 @@
+"""hauberk membership: the table, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from typer.testing import Result
+
+Run = Callable[..., Result]
+
+
+def call(shop: Path, *more: object) -> tuple[object, ...]:
+    return (
+        "membership", "--model", f"{shop / 'net.py'}:build", "--weights", shop / "weights.safetensors",
+        "--train", shop / "train.npz", "--data", shop / "test.npz", "--bounds", "0,1", *more,
+    )
+
+
+def test_references_attack_and_every_score_is_kept(hauberk: Run, shop: Path, tmp_path: Path) -> None:
+    run = hauberk(*call(
+        shop, "--references", 2, "--epochs", 3, "--attack", "variance-prior,loss-membership", "--output", "found.json",
+    ))
+    assert run.exit_code == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert lines[0].startswith("Members told from non-members") and lines[2].startswith("variance-prior ")
+    assert any(line.startswith("membership dealt at random") for line in lines) and lines[-1] == "kept: found.json"
+    told = json.loads((tmp_path / "found.json").read_text())
+    assert (told["main"], told["references"], told["members"]) == ("variance-prior", 2, 200)
+    assert 0.3 < told["attacks"]["loss-membership"]["auc"] < 0.7
+    assert hauberk(*call(shop, "--attack", "gap-membership", "--output", "found.json")).exit_code == 2
+    run = hauberk(*call(shop, "--attack", "gap-membership", "--n", 50, "--output", "found.npz", "--output-format", "json"))
+    assert run.exit_code == 0, run.stderr
+    assert json.loads(run.stdout)["members"] == 50
+    kept = np.load(tmp_path / "found.npz")
+    assert kept["gap-membership members"].shape == (50,) and kept["risk members"].shape == (50,)
+
+
+def test_labels_alone_choose_their_own_attacks(hauberk: Run, shop: Path) -> None:
+    run = hauberk(*call(shop, "--access", "label", "--n", 40, "--output-format", "json"))
+    assert run.exit_code == 0, run.stderr
+    assert list(json.loads(run.stdout)["attacks"]) == ["augmentation-membership", "gap-membership"]
+
+
+def test_what_cannot_be_is_refused(hauberk: Run, shop: Path) -> None:
+    bare = [one for one in call(shop) if one not in ("--train", shop / "train.npz")]
+    for arguments, told in (
+        (bare, "no training data"), (call(shop, "--attack", "lyra"), "Did you mean 'lira'"),
+        (call(shop, "--references", 3, "--epochs", 1), "an even number"),
+        (call(shop, "--output", "a.txt"), "ends in .json or .npz"),
+    ):
+        run = hauberk(*arguments)
+        assert run.exit_code == 2 and told in run.stderr, run.stderr

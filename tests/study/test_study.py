@@ -1,0 +1,169 @@
+"""The study of robustness and leakage: what is kept, what its words rest on, and a whole run on very little."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from hauberk.core.errors import DataError, UsageError
+from hauberk.report.report import Report
+from hauberk.study import effects, run_study, settings, verdict
+from hauberk.study.defended import ROWS, Defended, smoothed
+from hauberk.study.images import Images, read_images
+from hauberk.study.networks import build, parameters
+from hauberk.study.run import network_for
+from hauberk.study.settings import Scale
+from hauberk.study.shelf import Shelf
+from hauberk.study.statistics import mean_interval, paired_interval, spearman
+from hauberk.study.tables import Row, radius
+from hauberk.study.training import Growing, chosen_epochs
+
+
+def _row(eps: float, psnr: list[float], norms: list[float]) -> Row:
+    n = len(psnr)
+    figures = {"psnr": psnr, "gradient_norm": norms, "fmse": [10.0**-eps] * n, "mse": [0.1] * n, "ssim": [0.5] * n}
+    figures["loss"] = [0.1] * n
+    return Row(eps, (90, 100), (50, 100), figures, [psnr, psnr])
+
+
+def test_the_words_follow_the_intervals() -> None:
+    low, high = _row(0.0, [5.0, 6.0, 7.0, 8.0], [0.1] * 4), _row(0.3, [15.0, 16.0, 17.0, 18.0], [5.0] * 4)
+    spread = [1.0, 30.0, 2.0, 9.0]
+    told = verdict.on_two(low, high, False)
+    assert told.startswith("the robust model's gradients give away more") and "10.0 dB more on the same 4 images" in told
+    assert verdict.on_two(high, low, False).startswith("the standard model's gradients give away more")
+    assert verdict.on_two(low, _row(0.3, spread, [1.0] * 4), False).startswith("the images do not decide")
+    rows = [low, _row(0.15, [10.0, 11.0, 12.0, 13.0], [1.0, 1.1, 1.2, 1.3]), high, _row(0.6, [17.0, 16.0, 15.0, 18.0], [5.0] * 4)]
+    told = verdict.on_radii(rows, False)
+    assert "from 0.00 to 0.15 it rises; from 0.15 to 0.30 it rises; from 0.30 to 0.60 it does not surely change" in told
+    assert "follows the size of the gradient" in told
+    idle = dataclasses.replace(rows[3], eps=0.9, clean=(10, 100))
+    assert "At 0.90 training failed" in verdict.on_radii([*rows, idle], False)
+
+
+def test_means_have_intervals_that_hold_them() -> None:
+    mean, span = mean_interval([1.0, 2.0, 3.0, 4.0])
+    assert mean == 2.5 and span.low < 2.5 < span.high and span.low >= 1.0 and span.high <= 4.0
+    assert paired_interval([2.0, 3.0], [1.0, 2.0])[1].low == 1.0  # the same for every image: no spread
+    assert spearman([1.0, 2.0, 3.0], [1.0, 4.0, 9.0]) == pytest.approx(1.0) and math.isnan(spearman([1.0, 1.0], [1.0, 2.0]))
+    assert (radius(8 / 255, True), radius(0.3, False)) == ("8/255", "0.30")
+    assert chosen_epochs(4, 2) == (1, 4) and chosen_epochs(14, 4) == (1, 5, 10, 14) and chosen_epochs(3, 1) == (3,)
+
+
+def test_the_radius_grows_over_the_first_half_and_where_it_was_after_a_break() -> None:
+    growing = Growing(0.3, 1, 20)
+    seen = []
+    growing.losses = [lambda model, x, y, level=level: seen.append(level) or torch.zeros(()) for level in range(10)]  # type: ignore[misc]
+    from hauberk.core.train import State
+
+    model = torch.nn.Linear(1, 1)
+    state = State(model, torch.optim.SGD(model.parameters(), 0.1))
+    for step in (0, 1, 2, 19, 20, 500):
+        state.step = step
+        growing.before_batch(state)
+        growing.loss(model, torch.zeros(1), torch.zeros(1))
+    assert seen == [0, 0, 1, 9, 9, 9]
+
+
+@pytest.mark.parametrize(("name", "channels", "size", "weights"), [
+    ("small-cnn", 1, 28, 312_202), ("resnet18", 3, 32, 11_173_962), ("preact-resnet18", 3, 32, 11_172_170),
+])
+def test_networks_are_those_of_the_papers(name: str, channels: int, size: int, weights: int) -> None:
+    module = build(name, channels, 10, 0)
+    assert parameters(module) == weights
+    assert module(torch.zeros(1, channels, size, size)).shape == (1, 10)
+
+
+@pytest.mark.slow  # 46 million weights take a second to draw; default cases cover its blocks in the smaller network
+def test_the_wide_network_is_that_of_the_paper() -> None:
+    assert parameters(build("wrn-34-10", 3, 10, 0)) == 46_160_474
+
+
+def test_finished_parts_are_taken_up_and_others_refused(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path, {"seed": 1})
+    first = shelf.figures("a", lambda: {"x": [1.5]})
+    assert first["x"] == [1.5] and shelf.figures("a", lambda: {"x": [9.0]}) == first
+    made = shelf.tensors("t", lambda: {"x": torch.ones(2)})["x"]
+    assert torch.equal(shelf.tensors("t", lambda: {"x": torch.zeros(2)})["x"], made) and bool((made == 1).all())
+    Shelf(tmp_path, {"seed": 1})
+    with pytest.raises(UsageError, match=r"other settings \(seed\)"):
+        Shelf(tmp_path, {"seed": 2})
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(DataError, match="Delete it"):
+        shelf.figures("a", dict)
+    (tmp_path / "t.safetensors").write_bytes(b"\xff" * 20)
+    with pytest.raises(DataError, match="Delete it"):
+        shelf.tensors("t", dict)
+
+
+def test_victims_are_of_every_class_in_turn() -> None:
+    y = torch.tensor([3, 3, 1, 0, 1, 2])
+    test = (torch.arange(6.0)[:, None, None, None].expand(6, 1, 28, 28), y)
+    images = Images((torch.zeros(1, 1, 28, 28), torch.zeros(1).long()), test, 4, "")
+    x, labels = images.victims(5)
+    assert labels.tolist() == [0, 1, 2, 3, 1] and x[:, 0, 0, 0].tolist() == [3.0, 2.0, 5.0, 0.0, 4.0]
+    with pytest.raises(UsageError, match=r"Did you mean 'resnet18'"):
+        network_for("resnet81", images)
+
+
+TINY = Scale("smoke", 128, 2, 2, 1, 2, 4, 2, 2, 40, False, 0, 16)
+
+
+def test_a_whole_study_is_reported_and_goes_on_where_it_was_broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(settings.SCALES, "smoke", TINY)
+    monkeypatch.setitem(settings.RADII, "gray", (0.0, 0.3))
+    report = run_study("sklearn:digits", tmp_path)
+    assert [one.id for one in report.findings] == ["privacy/robust-against-standard", "privacy/leakage-by-radius"]
+    first, second = report.findings
+    assert first.n == 2 and first.interval is not None and first.interval.low <= first.value <= first.interval.high  # type: ignore[operator]
+    titles = [one.title for one in (*first.evidence, *second.evidence)]
+    assert titles == [
+        "Standard against robust", "Images, and what their gradients gave away", "Leakage over training", "By radius of training",
+        "Stability over starts of the search",
+    ]
+    assert Report.load(tmp_path).find("privacy/leakage-by-radius").n == 2 and (tmp_path / "index.html").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
+    assert not [name for name in kept if name.endswith(".checkpoint")]
+    # One part is lost: it alone is made again, and the figures are the same.
+    (tmp_path / "parts" / "inverted-standard-0.json").unlink()
+    again = run_study("sklearn:digits", tmp_path)
+    changed = {path.name for path in (tmp_path / "parts").iterdir() if kept[path.name] != path.stat().st_mtime_ns}
+    assert changed == {"inverted-standard-0.json"}
+    assert [one.value for one in again.findings] == [one.value for one in report.findings]
+    with pytest.raises(UsageError, match="other settings"):
+        run_study("sklearn:digits", tmp_path, seed=1)
+
+
+def test_defences_are_set_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for row in ROWS if row.name in ("standard", "DP-SGD", "standard, gradients pruned to a tenth")]
+    monkeypatch.setattr(effects, "ROWS", [*rows, Defended("adversarial training", smoothed)])
+    scale = dataclasses.replace(TINY, references=2, seeds=1)
+    chosen = settings.Settings(scale, "small-cnn", (0.0, 0.3), 0.3)
+    images = read_images("sklearn:digits", 64, 24, 0)
+    found = effects.side_effects(chosen, Shelf(tmp_path, {}), images)
+    lines = found.evidence[0].rows  # type: ignore[union-attr]
+    assert [line[0] for line in lines] == [*(row.name for row in rows), "adversarial training"]
+    standard, private, pruned = lines[:3]
+    assert standard[1:6] == pruned[1:6] and standard[6] != pruned[6]  # one model; only what it sends differs
+    assert private[-1].startswith("ε = ") and standard[-1] == "-" and private[4] == "6.25%"  # one of sixteen non-members
+    assert found.n == 2 and "variance-prior" in found.threat
+
+
+@pytest.mark.slow  # five trainings of three models each; the row by row machinery is tried above
+def test_every_defence_trains(tmp_path: Path) -> None:
+    chosen = settings.Settings(dataclasses.replace(TINY, references=2), "small-cnn", (0.0, 0.3), 0.3)
+    found = effects.side_effects(chosen, Shelf(tmp_path, {}), read_images("sklearn:digits", 64, 24, 0))
+    assert len(found.evidence[0].rows) == len(ROWS)  # type: ignore[union-attr]
+
+
+def test_what_cannot_be_studied_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="images"):
+        read_images("sklearn:wine", 50, 50, 0)
+    with pytest.raises(UsageError, match=r"smoke \| scaled \| full"):
+        run_study("sklearn:digits", tmp_path, scale="tiny")
+    with pytest.raises(UsageError, match="device"):
+        run_study("sklearn:digits", tmp_path, device="abacus")
