@@ -129,6 +129,10 @@ def test_mutators_of_images_do_not_fit_a_table(hauberk: Run, shop: Path) -> None
     assert "jitter | reset" in run.stderr
     run = hauberk("fuzz", "--model", "line.py:build", "--data", "sklearn:iris", "--objective", "foo")
     assert run.exit_code == 2 and run.stderr.count("label-invariance") == 1
+    given = ("--model", "line.py:build", "--data", "sklearn:iris", "--mutator", "jitter", "--budget", 40)
+    run = hauberk("fuzz", *given, "--objective", "monotone:2:0.1,falling:2:0.1", "--output-format", "json")
+    assert run.exit_code == 0, run.stderr
+    assert "monotone-2" in run.stdout  # a line rises with a feature or falls: one of them always fails
 
 
 @pytest.mark.parametrize(("option", "named"), [
