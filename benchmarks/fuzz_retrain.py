@@ -23,7 +23,7 @@ from hauberk.robustness.fuzz import Campaign, Failure, Options, fuzz
 from hauberk.robustness.fuzz.cluster import Faults, radius_of
 from hauberk.robustness.fuzz.coverage import Reader
 
-SEEDS, SEARCHED, MEASURED = 400, 4000, 2000
+SEEDS, SEARCHED, MEASURED = 400, 12_000, 3000
 
 
 def failures_on_training_samples(model: nn.Module, data: Data, seed: int) -> Campaign:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from hauberk.methods import load_methods
+from warm_process import run_script
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "concepts").glob("*.md"))]
@@ -71,7 +69,6 @@ def test_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
     consoles = consoles_of(page)
     if not code and not any(map(commands, consoles)):
         return  # words alone
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONWARNINGS": "error"}
     (tmp_path / "shop.py").write_text(SHOP, encoding="utf-8")
     (tmp_path / "page.py").write_text(code, encoding="utf-8")
     (tmp_path / "run.py").write_text(RUNNER, encoding="utf-8")
@@ -81,10 +78,8 @@ def test_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
     assert {command[0] for command, _ in told} <= {"hauberk"}
     steps = [["run.py", json.dumps([[command[1:], expected] for command, expected in told])]] if told else []
     for step in [["page.py"], *steps] if code else steps:
-        run = subprocess.run(
-            [sys.executable, *step], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=280
-        )
-        assert run.returncode == 0, f"{run.stdout[-1500:]}{run.stderr[-3000:]}"
+        ended, written = run_script(tmp_path, step, 280)
+        assert ended == 0, written[-4500:]
 
 
 def test_every_relative_link_leads_somewhere() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -36,12 +37,23 @@ def test_the_worst_kind_is_the_one_a_campaign_finds(digits: Data, digits_model: 
     assert finding.interval.low <= finding.value <= finding.interval.high
 
 
-def test_chosen_bits_are_counted_on_one_half_and_judged_on_the_other(digits: Data, digits_model: nn.Module) -> None:
+def test_chosen_bits_are_searched_on_one_half_and_counted_on_the_other(digits: Data, digits_model: nn.Module) -> None:
     finding = run("integrity/fewest-flips", digits_model, digits)
     x, y = sample(digits)
     guess = float(y.bincount().max()) / len(y)
-    search = fewest_flips(digits_model, x[:128], y[:128], until=1.1 * guess, flips=10)
-    assert finding.value == len(search.flips) <= 3 and finding.status is Status.WARN and finding.n == 128
+    search = fewest_flips(digits_model, x[:128], y[:128], until=guess, flips=10)
+    struck, held = copy.deepcopy(digits_model), []
+    weights = dict(struck.named_parameters())
+    for flip in search.flips:
+        with torch.no_grad():
+            weights[flip.parameter].view(-1)[flip.position] = flip.after
+        logits = struck(x[128:])  # an answer that is no number is no right one
+        held.append(float(((logits.argmax(1) == y[128:]) & logits.isfinite().all(1)).double().mean()))
+    fewest = next(count for count, rate in enumerate(held, 1) if rate <= 1.1 * guess)
+    assert finding.value == fewest <= 3 and finding.status is Status.WARN and finding.n == 128
+    clean = float((digits_model(x[128:]).argmax(1) == y[128:]).double().mean())
+    assert finding.evidence[0].series[0].y == pytest.approx([clean, *held])
+    assert f"leave {held[fewest - 1]:.1%} accuracy" in finding.summary
     assert [row[0] for row in finding.evidence[1].rows] == [flip.parameter for flip in search.flips]
 
 

@@ -131,6 +131,19 @@ def test_mutators_of_images_do_not_fit_a_table(hauberk: Run, shop: Path) -> None
     assert run.exit_code == 2 and run.stderr.count("label-invariance") == 1
 
 
+def test_a_relation_is_given_with_its_figures(hauberk: Run, shop: Path) -> None:
+    Path("flat.py").write_text(  # scores 0, x[2], 0: they rise with the third feature
+        "import torch\nfrom torch import nn\n\n\ndef build():\n    net = nn.Linear(4, 3)\n    nn.init.zeros_(net.bias)\n"
+        "    net.weight = nn.Parameter(torch.eye(4)[[0, 2, 0]] * torch.tensor([[0.0], [1.0], [0.0]]))\n    return net\n"
+    )
+    given = ("--model", "flat.py:build", "--data", "sklearn:iris", "--mutator", "jitter", "--budget", 40)
+    run = hauberk("fuzz", *given, "--objective", "monotone:2:0.1")
+    assert run.exit_code == 0, run.stderr
+    assert "no failure was found" in run.stderr
+    run = hauberk("fuzz", *given, "--objective", "falling:2:0.1", "--output", "other")
+    assert run.exit_code == 2 and "fails on all of 45 seeds" in run.stderr
+
+
 @pytest.mark.parametrize(("option", "named"), [
     (("--mutator", "rotat"), "rotate"), (("--coverage", "kmn"), "kmnc"), (("--objective", "nan"), "not-a-number"),
     (("--budget", "0"), "budget"),

@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from typer.testing import Result
+
 from hauberk.report.report import Report
 
 Start = Callable[..., subprocess.Popen[str]]
+Run = Callable[..., Result]  # what is neither killed nor interrupted runs in this process: it starts at once
 
 
 def wait_for_lines(place: Path, count: int, run: subprocess.Popen[str]) -> None:
@@ -22,9 +25,8 @@ def wait_for_lines(place: Path, count: int, run: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def test_a_killed_run_goes_on_to_the_same_report(start: Start, shop: Path, tmp_path: Path) -> None:
-    whole = start("assess", shop, "--output", "whole")
-    whole.communicate()
+def test_a_killed_run_goes_on_to_the_same_report(start: Start, hauberk: Run, shop: Path, tmp_path: Path) -> None:
+    whole = hauberk("assess", shop, "--output", "whole")
     block, journal = tmp_path / "block", tmp_path / "report" / "findings.jsonl"
     block.touch()
 
@@ -50,9 +52,7 @@ def test_a_killed_run_goes_on_to_the_same_report(start: Start, shop: Path, tmp_p
     assert journal.read_text() == first
 
     block.unlink()
-    resumed = start("assess", shop, "--resume")
-    resumed.communicate()
-    assert resumed.returncode == whole.returncode
+    assert hauberk("assess", shop, "--resume").exit_code == whole.exit_code
     assert (tmp_path / "report" / "findings.jsonl").read_text().startswith(first)
 
     def figures(folder: str) -> list[dict[str, object]]:
@@ -63,17 +63,18 @@ def test_a_killed_run_goes_on_to_the_same_report(start: Start, shop: Path, tmp_p
     assert len(figures("report")) == 2
 
 
-def test_another_assessment_is_not_resumed(start: Start, shop: Path) -> None:
-    start("assess", shop, "--select", "robustness/clean-accuracy").communicate()
-    other = start("assess", shop, "--select", "robustness/clean-accuracy", "--seed", "1", "--resume")
-    _, err = other.communicate()
-    assert other.returncode == 2
-    assert err.splitlines()[-1].startswith("error: report holds another assessment: ")
-    assert err.splitlines()[-1].endswith("Leave out --resume, or choose another --output.")
+def test_another_assessment_is_not_resumed(hauberk: Run, shop: Path) -> None:
+    hauberk("assess", shop, "--select", "robustness/clean-accuracy")
+    other = hauberk("assess", shop, "--select", "robustness/clean-accuracy", "--seed", "1", "--resume")
+    assert other.exit_code == 2
+    assert other.stderr.splitlines()[-1].startswith("error: report holds another assessment: ")
+    assert other.stderr.splitlines()[-1].endswith("Leave out --resume, or choose another --output.")
 
 
-def test_a_killed_run_does_not_pass_the_old_report_off_as_its_own(start: Start, shop: Path, tmp_path: Path) -> None:
-    start("assess", shop, "--select", "robustness/clean-accuracy").communicate()
+def test_a_killed_run_does_not_pass_the_old_report_off_as_its_own(
+    start: Start, hauberk: Run, shop: Path, tmp_path: Path
+) -> None:
+    hauberk("assess", shop, "--select", "robustness/clean-accuracy")
     report, block = tmp_path / "report", tmp_path / "block"
     whole = Report.load(report)
     block.touch()
@@ -85,18 +86,16 @@ def test_a_killed_run_does_not_pass_the_old_report_off_as_its_own(start: Start, 
     killed.communicate()
     assert sorted(one.name for one in report.iterdir()) == ["findings.jsonl", "plan.lock.toml", "run.json"]
     for command in (["diff", "report", "report"], ["gate", "--from", "report"]):
-        told = start(*command)
-        _, err = told.communicate()
-        assert told.returncode == 2
-        assert err == (
+        told = hauberk(*command)
+        assert told.exit_code == 2
+        assert told.stderr == (
             "error: the run in report is unfinished: findings.jsonl is there, report.json is not. Expected a run that has ended. "
             "Finish it: the same hauberk assess, with --output report --resume.\n"
         )
 
     block.unlink()
-    resumed = start("assess", "report/plan.lock.toml", "--output", "report", "--resume")  # the lock is that of the killed run
-    _, err = resumed.communicate()
-    assert "1 finding is taken over from the interrupted run in report" in err.splitlines()
+    resumed = hauberk("assess", "report/plan.lock.toml", "--output", "report", "--resume")  # the lock is that of the killed run
+    assert "1 finding is taken over from the interrupted run in report" in resumed.stderr.splitlines()
     found = Report.load(report)
     assert [one.id for one in found.findings] == ["robustness/clean-accuracy", "robustness/pgd-linf"]
     assert found.findings[0].value == whole.findings[0].value

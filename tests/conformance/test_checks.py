@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import importlib
 import json
 import math
 import random
@@ -30,6 +32,7 @@ from hauberk.report.taxonomy import COLUMNS, MITIGATIONS
 from hauberk.report.words import is_share
 
 CARDS = list(load_methods().cards("check"))
+ensemble = importlib.import_module("hauberk.robustness.attack.auto_attack")  # the package has a function of that name
 CELLS = {slug for column in COLUMNS.values() for slug in column}
 MEMOS: dict[str, dict[Any, Any]] = {}
 each = pytest.mark.parametrize("card", [pytest.param(card, id=card.name) for card in CARDS])
@@ -38,6 +41,14 @@ DEAR = ("robustness/auto-attack",)
 each_again = pytest.mark.parametrize(
     "card", [pytest.param(card, id=card.name, marks=[pytest.mark.slow] if card.name in DEAR else []) for card in CARDS]
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_ensemble() -> Iterator[None]:
+    """AutoAttack with fewer steps and queries: what a check promises does not depend on them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ensemble, "auto_attack_members", functools.partial(ensemble.auto_attack_members, steps=8, queries=60))
+        yield
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,9 +91,8 @@ def test_what_a_member_breaks_alone_is_broken_by_the_union(
     ]
     for z in alone:  # random starts differ: one sample may
         assert int((~held(digits_model, z, y) & ~report.broken).sum()) <= 1
-    assert torch.equal(auto_attack(digits_model, x, y, threat, steps=12, queries=100, seed=1), auto_attack(
-        digits_model, x, y, threat, steps=12, queries=100, seed=1
-    ))
+    # The same seed, the same points: those of the report.
+    assert torch.equal(auto_attack(digits_model, x, y, threat, steps=12, queries=100, seed=1), report.z)
 
 
 @pytest.mark.parametrize(("threat", "classes"), [

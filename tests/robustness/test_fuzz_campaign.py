@@ -405,6 +405,17 @@ def test_monotone_features(rising: bool, wanted: list[bool]) -> None:
         x, None, torch.zeros(2).long(), torch.zeros(2, 2), Target(model, bounds=(0.0, 1.0))  # type: ignore[arg-type]
     )
     assert objectives.monotone(0, step=0.1, rising=rising).fails(case).tolist() == wanted
+    (written,) = objectives.named(["monotone:0:0.1" if rising else "falling:0:0.1"])
+    assert written.fails(case).tolist() == wanted
+
+
+@pytest.mark.parametrize("name", [
+    "monotone", "monotone:1", "monotone:one:0.1", "monotone:1:0", "monotone:0.5:1", "bounded-change:nan", "bounded-change:-1",
+    "bounded-change:1:2", "monotone:inf:1",
+])
+def test_relations_with_wrong_figures_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r":FEATURE:STEP|:MSE|whole number"):
+        objectives.named([name])
 
 
 def test_monotone_of_a_regression_is_of_the_raw_number() -> None:

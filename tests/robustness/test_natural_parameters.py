@@ -252,6 +252,15 @@ def test_boxes_are_cut_off_at_the_edge_and_dropped_when_too_little_is_left() -> 
     torch.testing.assert_close(bent[0], torch.tensor([[8.0, 15, 56, 45]]), rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize(("name", "parameters"), [
+    ("scale", {"across": 0.0, "down": 1.0}), ("shear", {"across": 2.0, "down": 0.5}),
+    ("perspective", {"corners": torch.tensor([[[0.0, 0], [9, 0], [9, 9], [9, 9]]])}),
+])
+def test_what_presses_an_image_flat_is_refused(name: str, parameters: dict[str, Tensor | float]) -> None:
+    with pytest.raises(DataError, match=r"press an image flat|fall together"):
+        natural.moved_boxes(name, [torch.tensor([[1.0, 1, 4, 4]])], parameters, (9, 9))
+
+
 def test_what_moves_no_pixels_leaves_boxes_alone() -> None:
     x = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(1))
     boxes = [torch.tensor([[1.0, 2, 3, 4]]), torch.zeros(0, 4)]

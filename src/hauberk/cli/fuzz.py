@@ -28,7 +28,8 @@ def fuzz(
     against: Annotated[str, typer.Option(
         help="A second model: seeds on which the two answer differently are failures.", rich_help_panel="How")] = "",
     objective: Annotated[list[str] | None, typer.Option(
-        help="misclassification, label-invariance, not-a-number, batch-invariance; repeatable, or a comma list.",
+        help="misclassification, label-invariance, not-a-number, batch-invariance, monotone:FEATURE:STEP, falling:FEATURE:STEP, "
+        "bounded-change:MSE; repeatable, or a comma list.",
         rich_help_panel="How")] = None,
     mutator: Annotated[list[str] | None, typer.Option(
         help="Corruptions for images, jitter and reset for other data (a little on every feature; a few drawn anew), and fgsm, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -157,11 +158,45 @@ NAMED: dict[str, Callable[[], Objective]] = {
 }
 
 
+# What needs figures: how it is written, how many figures there are, and what they make.
+FIGURED: dict[str, tuple[str, int, Callable[..., Objective]]] = {
+    "monotone": ("monotone:FEATURE:STEP", 2, lambda feature, step: monotone(_place(feature), step=step)),
+    "falling": ("falling:FEATURE:STEP", 2, lambda feature, step: monotone(_place(feature), step=step, rising=False)),
+    "bounded-change": ("bounded-change:MSE", 1, lambda mse: bounded_change(mse=mse)),
+}
+
+
 def named(names: Sequence[str]) -> list[Objective]:
-    """Return the objectives of those names. Raises UsageError for an unknown one."""
+    """Return the objectives of those names; those that need figures are written with them: `monotone:3:0.05`.
+
+    Raises UsageError for an unknown one, or figures that are missing or wrong.
+    """
+    found = []
     for name in names:
-        if name not in NAMED:
-            hint = nearest(name, list(NAMED))
-            fix = hint if hint.startswith("Did") else "Others, such as monotone and bounded_change, are for Python"
-            raise UsageError(f"there is no objective '{name}'", want=" | ".join(NAMED), fix=fix)
-    return [NAMED[name]() for name in names]
+        head, *figures = name.split(":")
+        if head in FIGURED:
+            shape, count, make = FIGURED[head]
+            values = [_number(one) for one in figures]
+            if len(values) != count or not all(map(math.isfinite, values)) or values[-1] <= 0:
+                raise UsageError(f"the objective is '{name}'", want=f"{shape}, with numbers, the last of them above 0")
+            found.append(make(*values))
+        elif name in NAMED:
+            found.append(NAMED[name]())
+        else:
+            known, hint = [*NAMED, *(shape for shape, *_ in FIGURED.values())], nearest(head, [*NAMED, *FIGURED])
+            fix = hint if hint.startswith("Did") else ""
+            raise UsageError(f"there is no objective '{name}'", want=" | ".join(known), fix=fix)
+    return found
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _place(feature: float) -> int:
+    if feature != int(feature):
+        raise UsageError(f"feature is {feature}", want="the position of a feature in a flattened sample, a whole number")
+    return int(feature)

@@ -26,7 +26,7 @@ HENDRYCKS = "Hendrycks and Dietterich 2019, arXiv:1903.12261"
 SMALL_SIDE = 64
 CACHED, LIGHT, FAST = 2**19, 2**21, 2**24  # values worked on at a time, on a CPU (so that they stay in its cache) and elsewhere
 # What needs little memory beside its result wins more by making few results than by keeping all in the cache.
-LIGHTER = ("noise", "light", "geometry")
+LIGHTER = ("noise", "light", "geometry", "storage")
 SHARED = """
 
     Arguments:

@@ -210,7 +210,9 @@ def homography(corners: Tensor, size: Size) -> Tensor:
         torch.stack([x, y, one, none, none, none, -u * x, -u * y], -1),
         torch.stack([none, none, none, x, y, one, -v * x, -v * y], -1),
     ], 1)  # (n, 8, 8)
-    found = torch.linalg.solve(rows, torch.cat([u, v], 1))
+    found, wrong = torch.linalg.solve_ex(rows, torch.cat([u, v], 1))
+    if bool((wrong != 0).any()) or not bool(found.isfinite().all()):
+        raise DataError("corners fall together or on one line", want="the four corners of a view, in turn")
     return torch.cat([found, torch.ones_like(found[:, :1])], 1).view(-1, 3, 3)
 
 
@@ -222,8 +224,16 @@ def corners_of(size: Size) -> Tensor:
 
 def matrix_warp(matrix: Tensor) -> Warp:
     """Return the warp of matrices, shape (n, 3, 3), from positions in the old image to those in the new one."""
-    back = torch.linalg.inv(matrix)
+    back = undone(matrix)
     return Warp(lambda place: carried(place, back), lambda place: carried(place, matrix), straight=True)
+
+
+def undone(matrix: Tensor) -> Tensor:
+    """Return the way back of matrices, shape (n, 3, 3). Raises DataError where there is none."""
+    back, wrong = torch.linalg.inv_ex(matrix)
+    if bool((wrong != 0).any()) or not bool(back.isfinite().all()):
+        raise DataError("the parameters press an image flat", want="factors above 0, and slopes whose product is not 1")
+    return back
 
 
 def carried(place: Tensor, matrix: Tensor) -> Tensor:
@@ -238,7 +248,7 @@ def warped(x: Tensor, matrix: Tensor, edge: str = "border") -> Tensor:
     height, width = x.shape[2:]
     ends = torch.tensor([[2 / width, 0, -1], [0, 2 / height, -1], [0, 0, 1]], dtype=torch.float64, device=x.device)
     # To the scale of grid_sample, which runs from -1 to 1 on both axes.
-    maps = (ends @ torch.linalg.inv(matrix.double()) @ torch.linalg.inv(ends)).to(x)
+    maps = (ends @ undone(matrix.double()) @ torch.linalg.inv(ends)).to(x)
     if bool((matrix[:, 2, :2] == 0).all()):
         rows, columns = ((2 * torch.arange(side, device=x.device, dtype=x.dtype) + 1) / side - 1 for side in (height, width))
         grid = x.new_empty(len(x), height, width, 2)

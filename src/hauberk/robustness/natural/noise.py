@@ -72,8 +72,8 @@ def uniform_noise_by(x: Tensor, reach: Tensor | float, source: Draws | torch.Gen
     Returns:
         The noisy images, not clipped.
     """
-    noise = Draws.of(source, x).uniform(*x.shape[1:]).sub_(0.5)
-    return _added(x, noise, 2 * spread(reach, x, "reach", least=0))
+    noise = Draws.of(source, x).even(*x.shape[1:])
+    return _added(x, noise, spread(reach, x, "reach", least=0))
 
 
 @natural(
