@@ -50,6 +50,6 @@ def on_radii(rows: Sequence[Row], colour: bool) -> str:
         told += ": the size of the gradient alone does not explain the leak"
     if idle:
         radii = ", ".join(radius(row.eps, colour) for row in idle)
-        told += f". At {radii} training failed, and the gradients are those of a constant answer: from one half on every image can "
-        told += "be turned into the same gray one, so that no answer but a constant one resists"
+        told += f". At {radii} training failed, and the gradients are those of a constant answer: from one half on every image "
+        told += "can be turned into the same gray one, so that no answer but a constant one resists"
     return told
