@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness import save
+from harness import alternate, ratios, save
 from hauberk import Schedule
 from hauberk.core.kinds import MembershipScores
 from hauberk.core.roc import auc_gain, roc
+from hauberk.core.stacked import fit_stacked
 from hauberk.privacy import membership as mia
 from hauberk.privacy.membership import MembershipReport, References, train_references
 from hauberk.privacy.membership.learned import CLASSIFIERS
+from hauberk.privacy.membership.references import halves
 
 TARGETS, COUNTS = range(32, 36), (2, 4, 16, 32)
 Attack = Callable[..., MembershipScores]
@@ -104,9 +106,9 @@ def attacked(references: References) -> tuple[dict[tuple[str, int], Runs], dict[
         runs, began = [], time.process_time()
         for t in targets:
             inside = references.inside[t]
-            halves = (x[inside], y[inside]), (x[~inside], y[~inside])
+            both = (x[inside], y[inside]), (x[~inside], y[~inside])
             extra = {} if given is None else {"references": given}
-            runs.append(attack(references.models[t], *halves, **extra))
+            runs.append(attack(references.models[t], *both, **extra))
         found[name, count], spent[name, count] = runs, (time.process_time() - began) / len(targets)
 
     for name, attack in ALONE.items():
@@ -117,6 +119,29 @@ def attacked(references: References) -> tuple[dict[tuple[str, int], Runs], dict[
     for name, attack in DEAR.items():
         go(name, 4, attack, range(TARGETS.start, TARGETS.start + 1), references.take(range(4)))
     return found, spent
+
+
+def against_a_loop(x: Tensor, y: Tensor) -> dict[str, dict[str, float]]:
+    """Return CPU seconds of 36 models x 40 epochs, by a plain loop of torch and side by side, from a small part, in turn."""
+    index = [one.nonzero()[:, 0] for one in halves(len(x), 6, seed=0)]
+
+    def made() -> nn.Module:
+        return nn.Sequential(nn.Linear(446, 256), nn.ReLU(), nn.Linear(256, 30))
+
+    def loop() -> None:
+        model = made()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for rows in index[0][torch.randperm(len(index[0]))].split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimizer.step()
+
+    def stacked() -> None:
+        fit_stacked([made() for _ in range(6)], x, y, index, schedule=Schedule(epochs=1, batch_size=64))
+
+    parts = {"loop": 36 * 40, "side by side": 6 * 40}
+    seconds = alternate({"loop": loop, "side by side": stacked}, rounds=7)
+    return ratios({name: [one * parts[name] for one in times] for name, times in seconds.items()}, "loop")
 
 
 def main() -> None:
@@ -138,6 +163,7 @@ def main() -> None:
         for number, t in enumerate(TARGETS)
     ]
     whole = time.process_time() - began
+    pace = against_a_loop(*records)
     ids = sides(references.inside)
     right = references.logits.argmax(2) == references.y
     accuracy = float(right[references.inside].double().mean()), float(right[~references.inside].double().mean())
@@ -157,11 +183,14 @@ def main() -> None:
             against.append(f"{count} references, over {rival}: {gain:+.4f} [{span.low:+.4f}, {span.high:+.4f}]")
     save(
         "membership", "Membership inference on Location-30 by attack and reference models",
-        {"attacks": content, "gain": gains, "train_seconds": trained, "whole_seconds": whole, "accuracy": accuracy},
+        {"attacks": content, "gain": gains, "train_seconds": trained, "whole_seconds": whole, "accuracy": accuracy,
+         "pace": pace},
         ["attack", "references", "AUC", "TPR at .1 % FPR", "TPR at 1 % FPR", "CPU s a target", "targets"], rows,
         [
             f"36 models in {trained:.1f} CPU-s; with all attacks and {len(reports)} reports (of {int(inside.sum())} members",
             f"and {int((~inside).sum())} others) {whole:.1f} CPU-s. Training accuracy {accuracy[0]:.3f}, test {accuracy[1]:.3f}.",
+            f"The same 36 models by a plain loop, from parts run in turn: {pace['loop']['seconds']:.1f} CPU-s;",
+            f"side by side {pace['side by side']['seconds']:.1f}: {pace['side by side']['ratio']:.2f} of it.",
             "", "Area of the variance prior less that of LiRA on the same records, paired 95 % interval, by record:", "",
             *(f"- {one}" for one in against),
             "", "Rates are means over targets; their intervals are those of the pooled scores.",

@@ -34,8 +34,8 @@ def test_references_attack_and_every_score_is_kept(hauberk: Run, shop: Path, tmp
     run = hauberk(*call(shop, "--attack", "gap-membership", "--n", 50, "--output", "found.npz", "--output-format", "json"))
     assert run.exit_code == 0, run.stderr
     assert json.loads(run.stdout)["members"] == 50
-    kept = np.load(tmp_path / "found.npz")
-    assert kept["gap-membership members"].shape == (50,) and kept["risk members"].shape == (50,)
+    with np.load(tmp_path / "found.npz") as kept:
+        assert kept["gap-membership members"].shape == (50,) and kept["risk members"].shape == (50,)
 
 
 def test_labels_alone_choose_their_own_attacks(hauberk: Run, shop: Path) -> None:

@@ -190,7 +190,7 @@ def _train(context: Context, target: Target, sides: Sides) -> Trained:
             "the model cannot be trained anew from here: give a torch module or an estimator, or train references yourself "
             "(hauberk.privacy.membership.train_references)"
         )
-    longest = context.settings.scaled(20, 80, 80)
+    longest = context.settings.scaled(10, 80, 80)
     try:
         each = 3 * operations(module, sides.members[0])
         # Half the pool for each reference, and for pilots that take up to twice the longest schedule.

@@ -39,14 +39,14 @@ def plain(model: nn.Module) -> bool:
     )
 
 
-def stack(models: Sequence[nn.Module], x: Tensor) -> Stacked | None:
-    """Return the models stacked, or None where they are no plain perceptrons on the CPU that take x."""
+def stack(models: Sequence[nn.Module], x: Tensor, sparse: Sparse | None = None) -> Stacked | None:
+    """Return the models stacked, or None where they are no plain perceptrons on the CPU that take x; `sparse` is x again."""
     if not all(plain(one) for one in models) or x.device.type != "cpu" or x.dtype is not torch.float32:
         return None
     first = next(one for one in models[0].modules() if isinstance(one, nn.Linear))
     flattened = isinstance(next(iter(models[0].children())), nn.Flatten)
     fits = first.in_features == x[0].numel() and (x.dim() == 2 or flattened)
-    return Stacked(models, x.flatten(1)) if fits and first.weight.device.type == "cpu" else None
+    return Stacked(models, x.flatten(1), sparse) if fits and first.weight.device.type == "cpu" else None
 
 
 class Sparse:
@@ -61,6 +61,12 @@ class Sparse:
         self.columns = np.ascontiguousarray(places[:, 1])
         self.counts = np.bincount(places[:, 0], minlength=len(x)).astype(np.int32)
         self.starts = np.cumsum(self.counts, dtype=np.int32) - self.counts
+
+    @staticmethod
+    def of(x: Tensor) -> Sparse | None:
+        """Return x as such records, or None where it holds others."""
+        flat = x.flatten(1)
+        return Sparse(flat) if x.device.type == "cpu" and Sparse.fits(flat) else None
 
     @staticmethod
     def fits(x: Tensor) -> bool:
@@ -118,8 +124,8 @@ class Stacked:
     and paged in, anew at every one.
     """
 
-    def __init__(self, models: Sequence[nn.Module], x: Tensor) -> None:
-        self.x, self.sparse = x, Sparse(x) if Sparse.fits(x) else None
+    def __init__(self, models: Sequence[nn.Module], x: Tensor, sparse: Sparse | None = None) -> None:
+        self.x, self.sparse = x, sparse
         self.layers = [[one for one in model.modules() if isinstance(one, nn.Linear)] for model in models]
         depth = len(self.layers[0])
         self.weights = [torch.stack([own[i].weight.detach().T for own in self.layers]).contiguous() for i in range(depth)]

@@ -17,7 +17,7 @@ from hauberk.core.errors import DataError, UsageError
 from hauberk.core.predictors import evaluating
 from hauberk.core.train import Schedule, class_logits
 
-CACHE = 6 * 2**20  # bytes of weights, gradients and moments of the models that are trained at once: what stays in the cache
+CACHE = 12 * 2**20  # bytes of weights, gradients and moments of the models that are trained at once: what stays in the cache
 PLAIN = Schedule()
 
 
@@ -57,11 +57,17 @@ def fit_stacked(
         raise DataError(f"{len(models)} models get {[len(one) for one in index]} records", want="at least one each")
     if not models:
         return
+    sparse = perceptrons.Sparse.of(x) if all(perceptrons.plain(one) for one in models) else None
     together = width(models) if batched and _stackable(models, x, y) else 1
     with rng.isolated(rng.derive_seed(schedule.seed, "stacked"), x.device):
         groups = [range(first, min(first + together, len(models))) for first in range(0, len(models), together)]
         for group in progress.track(groups, f"{len(models)} models, {together} at once"):
-            _fit([models[k] for k in group], x, y, [index[k] for k in group], list(group), schedule, lr)
+            own = [models[k] for k in group]
+            quick = perceptrons.stack(own, x, sparse)
+            learner = quick or (_Stack(own, x) if len(own) > 1 else _Alone(own[0], x))
+            _fit(learner, y, [index[k] for k in group], list(group), schedule, lr)
+            for one in own:
+                one.eval()
 
 
 def width(models: Sequence[nn.Module]) -> int:
@@ -83,23 +89,26 @@ def logits_of(models: Sequence[nn.Module], x: Tensor, *, batch_size: int = 1024)
 
 
 def _fit(
-    models: list[nn.Module], x: Tensor, y: Tensor, index: list[Tensor], numbers: list[int], schedule: Schedule, lr: float
+    learner: _Stack | _Alone | perceptrons.Stacked, y: Tensor, index: list[Tensor], numbers: list[int], schedule: Schedule,
+    lr: float,
 ) -> None:
-    quick = perceptrons.stack(models, x) if len(models) > 1 or perceptrons.plain(models[0]) else None
-    learner: _Stack | _Alone | perceptrons.Stacked = quick or (_Stack(models, x) if len(models) > 1 else _Alone(models[0], x))
     parameters = learner.parameters
     fused = all(one.device.type in ("cpu", "cuda") for one in parameters)
     optimizer = torch.optim.Adam(parameters, lr=lr, fused=fused)
+    longest = max(len(rows) for rows in index)
+    weights = [part.to(parameters[0]) for part in _weights([len(rows) for rows in index], schedule.batch_size)]
     for epoch in range(schedule.epochs):
         orders = [_shuffled(rows, schedule.seed, number, epoch) for rows, number in zip(index, numbers, strict=True)]
-        for picked, weights in _batches(orders, schedule.batch_size):
-            learner.backward(Batch(picked, y[picked], weights.to(x)))
+        # Shorter orders are filled up with a record of theirs.
+        order = torch.stack([torch.cat([one, one[:1].expand(longest - len(one))]) for one in orders])
+        for rows, labels, part in zip(
+            order.split(schedule.batch_size, 1), y[order].split(schedule.batch_size, 1), weights, strict=True
+        ):
+            learner.backward(Batch(rows, labels, part))
             optimizer.step()
     if not all(bool(one.isfinite().all()) for one in parameters):
         raise DataError("training a stack of models ended in weights that are not finite", fix="Lower the learning rate")
     learner.give_back()
-    for one in models:
-        one.eval()
 
 
 def _shuffled(rows: Tensor, seed: int, number: int, epoch: int) -> Tensor:
@@ -107,18 +116,13 @@ def _shuffled(rows: Tensor, seed: int, number: int, epoch: int) -> Tensor:
     return rows[order.to(rows.device)]
 
 
-def _batches(orders: list[Tensor], size: int) -> list[tuple[Tensor, Tensor]]:
-    """Return positions (k, b) and weights (k, b) by step. A shorter order repeats a record, at weight 0, to fill its batch."""
-    longest = max(len(order) for order in orders)
-    steps = []
-    for first in range(0, longest, size):
-        rows = [order[first : first + size] for order in orders]
-        widest = max(len(row) for row in rows)
-        weights = torch.stack([(torch.arange(widest) < len(row)) / max(len(row), 1) for row in rows])
-        # A model that has run out of records takes a step of weight 0.
-        filled = [torch.cat([row, order[:1].expand(widest - len(row))]) for row, order in zip(rows, orders, strict=True)]
-        steps.append((torch.stack(filled), weights))
-    return steps
+def _weights(lengths: list[int], size: int) -> list[Tensor]:
+    """Return what each record counts for, (k, b) by step: equal shares of its batch, and 0 for what fills a shorter order up.
+
+    A model that has run out of records takes a step of weight 0.
+    """
+    there = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return [part / part.sum(1, keepdim=True).clamp(min=1) for part in there.split(size, 1)]
 
 
 def _loss(logits: Tensor, y: Tensor, weights: Tensor) -> Tensor:

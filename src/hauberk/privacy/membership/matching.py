@@ -29,14 +29,15 @@ def matched_schedule(
         lr: of Adam.
         longest: the most epochs, tried last.
     """
-    x, y = records[0].detach().cpu(), records[1].cpu().long()
-    half = torch.arange(0, len(x), 2)
+    held = next(iter(module.parameters()), records[0])
+    x, y = records[0].detach().to(held.device, held.dtype), records[1].to(held.device).long()
+    half = torch.arange(0, len(x), 2, device=held.device)
     reached = 0.0
     rounds = [*(epochs for epochs in ROUNDS if epochs < longest), longest]
     schedule = Schedule(epochs=rounds[0], batch_size=64, seed=seed)
     for epochs in rounds:
         schedule = Schedule(epochs=epochs, batch_size=64, seed=seed)
-        pilot = redrawn(module, seed).to("cpu")
+        pilot = redrawn(module, seed)
         fit_stacked([pilot], x, y, [half], schedule=schedule, lr=lr)
         reached = float((logits_of([pilot], x[half])[0].argmax(1) == y[half]).double().mean())
         if reached >= accuracy - 0.01:

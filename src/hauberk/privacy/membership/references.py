@@ -139,8 +139,10 @@ def train_references(
     seeds = [rng.derive_seed(schedule.seed, "reference", k) % 2**32 for k in range(count)]
     made = [_make(make, seed) for seed in seeds]
     if all(isinstance(one, nn.Module) for one in made):
-        fit_stacked([one.to("cpu") for one in made], x, y, index, schedule=schedule, lr=lr)
-        models = [Target(one, outputs="logits") for one in made]
+        held = next(iter(made[0].parameters()), x)
+        placed = x.to(held.device, held.dtype)
+        fit_stacked(made, placed, y.to(held.device).long(), index, schedule=schedule, lr=lr)
+        models = [Target(one) for one in made]
     elif not any(isinstance(one, nn.Module) for one in made):
         width = int(y.max()) + 1
         items = [Fitting(one, x[rows], y[rows], width) for one, rows in zip(made, index, strict=True)]
