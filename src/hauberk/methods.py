@@ -7,6 +7,7 @@ import hauberk.integrity.backdoor
 import hauberk.integrity.poison
 import hauberk.privacy.inversion
 import hauberk.privacy.membership
+import hauberk.privacy.model_inversion
 import hauberk.robustness.attack
 import hauberk.robustness.attack.detection
 import hauberk.robustness.attack.physical
