@@ -61,14 +61,16 @@ class TestMiFace:
         model = nn.Sequential(linear(6, 16), Waves(), linear(16, 3, 1))
         seen: list[Tensor] = []
         handle = model.register_forward_hook(lambda _m, _x, out: seen.append(out.detach().softmax(1)))
-        labels = torch.tensor([0, 1, 2])
-        found = mi_face(model, labels, shape=(6,), steps=25, rate=0.6)
+        labels = torch.arange(30) % 3
+        start = drawn(30, 6).sigmoid()
+        found = mi_face(model, labels, shape=(6,), steps=25, rate=0.6, start=start)
         handle.remove()
-        tried = torch.stack([1 - one[range(3), labels] for one in seen if len(one) == 3])[:26]  # (steps, n)
-        assert bool((tried[-1] > tried.min(0).values + 1e-6).all()), "in these waves the last iterate is not the best"
+        tried = torch.stack([1 - one[range(30), labels] for one in seen if len(one) == 30])[:26]  # (steps, n)
+        worse = tried[-1] > tried.min(0).values + 1e-6
+        assert int(worse.sum()) >= 3, "in these waves the last iterate is often not the best"
         assert found.loss is not None
         torch.testing.assert_close(found.loss, tried.min(0).values)
-        torch.testing.assert_close(1 - model(found.x).softmax(1)[range(3), labels], found.loss)
+        torch.testing.assert_close(1 - model(found.x).softmax(1)[range(30), labels], found.loss)
 
     def test_classes_are_searched_for_by_themselves_and_inside_the_bounds(self) -> None:
         model = linear(6, 4)
