@@ -5,6 +5,7 @@ from __future__ import annotations
 import hauberk.checks
 import hauberk.integrity.backdoor
 import hauberk.integrity.poison
+import hauberk.privacy.defence
 import hauberk.privacy.inference
 import hauberk.privacy.inversion
 import hauberk.privacy.membership
