@@ -51,7 +51,7 @@ def judge_attributes(
     Arguments:
         attack, baseline: of the same records in the same order.
         truth: the value each truly holds, shape (n,).
-        positive: the value that the ranking is about; None takes the rarest.
+        positive: the value that the ranking is about; None takes the rarest of those that one record in twenty holds.
         top: records in the ranking's head; at most n.
 
     Raises:
@@ -66,7 +66,8 @@ def judge_attributes(
     truth = truth.cpu()
     right, other = attack.codes == truth, baseline.codes == truth
     counts = truth.bincount(minlength=attack.scores.shape[1]).double()
-    held = torch.where(counts > 0, counts, torch.inf)
+    common = counts >= n / 20
+    held = torch.where(common if bool(common.any()) else counts > 0, counts, torch.inf)
     value = int(held.argmin()) if positive is None else positive
     top = min(top, n)
     found, blind = (int((truth[order_of(one, value)[:top]] == value).sum()) for one in (attack, baseline))
