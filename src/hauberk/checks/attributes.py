@@ -27,7 +27,8 @@ ADVICE = (
     Advice("Leave the attribute, and columns that stand for it, out of what the model is trained on"),
     Advice("Train with more regularisation, or stop earlier: when the loss on held-out records no longer falls",
            "hauberk.fit(model, data.train, schedule=hauberk.Schedule(epochs=10, validation=data.test, patience=2))"),
-    Advice("Round the scores, or answer with the label alone", "", "AML.M0002"),
+    Advice("Round the scores, or answer with the label alone",
+           "from hauberk.privacy.defence import rounded; served = rounded(model, digits=1)", "AML.M0002"),
 )
 MOST = 20  # values an attribute may have
 

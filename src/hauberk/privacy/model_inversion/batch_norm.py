@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core import rng
+from hauberk.core.access import Access
 from hauberk.core.errors import ModelError
 from hauberk.core.kinds import Reconstruction, reconstruction
 from hauberk.core.target import evaluating
@@ -20,6 +21,7 @@ from hauberk.privacy.model_inversion.descent import TAGS, adam, refuse_labels, r
 @reconstruction(
     question="Do a model's own batch statistics hand over what its training inputs look like?",
     paper="Yin et al. 2020, arXiv:1912.08795 (DeepInversion)", tags=TAGS, preset="thorough", sees="model",
+    access=Access.GRADIENT,
 )
 def deep_inversion(
     module: nn.Module, labels: Tensor, *, shape: tuple[int, ...], steps: int = 400, rate: float = 0.05, statistics: float = 1.0,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core import rng
+from hauberk.core.access import Access
 from hauberk.core.data import Split
 from hauberk.core.errors import DataError
 from hauberk.core.kinds import Reconstruction, reconstruction
@@ -52,6 +53,7 @@ class Decoder(nn.Module):
 @reconstruction(
     question="Does what a split layer sends hand over the input to one who trained a decoder on inputs of their own?",
     paper="He et al. 2019, ACSAC (model inversion in collaborative inference)", tags=TAGS, preset="thorough", sees="split",
+    access=Access.GRADIENT,
 )
 def decoder_inversion(
     module: nn.Module, features: Tensor, *, layer: str, auxiliary: Tensor, epochs: int = 20,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hauberk.core import rng
+from hauberk.core.access import Access
 from hauberk.core.errors import DataError
 from hauberk.core.kinds import Reconstruction, reconstruction
 from hauberk.core.target import evaluating
@@ -21,6 +22,7 @@ from hauberk.privacy.model_inversion.gan import Generator
 @reconstruction(
     question="Can a participant of joint training draw what a class of another participant looks like?",
     paper="Hitaj et al. 2017, arXiv:1702.07464", tags=TAGS, preset="thorough", sees="rounds",
+    access=Access.GRADIENT,
 )
 def federated_gan(
     rounds: Iterable[nn.Module], label: int, *, shape: tuple[int, ...], send: Callable[[Tensor], object] | None = None,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core import rng
+from hauberk.core.access import Access
 from hauberk.core.errors import UsageError
 from hauberk.core.kinds import Reconstruction, reconstruction
 from hauberk.core.target import evaluating
@@ -19,6 +20,7 @@ from hauberk.privacy.model_inversion.prior import Prior
 @reconstruction(
     question="Which likely inputs does the model hold to be of a class, for one who has public inputs of the same sort?",
     paper="Zhang et al. 2020, arXiv:1911.07135 (GMI)", tags=TAGS, preset="thorough", sees="model and prior",
+    access=Access.GRADIENT,
 )
 def gmi(
     module: nn.Module, labels: Tensor, *, prior: Prior, steps: int = 300, rate: float = 0.1, realism: float = 0.01,

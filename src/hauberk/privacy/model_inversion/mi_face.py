@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hauberk.core.access import Access
 from hauberk.core.kinds import Reconstruction, reconstruction
 from hauberk.core.target import evaluating
 from hauberk.core.train import class_logits
@@ -17,6 +18,7 @@ from hauberk.privacy.model_inversion.descent import TAGS, falling, keep, refuse_
 @reconstruction(
     question="What does the model hold to be the typical input of a class?", paper="Fredrikson et al. 2015, CCS (MI-FACE)",
     tags=TAGS, preset="thorough", sees="model",
+    access=Access.GRADIENT,
 )
 def mi_face(
     module: nn.Module, labels: Tensor, *, shape: tuple[int, ...], steps: int = 300, rate: float = 0.01, tv: float = 0.0,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core import rng
+from hauberk.core.access import Access
 from hauberk.core.data import Split
 from hauberk.core.errors import DataError, ModelError
 from hauberk.core.kinds import Reconstruction, reconstruction
@@ -24,6 +25,7 @@ WIDEST = 2048  # units up to which covariances are matched
 @reconstruction(
     question="Do features hand over the input to one who cannot ask the part of the model that makes them?",
     paper="He et al. 2019, ACSAC (query-free attack)", tags=TAGS, preset="thorough", sees="split",
+    access=Access.GRADIENT,
 )
 def shadow_inversion(
     module: nn.Module, features: Tensor, *, layer: str, auxiliary: tuple[Tensor, Tensor], epochs: int = 30, steps: int = 400,
