@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from hauberk.core.image_quality import psnr, ssim
 from hauberk.core.kinds import Reconstruction
 from hauberk.core.rng import generator, isolated
 from hauberk.core.stats import mean_interval
+from hauberk.core.train import Loss, cross_entropy
+from hauberk.privacy.defence import label_smoothing, mid, with_bottleneck
 from hauberk.privacy.model_inversion import (
     GaussianPrior,
     Judgement,
@@ -118,16 +121,30 @@ def faces(place: Path) -> tuple[list[list[str]], str]:
         }
     rows = []
     public = other[0].mean(0)
+    losses: dict[str, Loss] = {
+        "MLP, label smoothing .2": label_smoothing(amount=0.2), "MLP, label smoothing -.05": label_smoothing(amount=-0.05),
+        "MLP, MID, beta .01": mid(beta=0.01), "MLP, MID, beta .1": mid(beta=0.1),
+    }
+    untrained = models["MLP, 300 sigmoids"]
+    models |= {
+        name: with_bottleneck(untrained, width=64) if "MID" in name else copy.deepcopy(untrained) for name in losses
+    }
+    ways: dict[str, dict[str, Any]] = {
+        "MI-FACE": {}, "MI-FACE, total variation": {"tv": 10.0},
+        "MI-FACE, from a public mean face": {"start": public, "rate": 0.002, "tv": 10.0},
+    }
     for name, model in models.items():
         optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-        fit(model, Split(*private), optimizer=optimizer, schedule=Schedule(epochs=60, batch_size=40))
+        fit(
+            model, Split(*private), loss=losses.get(name, cross_entropy), optimizer=optimizer,
+            schedule=Schedule(epochs=60, batch_size=40),
+        )
         told = f"{name} ({accuracy(model, other):.0%} on other photographs)"
-        for way, options in {
-            "MI-FACE": {}, "MI-FACE, total variation": {"tv": 10.0},
-            "MI-FACE, from a public mean face": {"start": public, "rate": 0.002, "tv": 10.0},
-        }.items():
+        for way, options in ways.items():
+            if name in losses and way == "MI-FACE":
+                continue
             began = time.process_time()
-            found = mi_face(model, people, shape=(1, height, width), **options)  # type: ignore[arg-type]
+            found = mi_face(model, people, shape=(1, height, width), **options)
             seconds = time.process_time() - began
             rows.append(row("ORL faces", told, way, judge_inversion(found, evaluator, private), seconds))
             print(rows[-1], flush=True)

@@ -182,7 +182,7 @@ class TestShadow:
             digits_model, features, layer="1", auxiliary=auxiliary, epochs=12, steps=100, bounds=(0.0, 1.0)
         )
         mean = auxiliary[0].mean(0)
-        assert float((found.x - x).square().mean()) < 0.3 * float((mean - x).square().mean())
+        assert float((found.x - x).square().mean()) < 0.5 * float((mean - x).square().mean())
 
     def test_a_layer_with_nothing_before_it_is_refused(self) -> None:
         model = nn.Sequential(nn.Flatten(), linear(6, 3))
