@@ -12,8 +12,9 @@ import torch
 from sklearn.datasets import load_iris
 from sklearn.naive_bayes import BernoulliNB, CategoricalNB, GaussianNB, MultinomialNB
 from torch import Tensor, nn
+from torch.nn import functional
 
-from hauberk import Split
+from hauberk import Data, Schedule, Split, fit
 from hauberk.core.errors import DataError, ModelError, UsageError
 from hauberk.core.rng import isolated
 from hauberk.privacy.inference import (
@@ -222,3 +223,57 @@ class TestExposure:
             rank_exposure(torch.tensor([1.0, 2.0]), 1.5)
         with pytest.raises(DataError):
             extrapolated_exposure(torch.zeros(50), 0.0, 100)
+
+
+@pytest.mark.slow
+def test_the_share_of_a_class_in_the_training_data_is_read_off_trained_weights(digits: Data) -> None:
+    assert digits.train is not None
+    x, y = digits.train.tensors()
+    zeros, rest = (y == 0).nonzero()[:, 0], (y != 0).nonzero()[:, 0]
+    pools = [
+        Split(*(torch.cat([part[zeros[:few]], part[rest[:300]]]) for part in (x, y))) for few in (8, 120)
+    ]
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
+
+    def train(model: nn.Module, split: Split) -> None:
+        fit(model, split, optimizer=torch.optim.Adam(model.parameters(), 1e-2), schedule=Schedule(epochs=6, batch_size=32))
+
+    shadows, holds = shadow_models(build, *pools, count=60, size=120, train=train, seed=0)
+    victims, truth = shadow_models(build, *pools, count=40, size=120, train=train, seed=1)
+    for meta in ("deepsets", "sorted"):
+        verdict = judge_property(property_inference(victims, shadows, holds, meta=meta, steps=200), truth)  # type: ignore[arg-type]
+        assert verdict.leaks and verdict.accuracy > 0.7
+
+
+@pytest.mark.slow
+def test_a_net_that_read_a_secret_again_and_again_exposes_it() -> None:
+    """A next-digit net over codes of five digits; one code is repeated among many that are not."""
+    space, secret, unseen = Space(range(10), 5), (3, 1, 4, 1, 5), (2, 7, 1, 8, 2)
+    rows = torch.cat([space.draw(400, torch.Generator().manual_seed(0)), torch.tensor([secret]).repeat(40, 1)])
+    with isolated(0):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(5 * 11 * 2, 128), nn.ReLU(), nn.Linear(128, 10))
+
+    def windows(codes: Tensor) -> Tensor:
+        """Every prefix as one-hot digits (10: not yet), and its place."""
+        n = len(codes)
+        seen = torch.full((n, 5, 5), 10)
+        for k in range(5):
+            seen[:, k, :k] = codes[:, :k]
+        place = torch.zeros(n, 5, 5, 11)
+        place[:, torch.arange(5), torch.arange(5), 0] = 1
+        return torch.cat([functional.one_hot(seen, 11).float(), place], 3).flatten(2)  # (n, 5, 110)
+
+    fit(net, Split(windows(rows).flatten(0, 1), rows.flatten()), optimizer=torch.optim.Adam(net.parameters(), 2e-3),
+        schedule=Schedule(epochs=15, batch_size=64))
+
+    def score(codes: Tensor) -> Tensor:
+        with torch.no_grad():
+            log_p = net(windows(codes).flatten(0, 1)).log_softmax(1).view(len(codes), 5, 10)
+        return -log_p.gather(2, codes[:, :, None])[..., 0].sum(1)
+
+    exact = exposure_of(score, secret, space)
+    assert exact.bits > 14 and exposure_of(score, unseen, space).bits < 8
+    guessed = exposure_of(score, secret, space, largest=1000, sample=3000)
+    assert guessed.method == "skew-normal" and guessed.bits > 8
