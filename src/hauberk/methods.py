@@ -5,8 +5,11 @@ from __future__ import annotations
 import hauberk.checks
 import hauberk.integrity.backdoor
 import hauberk.integrity.poison
+import hauberk.privacy.defence
+import hauberk.privacy.inference
 import hauberk.privacy.inversion
 import hauberk.privacy.membership
+import hauberk.privacy.model_inversion
 import hauberk.robustness.attack
 import hauberk.robustness.attack.detection
 import hauberk.robustness.attack.physical

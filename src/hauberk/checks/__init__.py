@@ -3,6 +3,7 @@
 from hauberk.checks import accuracy as accuracy
 from hauberk.checks import assets as assets
 from hauberk.checks import attack_metrics as attack_metrics
+from hauberk.checks import attributes as attributes
 from hauberk.checks import auto_attack as auto_attack
 from hauberk.checks import blackbox as blackbox
 from hauberk.checks import calibration as calibration
@@ -17,6 +18,7 @@ from hauberk.checks import faults as faults
 from hauberk.checks import fuzzing as fuzzing
 from hauberk.checks import gradients as gradients
 from hauberk.checks import integrity as integrity
+from hauberk.checks import inversion as inversion
 from hauberk.checks import masking as masking
 from hauberk.checks import membership as membership
 from hauberk.checks import mistakes as mistakes

@@ -45,6 +45,19 @@ def newcombe(successes_a: int, n_a: int, successes_b: int, n_b: int, confidence:
     return Interval(float(low), float(high), "newcombe", confidence)
 
 
+def paired_difference(only_first: int, only_second: int, n: int, confidence: float = 0.95) -> Interval:
+    """Return the interval of the difference of two rates of the same n samples, from the counts where only one of them hits.
+
+    One success is added to each of the two counts (Bonett and Price 2012); (-1, 1) when n is 0.
+    """
+    if n == 0:
+        return Interval(-1.0, 1.0, "bonett-price", confidence)
+    a, b = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
+    half = float(_stats.norm.ppf(0.5 + confidence / 2)) * float(np.sqrt((a + b - (a - b) ** 2) / (n + 2)))
+    seen = (only_first - only_second) / n
+    return Interval(min(seen, max(-1.0, a - b - half)), max(seen, min(1.0, a - b + half)), "bonett-price", confidence)
+
+
 def bootstrap(
     values: ArrayLike, statistic: Callable[[Floats], float], *, rng: np.random.Generator, draws: int = 1000,
     confidence: float = 0.95,
