@@ -12,6 +12,7 @@ from hauberk.assets.scan.scanner import Scan, file_format
 from hauberk.assets.scan.verdict import Unverifiable
 
 MAGIC = b"\x93NUMPY"
+LONGEST_HEADER = 10_000  # as NumPy itself reads without being told otherwise
 _DTYPE = re.compile(r"[<>|=]?([biufcSUVaMm?])(\d*)(\[\w+\])?")
 
 
@@ -44,7 +45,7 @@ def scan_npy(scan: Scan, source: BinaryIO, where: str) -> None:
         raise Unverifiable(f"npy version {major} is not known")
     width = 2 if major == 1 else 4
     length = int.from_bytes(source.read(width), "little")
-    if length > 65_536:
+    if length > LONGEST_HEADER:
         raise Unverifiable(f"an npy header of {length} bytes")
     text = source.read(length)
     if len(text) != length:

@@ -12,10 +12,13 @@ from typing import Any, BinaryIO
 from hauberk.assets.scan.scanner import Scan, file_format
 from hauberk.assets.scan.verdict import Unverifiable
 
+_MEMORY = 2**28  # a dictionary of gigabytes may be announced in six bytes
 # Makes a decompressor: an object with decompress(data, max_length), eof and unused_data.
 _MAKERS: dict[bytes, Callable[[], Any]] = {
-    b"\x1f\x8b": lambda: zlib.decompressobj(31), b"BZh": bz2.BZ2Decompressor, b"\xfd7zXZ\x00": lzma.LZMADecompressor,
-    b"]\x00\x00": lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE), b"x\x01": zlib.decompressobj, b"x\x5e": zlib.decompressobj,
+    b"\x1f\x8b": lambda: zlib.decompressobj(31), b"BZh": bz2.BZ2Decompressor,
+    b"\xfd7zXZ\x00": lambda: lzma.LZMADecompressor(memlimit=_MEMORY),
+    b"]\x00\x00": lambda: lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_MEMORY), b"x\x01": zlib.decompressobj,
+    b"x\x5e": zlib.decompressobj,
     b"x\x9c": zlib.decompressobj, b"x\xda": zlib.decompressobj,
 }
 CHUNK = 2**18

@@ -81,12 +81,13 @@ def _embedded(scan: Scan, made: Made, stream: BinaryIO, where: str) -> None:
         scan.depth += 1
         if scan.depth > scan.limits.depth:
             raise Unverifiable(f"parts nested deeper than {scan.limits.depth}")
-        follow(scan, stream, f"{where}@{stream.tell()}:object array")
+        made.raw = follow(scan, stream, f"{where}@{stream.tell()}:object array")
         scan.depth -= 1
         return
     if made.state.get("numpy_array_alignment_bytes") is not None:
         padding = stream.read(1)
         skip(stream, padding[0] if padding else 1)
+    made.raw = stream.tell()
     skip(stream, count * dtype.itemsize)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import io
+from typing import Any, BinaryIO
 
 from hauberk.assets.scan.allowlist import Ruling
 
@@ -24,11 +25,21 @@ class Global:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Made:
-    """What calling a global, or making its class empty, would have given; `state` is what it was filled with."""
+    """What calling a global, or making its class empty, would have given.
+
+    Arguments:
+        of: the global; `persistent` for what the loader fetches by a key.
+        args: it was called with, or the key.
+        state: what it was filled with by BUILD.
+        held: what was appended, as values, or set, as pairs.
+        raw: what lies behind it in a joblib stream: the byte at which numbers start, or the value of the pickle there.
+    """
 
     of: str
     args: tuple[Any, ...] = ()
     state: Any = None
+    held: list[Any] = dataclasses.field(default_factory=list)
+    raw: Any = None
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -59,3 +70,35 @@ class Mark:
 
 
 MARK = Mark()
+
+
+class Window(io.RawIOBase):
+    """A stretch of a file as a file of its own."""
+
+    def __init__(self, source: BinaryIO, start: int, size: int) -> None:
+        self._source, self._start, self._size, self._at = source, start, size, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Return the place in the stretch."""
+        return self._at
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place in the stretch."""
+        self._at = max(0, place + (0, self._at, self._size)[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from the stretch alone."""
+        self._source.seek(self._start + min(self._at, self._size))
+        part = self._source.read(max(0, min(len(buffer), self._size - self._at)))
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
