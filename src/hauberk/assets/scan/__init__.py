@@ -13,6 +13,7 @@ from hauberk.assets.scan import pickles as pickles
 from hauberk.assets.scan import safetensors as safetensors
 from hauberk.assets.scan import tars as tars
 from hauberk.assets.scan import zips as zips
+from hauberk.assets.scan.folder import scan_paths as scan_paths
 from hauberk.assets.scan.limits import Limits as Limits
 from hauberk.assets.scan.scanner import scan_bytes as scan_bytes
 from hauberk.assets.scan.scanner import scan_file as scan_file

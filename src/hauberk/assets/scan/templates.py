@@ -25,9 +25,9 @@ _TAGS = frozenset(
 )
 _CALLS = frozenset(
     """raise_exception strftime_now namespace range dict list tojson strip lstrip rstrip split rsplit splitlines startswith
-    endswith replace upper lower title capitalize items keys values get append find index count join isdigit isalpha removeprefix
-    removesuffix loop cycle default length trim first last selectattr rejectattr select reject map int float string sort unique indent
-    defined and or not in is if else elif""".split()  # noqa: SIM905
+    endswith replace upper lower title capitalize items keys values get append find index count join isdigit isalpha
+    removeprefix removesuffix loop cycle default length trim first last selectattr rejectattr select reject map int float
+    string sort unique indent defined and or not in is if else elif""".split()  # noqa: SIM905
 )
 _FILTERS = frozenset(
     """tojson trim length count upper lower title capitalize join default d first last list items string int float safe e escape
