@@ -12,6 +12,7 @@ import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterable
 
+from hauberk.assets.scan import pandas_names
 from hauberk.assets.scan.verdict import Level
 from hauberk.core.errors import UsageError
 
@@ -163,11 +164,11 @@ def judge(module: str, name: str, *, allowed: frozenset[str] = frozenset(), scri
         return Ruling(Level.SAFE, Use.CLASS)
     # A dotted name walks attributes: the listed names are module and one plain name.
     if "." not in name:
-        if full in CALLS:
+        if full in CALLS or full in pandas_names.CALLS:
             return Ruling(Level.SAFE, Use.CALL)
-        if full in CLASSES or any(pattern.fullmatch(full) for pattern in CLASS_PATTERNS):
+        if full in CLASSES or any(pattern.fullmatch(full) for pattern in (*CLASS_PATTERNS, *pandas_names.PATTERNS)):
             return Ruling(Level.SAFE, Use.CLASS)
-        if full in VALUES:
+        if full in VALUES or full in pandas_names.VALUES:
             return Ruling(Level.SAFE, Use.VALUE)
     parts = full.split(".", _DEEPEST + 1)[: _DEEPEST + 1]
     known_bad = any(".".join(parts[:length]) in DANGEROUS_MODULES for length in range(1, len(parts)))

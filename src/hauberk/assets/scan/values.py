@@ -62,6 +62,8 @@ def as_bytes(value: object) -> bytes | bytearray | None:
         return value.encode("latin1") if all(ord(one) < 256 for one in set(value)) else None
     if isinstance(value, Made) and value.of == "_codecs.encode" and len(value.args) == 2 and isinstance(value.args[0], str):
         return as_bytes(value.args[0])
+    if isinstance(value, Made) and value.of == "builtins.bytearray" and len(value.args) == 1 and not value.held:
+        return as_bytes(value.args[0]) if isinstance(value.args[0], (Made, bytes)) else None
     return b"" if isinstance(value, Made) and value.of == "builtins.bytes" and not value.args else None
 
 
