@@ -101,6 +101,7 @@ CLASSES = {
     *_names("numpy.random.mtrand", "RandomState"), *_names("numpy.random._generator", "Generator"),
     "numpy.ma.core.MaskedArray", "argparse.Namespace", "joblib.numpy_pickle.NumpyArrayWrapper", "sklearn.utils._bunch.Bunch",
     *_names("sklearn._loss.link", "Interval IdentityLink LogitLink LogLink MultinomialLogit"),
+    *_names("sklearn.metrics._scorer", "_PassthroughScorer _Scorer _MultimetricScorer"),
     *_names("sklearn.neighbors._kd_tree", "KDTree KDTree64"), *_names("sklearn.neighbors._ball_tree", "BallTree BallTree64"),
 }
 # Class names alone: no dots, a capital first. Packages that hold no class which acts when it is filled or thrown away.

@@ -55,8 +55,10 @@ def scan_gguf(scan: Scan, source: BinaryIO, where: str) -> None:
         place = end
     if start + place > size and spans:
         raise Unverifiable(f"the tensors end at byte {start + place}, the file at {size}")
-    if size - (start + place) > alignment and spans:
-        raise Unverifiable(f"{size - start - place} bytes follow the last tensor")
+    source.seek(start + place if spans else source.tell())
+    rest = source.read(alignment + 1)
+    if len(rest) > alignment or rest.strip(b"\0"):
+        raise Unverifiable("bytes follow the last tensor")
 
 
 def _take(source: BinaryIO, form: str) -> tuple[Any, ...]:

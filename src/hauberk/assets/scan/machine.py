@@ -31,6 +31,7 @@ MAKING = frozenset(
     INST OBJ PUT BINPUT LONG_BINPUT MEMOIZE PERSID BINPERSID NEXT_BUFFER EXT1 EXT2 EXT4 SETITEM""".split()  # noqa: SIM905
 )
 LONGEST_NAME = 1000
+LARGEST_MEMO = 2**24
 _KEY_WEIGHT = 10_000
 
 
@@ -366,7 +367,8 @@ class Machine:
     _binget = _long_binget = _get
 
     def _put(self, arg: int) -> None:
-        if arg < 0:
+        if not 0 <= arg <= LARGEST_MEMO:
+            # The C reader makes room for every entry below.
             raise Unverifiable(f"memo entry {arg} at byte {self.at}")
         self.memo[arg] = self.top()
 

@@ -14,7 +14,7 @@ from hauberk.assets.scan.limits import Limits, Meter
 from hauberk.assets.scan.polyglot import BLOCK, other_readings
 from hauberk.assets.scan.verdict import Issue, Level, ScanResult, Unverifiable
 
-HEAD = 64
+HEAD = 512
 LOOSE = 9  # the rank of formats that are known by their first byte alone
 
 
@@ -24,7 +24,7 @@ class Format:
 
     Arguments:
         name: for the report.
-        matches: whether a file with these first 64 bytes and this size is of the format.
+        matches: whether a file with these first 512 bytes and this size is of the format.
         scan: `(scan, source, where)`: looks at it and adds issues.
         carries_code: whether the format can hold code.
         rank: formats with a loose mark are tried after those with a sharp one.

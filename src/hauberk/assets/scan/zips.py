@@ -40,6 +40,10 @@ def scan_zip(scan: Scan, source: BinaryIO, where: str) -> None:
         members = archive.infolist()
         if len(members) > scan.limits.members:
             raise Unverifiable(f"{len(members)} members")
+        if not members:
+            raise Unverifiable("the archive is empty")
+        if archive.comment and not is_text(io.BytesIO(archive.comment)):
+            raise Unverifiable("the archive has a comment that is no text")
         names = [one.filename for one in members]
         torch_file = any(re.fullmatch(r"[^/]+/data\.pkl", name) for name in names)
         exported = any(re.fullmatch(r"[^/]+/(models/[^/]+\.json|serialized_exported_program\.json)", name) for name in names)
