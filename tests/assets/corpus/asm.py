@@ -147,3 +147,47 @@ def hdf5(attributes: dict[str, str], *, links: bytes = b"", more: bytes = b"") -
 def crc(content: bytes) -> int:
     """The sum that zip keeps."""
     return zlib.crc32(content)
+
+
+def hdf5_old(attributes: dict[str, str], child: bytes = b"") -> bytes:
+    """An HDF5 file as h5py writes it by default: version 0, texts in a global heap, one object in a symbol table.
+
+    Arguments:
+        attributes: of the root group.
+        child: messages of the object in it.
+    """
+    heap, texts, root = b"", {}, 96
+    for index, (key, value) in enumerate(attributes.items(), 1):
+        raw = value.encode()
+        heap += struct.pack("<HHIQ", index, 1, 0, len(raw)) + raw + bytes(-len(raw) % 8)
+        texts[key] = (len(raw), index)
+    room = max(4096 - 32 - len(heap), 0)  # the library reads no smaller heap; what is left of it is object 0
+    heap += struct.pack("<HHIQ", 0, 0, 0, 16 + room) + bytes(room)
+    heap = b"GCOL\x01\x00\x00\x00" + struct.pack("<Q", 16 + len(heap)) + heap
+
+    def message(kind: int, body: bytes) -> bytes:
+        body += bytes(-len(body) % 8)
+        return struct.pack("<HHB3x", kind, len(body), 0) + body
+
+    def header(body: bytes, count: int) -> bytes:
+        return struct.pack("<BxHII4x", 1, count, 1, len(body)) + body
+
+    sizes = sum(8 + 8 + -(-(len(key) + 1) // 8) * 8 + 24 + 8 + 16 for key in texts)
+    tree = root + 16 + 24 + sizes
+    node, names = tree + 48, tree + 48 + 48
+    one = names + 32 + 16
+    other = header(child, 1)
+    place = one + len(other)
+    body = message(0x11, struct.pack("<2Q", tree, names))
+    for key, (length, index) in texts.items():
+        label = key.encode() + b"\0"
+        kind = b"\x19\x01\x01\x00" + struct.pack("<I", 16) + b"\x10\x00\x00\x00\x01\x00\x00\x00\x00\x00\x08\x00\x00\x00\x00\x00"
+        part = struct.pack("<BxHHH", 1, len(label), 20, 8) + label + bytes(-len(label) % 8) + kind[:20].ljust(24, b"\0")
+        body += message(0xC, part + b"\x01\x00\x00\x00\x00\x00\x00\x00" + struct.pack("<IQI", length, place, index))
+    nowhere = 2**64 - 1
+    head = b"\x89HDF\r\n\x1a\n" + bytes(5) + b"\x08\x08\x00" + struct.pack("<HHI", 4, 16, 0)
+    head += struct.pack("<4Q", 0, nowhere, place + len(heap), nowhere) + struct.pack("<QQII2Q", 0, root, 1, 0, tree, names)
+    made = head + header(body, 1 + len(texts)) + b"TREE" + struct.pack("<BBH2Q3Q", 0, 0, 1, nowhere, nowhere, 0, node, 8)
+    made += b"SNOD\x01\x00" + struct.pack("<HQQII16x", 1, 8, one, 0, 0)
+    made += b"HEAP" + struct.pack("<B3x3Q", 0, 16, 1, names + 32) + bytes(8) + b"child\0\0\0"
+    return made + other + heap

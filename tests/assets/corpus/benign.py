@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import pickle
+import struct
 import tarfile
 import warnings
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from corpus.asm import Call, Ref, encode, gguf, hdf5, zipped
+from corpus.asm import Call, Ref, encode, gguf, hdf5_old, zipped
 from corpus.containers import keras
 from corpus.streams import tarred
 
@@ -210,6 +211,10 @@ def pandas_saves() -> dict[str, bytes]:
             (("frame", frame), ("series", series), ("index", columns), ("range", rows), ("both", [frame, series]))}
 
 
+def _h5(attributes: dict[str, str]) -> bytes:
+    return hdf5_old(attributes, struct.pack("<HHB3x", 1, 8, 0) + b"\x01" + bytes(7))  # an object with the shape of one number
+
+
 CHAT = """{% for message in messages %}{% if message['role'] == 'user' and loop.index0 % 2 == 0 %}
 {{ '<|im_start|>' + message['role'] }}
 {% elif message.role not in ['system', 'assistant'] %}{{ raise_exception('Roles must alternate') }}{% endif %}
@@ -232,9 +237,9 @@ def other_saves() -> dict[str, bytes]:
         "chat.gguf": gguf({"tokenizer.chat_template": CHAT}),
         "tokenizer_config.json": json.dumps({"chat_template": CHAT}).encode(),
         "model.keras": zipped({"metadata.json": b'{"keras_version": "3.9.0"}', "config.json": config,
-            "model.weights.h5": hdf5({})}),
-        "model.h5": hdf5({"model_config": config.decode(), "keras_version": "2.12.0", "backend": "tensorflow"}),
-        "weights.h5": hdf5({"backend": "torch"}),
+            "model.weights.h5": _h5({})}),
+        "model.h5": _h5({"model_config": config.decode(), "keras_version": "2.12.0", "backend": "tensorflow"}),
+        "weights.h5": _h5({"backend": "torch"}),
         "config.json": b'{"architectures": ["BertModel"], "hidden_size": 8}', "README.md": "# Net\nÜber models.\n".encode(),
         "model.safetensors.index.json": b'{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}',
         "all.zip": zipped({"model.safetensors": whole, "config.json": b"{}", "README.md": b"# Net\n"}),

@@ -61,15 +61,17 @@ class _Walk:
         version = self.read(8, 1)[0]
         if version in (0, 1):
             widths, start = self.read(13, 2), 24 + 4 * version
-            base, _, _, driver = self.numbers(start, "<4Q")
+            base, _, end, driver = self.numbers(start, "<4Q")
             root = self.numbers(start + 40, "<Q")[0]
         elif version in (2, 3):
             widths = self.read(9, 2)
-            base, driver, _, root = self.numbers(12, "<4Q")
+            base, driver, end, root = self.numbers(12, "<4Q")
         else:
             raise Unverifiable(f"HDF5 of version {version} is not known")
         if widths != b"\x08\x08" or base or driver != _NOWHERE:
             raise Unverifiable("an HDF5 file with other widths, another base or a driver")
+        if end != self.size:
+            raise Unverifiable(f"the HDF5 file ends at byte {end} by its head, and at {self.size}")
         return root
 
     def object(self, place: int) -> Iterator[int]:

@@ -54,7 +54,7 @@ def scan_template(scan: Scan, text: str, where: str) -> None:
         _follow(scan, body.strip("-+"), where)
     left = _PART.sub("", text)
     if "{%" in left or "{{" in left:
-        raise Unverifiable("a chat template has a part without an end")
+        scan.issue(Level.UNVERIFIABLE, where, "its chat template has a part without an end")
     scan.holds("chat template")
 
 
@@ -66,7 +66,8 @@ def _follow(scan: Scan, body: str, where: str) -> None:
         scan.meter.step()
         found = _TOKEN.match(body, place)
         if found is None:
-            raise Unverifiable("a chat template cannot be read")
+            scan.issue(Level.UNVERIFIABLE, where, "its chat template cannot be read")
+            return
         place, token = found.end(), found.group()
         if found.lastgroup == "space":
             continue
