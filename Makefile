@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 BENCHMARKS := pgd auto_attack minimum_norm black_box_scores decision transfer attack_bench diagnose corruptions augmix coverage fuzz \
-	fuzz_retrain dp_step dp_mnist dp_audit accounting suppression
+	fuzz_retrain dp_step dp_mnist dp_audit accounting suppression scan
 
 .PHONY: demo test test-all lint types docs bench clean
 

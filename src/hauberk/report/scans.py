@@ -22,20 +22,7 @@ _MEANS = {
     Level.UNVERIFIABLE: "The file could not be followed to its last byte, so nothing is known of what it would run.",
     Level.DANGEROUS: "The file would run commands or code, or reach files, when it is opened.",
 }
-_CONVERTIBLE = frozenset({"pickle", "zip", "npy", "compressed"})
 _SHOWN = 20
-
-
-def next_step(result: ScanResult) -> str:
-    """Return what to do about a file; nothing for a safe one."""
-    if result.safe:
-        return ""
-    name = Path(result.path).name
-    if result.format in _CONVERTIBLE:
-        return f"hauberk convert {line(name, 120)} --safe"
-    if result.level is Level.UNKNOWN:
-        return "read the code it names; --allow module:name where you trust it"
-    return "do not open it; ask its maker for safetensors"
 
 
 def text(results: Sequence[ScanResult]) -> str:
@@ -48,7 +35,7 @@ def text(results: Sequence[ScanResult]) -> str:
         rows.append(f"{one.level.words:<22}  {line(one.path, 300)}  ({one.format})")
         more = f" (and {len(one.issues) - 1} more)" if len(one.issues) > 1 else ""
         where = f" at {line(first.where, 200)}" if first.where else ""
-        rows += [f"{'':<22}  {line(first.what, 240)}{where}{more}", f"{'':<22}  next: {next_step(one)}"]
+        rows += [f"{'':<22}  {line(first.what, 240)}{where}{more}", f"{'':<22}  next: {line(one.next_step, 300)}"]
     if len(unsafe) > _SHOWN:
         rows.append(f"{'':<22}  {len(unsafe) - _SHOWN} further files are not safe: --format json lists them")
     for one in fine[: max(0, _SHOWN - len(unsafe))]:
@@ -73,7 +60,7 @@ def as_json(results: Sequence[ScanResult], version: str) -> str:
         "issues": [
             {"level": issue.level.name.lower(), "where": line(issue.where), "what": line(issue.what)} for issue in one.issues
         ],
-        "next": next_step(one),
+        "next": line(one.next_step, 300),
     } for one in results]
     made = {"hauberk": version, "safe": all(one.safe for one in results), "level": worst.name.lower(), "files": files}
     return json.dumps(made, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -92,7 +79,7 @@ def as_sarif(results: Sequence[ScanResult], version: str, *, least: Level = Leve
             print_ = hashlib.sha256(f"{level.name}\n{_uri(one.path)}\n{told}".encode()).hexdigest()
             found.append({
                 "ruleId": _rule(level), "ruleIndex": levels.index(level), "kind": "fail", "level": _SARIF[level],
-                "message": {"text": f"{told}. {next_step(one)}".strip()},
+                "message": {"text": f"{told}. {line(one.next_step, 300)}".strip()},
                 "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(one.path), "index": index}}}],
                 "partialFingerprints": {"hauberkScan/v1": print_},
             })
@@ -123,7 +110,7 @@ def as_junit(results: Sequence[ScanResult], *, least: Level = Level.UNKNOWN) -> 
         if one.level >= least:
             said = line(one.issues[0].what, 500) if one.issues else f"makes objects of {', '.join(one.objects[:5])}"
             ET.SubElement(case, "failure", message=f"{one.level.words}: {said}", type=one.level.name.lower()).text = "\n".join(
-                [*rows, f"next: {next_step(one)}"])
+                [*rows, f"next: {line(one.next_step, 300)}"])
         else:
             ET.SubElement(case, "system-out").text = "\n".join([one.level.words, *rows])
     ET.indent(root)

@@ -63,7 +63,7 @@ def _load(content: bytes, result: ScanResult, names: frozenset[str]) -> Any:
             return load(content)
         if result.format == "npy":
             return np.load(source, allow_pickle=False)
-        if result.format == "zip" and any(name.endswith(".npy") for name in zipfile.ZipFile(source).namelist()):
+        if result.format == "zip" and _holds_arrays(content):
             with np.load(source, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
         if result.format == "zip" or content.startswith(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."):
@@ -75,12 +75,20 @@ def _load(content: bytes, result: ScanResult, names: frozenset[str]) -> Any:
                 return joblib.load(source)
             return _Listed(source, names).load()
     except _FAILS as error:
+        # torch's own message advises to load the file without its lock.
+        told = " ".join(str(error).split())
+        why = "torch's weights_only refuses it" if told.startswith("Weights only load failed") else told[:200]
         raise ModelError(
-            f"{result.path} is safe, and cannot be loaded without code ({' '.join(str(error).split())[:200]})",
+            f"{result.path} is safe, and cannot be loaded without code ({why})",
             want="tensors, arrays and plain values", fix="Convert it: hauberk convert FILE --safe",
         ) from error
     raise ModelError(f"{result.path} is {result.format}, which has no loader here",
                      want="safetensors, torch, npy, npz, pickle or joblib", fix="Open it with hauberk.load_model")
+
+
+def _holds_arrays(content: bytes) -> bool:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return any(name.endswith(".npy") for name in archive.namelist())
 
 
 def refusal(result: ScanResult) -> UnsafeFile:

@@ -31,7 +31,7 @@ MAKING = frozenset(
     INST OBJ PUT BINPUT LONG_BINPUT MEMOIZE PERSID BINPERSID NEXT_BUFFER EXT1 EXT2 EXT4 SETITEM""".split()  # noqa: SIM905
 )
 LONGEST_NAME = 1000
-LARGEST_MEMO = 2**24
+LARGEST_MEMO = 2**24  # the C reader makes room for every entry below
 _KEY_WEIGHT = 10_000
 
 
@@ -368,7 +368,6 @@ class Machine:
 
     def _put(self, arg: int) -> None:
         if not 0 <= arg <= LARGEST_MEMO:
-            # The C reader makes room for every entry below.
             raise Unverifiable(f"memo entry {arg} at byte {self.at}")
         self.memo[arg] = self.top()
 

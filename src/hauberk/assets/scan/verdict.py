@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from pathlib import Path
+
+# Formats that convert_safe takes the numbers out of.
+_CONVERTIBLE = frozenset({"pickle", "zip", "npy", "compressed"})
 
 
 class Level(enum.IntEnum):
@@ -71,6 +75,18 @@ class ScanResult:
     def safe(self) -> bool:
         """Whether opening the file runs no code but that of the libraries that open it."""
         return self.level <= Level.FRAMEWORK
+
+
+    @property
+    def next_step(self) -> str:
+        """What to do about the file; nothing for a safe one."""
+        if self.safe:
+            return ""
+        if self.format in _CONVERTIBLE:
+            return f"hauberk convert {Path(self.path).name} --safe"
+        if self.level is Level.UNKNOWN:
+            return "read the code it names; hauberk scan --allow module:name where you trust it"
+        return "do not open it; ask its maker for safetensors"
 
 
 class Unverifiable(Exception):
