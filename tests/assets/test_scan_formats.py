@@ -69,6 +69,22 @@ def test_a_plain_template_is_no_more_than_an_object_of_a_framework() -> None:
     assert scan_bytes(gguf({"general.name": "net"})).level is Level.SAFE
 
 
+def test_a_template_of_openers_alone_takes_no_time() -> None:
+    assert scan_bytes(gguf({"chat_template": "{{" * 400_000})).level is Level.UNVERIFIABLE
+    assert scan_bytes(gguf({"chat_template": "{# {{ x.__class__ }} #}" + "{{ x }}" * 1000})).level is Level.FRAMEWORK
+
+
+def test_what_lies_beside_a_model_is_known_by_its_name(tmp_path: Path) -> None:
+    for name, content, safe in (
+        ("README.md", "[![badge](x)](y)\n", True), ("vocab.txt", "[PAD]\n[UNK]\n", True), (".gitattributes", "*.bin lfs\n", True),
+        ("LICENSE", "Copyright\n", True), ("merges.txt", "#version: 0.2\nĠ t\n", True), ("a.json", "[1, 2]", True),
+        ("model.py", "x = 1\n", False),
+        ("chat.jinja", CHAT, True), ("evil.jinja", TEMPLATES["mro"], False), ("notes", "hello\n", False), ("a.md", "cos\nsystem\n(S'true'\ntR.", False),
+    ):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        assert scan_file(tmp_path / name).safe is safe, name
+
+
 def test_a_gguf_header_that_lies_is_not_believed() -> None:
     good = gguf({"a": "b"})
     assert scan_bytes(good[:-16]).level is Level.UNVERIFIABLE

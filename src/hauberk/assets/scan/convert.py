@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import tempfile
 import zipfile
@@ -190,7 +191,11 @@ def _npy(scan: Scan, source: BinaryIO, name: str, made: Flattened) -> None:
     import numpy as np
 
     source.seek(0)
-    _, size = read_header(source)
+    shape, size = read_header(source)
+    start = source.tell()
+    if size is not None and start + math.prod(shape) * size != source.seek(0, io.SEEK_END):
+        raise Unverifiable(f"an array of shape {str(shape)[:80]} does not end where the file does")
+    source.seek(start)
     if size is None:
         flatten(scan, follow(scan, source, name), made, PlacedStorages(source), source, name)
     else:

@@ -44,6 +44,7 @@ class _Walk:
 
     def __init__(self, scan: Scan, source: BinaryIO, where: str) -> None:
         self.scan, self.source, self.where = scan, source, where
+        self.trees: set[int] = set()
         self.size = source.seek(0, io.SEEK_END)
 
     def read(self, place: int, length: int) -> bytes:
@@ -144,6 +145,9 @@ class _Walk:
     def tree(self, place: int, depth: int) -> Iterator[int]:
         """Yield the places of the objects in an old group."""
         self.scan.meter.hold()
+        if place in self.trees:
+            raise Unverifiable(f"a group leads back to itself at byte {place}")
+        self.trees.add(place)
         mark, kind, count = struct.unpack("<4sBxH", self.read(place, 8))
         if mark == b"TREE" and kind == 0 and depth < 8:
             for index in range(count):

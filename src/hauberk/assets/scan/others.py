@@ -73,6 +73,7 @@ def by_name(scan: Scan, source: BinaryIO, where: str, ending: str) -> str:
     if ending == ".jinja":
         from hauberk.assets.scan.templates import LARGEST, scan_template
 
+        source.seek(0)
         scan_template(scan, source.read(LARGEST + 1).decode("utf-8"), where)
         return "template"
     return ""

@@ -116,7 +116,7 @@ class Scan:
             marked = [one for one in FORMATS if one.matches(head, size)]
             known = next(iter(marked), None)
             named = by_name(self, source, where, ending)
-            if named and (known is None or known.rank >= LOOSE or named == "source"):
+            if named and (known is None or known.rank >= LOOSE - 1 or named == "source"):
                 return named
             if known is None:
                 raise Unverifiable(f"it is in no format that is known here (first bytes {head[:8].hex(' ')})")
@@ -168,9 +168,15 @@ def scan_bytes(
     return _scan(io.BytesIO(content), Scan(ScanResult(name), limits or Limits(), allow), None)
 
 
+def _ending(path: Path) -> str:
+    """Return the ending that tells what a file is; of the usual files without one, the name."""
+    name = path.name.lower()
+    return ".license" if name in ("license", "readme", "notice", "copying") else path.suffix.lower() or name
+
+
 def _scan(source: BinaryIO, scan: Scan, folder: Path | None) -> ScanResult:
     result, scan.folder = scan.result, folder
-    result.format = scan.part(source, "", Path(result.path).suffix.lower())
+    result.format = scan.part(source, "", _ending(Path(result.path)))
     # The format says whether code can hide in it; an unknown one may hide anything.
     result.carries_code = next((one.carries_code for one in FORMATS if one.name == result.format), True)
     result.issues.sort(key=lambda issue: -issue.level)

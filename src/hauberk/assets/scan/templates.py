@@ -7,6 +7,7 @@ through names that begin with an underscore, is an issue: that is how a template
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hauberk.assets.scan.verdict import Level, Unverifiable
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from hauberk.assets.scan.scanner import Scan
 
 LARGEST = 2**20
-_PART = re.compile(r"\{#.*?#\}|\{\{(.*?)\}\}|\{%(.*?)%\}", re.DOTALL)
+_OPENS = re.compile(r"\{[{%#]")
+_ENDS = {"{{": "}}", "{%": "%}", "{#": "#}"}
 _TOKEN = re.compile(
     r"(?P<text>\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*')|(?P<name>[A-Za-z_]\w*)|(?P<number>\d[\d_.]*)|(?P<space>\s+)"
     r"|(?P<other>[-+*/%~.,:|()\[\]{}<>=!])", re.DOTALL,
@@ -34,28 +36,34 @@ _FILTERS = frozenset(
     indent replace selectattr rejectattr select reject map sort dictsort unique reverse batch round abs min max sum truncate
     wordwrap from_json fromjson""".split()  # noqa: SIM905
 )
-_OPENERS = {"(": ")", "[": "]", "{": "}"}
 
 
 def scan_template(scan: Scan, text: str, where: str) -> None:
     """Judge one chat template."""
     if len(text) > LARGEST:
         raise Unverifiable(f"a chat template of {len(text)} characters")
-    for found in _PART.finditer(text):
-        body = found.group(1) or found.group(2)
-        if not body:
-            continue
+    for opened, body in _parts(scan, text, where):
         scan.meter.step()
-        if found.group(2) is not None:
+        if opened == "{%":
             tag = re.match(r"[-+]?\s*(\w*)", body)
             word = tag.group(1) if tag else ""
             if word not in _TAGS:
                 scan.issue(Level.UNKNOWN, where, f"its chat template holds the step {word[:40]!r}")
         _follow(scan, body.strip("-+"), where)
-    left = _PART.sub("", text)
-    if "{%" in left or "{{" in left:
-        scan.issue(Level.UNVERIFIABLE, where, "its chat template has a part without an end")
     scan.holds("chat template")
+
+
+def _parts(scan: Scan, text: str, where: str) -> Iterator[tuple[str, str]]:
+    """Yield how each step or value begins, and what is in it; comments are left out. Once over the text, however it is made."""
+    place = 0
+    while found := _OPENS.search(text, place):
+        end = text.find(_ENDS[found.group()], found.end())
+        if end < 0:
+            scan.issue(Level.UNVERIFIABLE, where, "its chat template has a part without an end")
+            return
+        if found.group() != "{#":
+            yield found.group(), text[found.end() : end]
+        place = end + 2
 
 
 def _follow(scan: Scan, body: str, where: str) -> None:
