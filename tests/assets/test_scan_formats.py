@@ -79,7 +79,9 @@ def test_what_lies_beside_a_model_is_known_by_its_name(tmp_path: Path) -> None:
         ("README.md", "[![badge](x)](y)\n", True), ("vocab.txt", "[PAD]\n[UNK]\n", True), (".gitattributes", "*.bin lfs\n", True),
         ("LICENSE", "Copyright\n", True), ("merges.txt", "#version: 0.2\nĠ t\n", True), ("a.json", "[1, 2]", True),
         ("model.py", "x = 1\n", False),
-        ("chat.jinja", CHAT, True), ("evil.jinja", TEMPLATES["mro"], False), ("notes", "hello\n", False), ("a.md", "cos\nsystem\n(S'true'\ntR.", False),
+        ("chat.jinja", CHAT, True), ("evil.jinja", TEMPLATES["mro"], False),
+        ("notes", "hello\n", False),
+        ("a.md", "cos\nsystem\n(S'true'\ntR.", False),
     ):
         (tmp_path / name).write_text(content, encoding="utf-8")
         assert scan_file(tmp_path / name).safe is safe, name
