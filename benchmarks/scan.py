@@ -120,7 +120,7 @@ def main() -> None:
             table["seconds"] = seconds[name]
             table |= {key: values[:40] for key, values in passed[name].items()}
     pickles = sum(path.name.startswith(("gadget", "encoding")) for path in bad)
-    columns = ["scanner", "malicious: blocked", "error (not 0)", "exits 0", f"of {pickles} plain pickles", "benign: blocked",
+    columns = ["scanner", "malicious: blocked", "error (not 0)", "exits 0", f"exits 0, of {pickles} pickles", "benign: blocked",
                "error (not 0)", "CPU s"]
     save("scan", "Scanning model files", content, columns, rows, [
         f"Median of {ROUNDS} rounds, all files one after the other in one process, imports not counted. The malicious half is",
