@@ -56,7 +56,7 @@ def test_one_clear_error_names_the_finding(tmp_path: Path) -> None:
         with pytest.raises(UnsafeFile, match=r"was not opened: dangerous, imports (os|posix)\.mkdir at .*hauberk convert"):
             safe_load(tmp_path / name)
     (tmp_path / "cut.pkl").write_bytes(pickle.dumps([1])[:-1])
-    with pytest.raises(UnsafeFile, match="could not verify"):
+    with pytest.raises(UnsafeFile, match="cannot be verified"):
         safe_load(tmp_path / "cut.pkl")
     with pytest.raises(ModelError, match="cannot be read"):
         safe_load(tmp_path / "missing.pkl")

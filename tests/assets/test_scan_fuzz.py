@@ -120,7 +120,7 @@ def test_every_mutation_ends_with_a_verdict(content: bytes) -> None:
 @given(mutated(FORMATS))
 def test_parsers_of_benign_formats_never_fail(content: bytes) -> None:
     found = scan_bytes(content, limits=LIMITS)
-    # Our own defects end as could not verify as well; they would show by their names.
+    # Our own defects end as cannot be verified as well; they would show by their names.
     assert not any(word in issue.what for issue in found.issues for word in ("AttributeError", "NameError", "UnboundLocal"))
 
 

@@ -48,7 +48,7 @@ def test_one_screen_says_what_where_and_what_next(hauberk: Callable[..., Result]
     rows = shown.splitlines()
     assert rows[0].startswith("dangerous") and "d.pkl" in rows[0] and "imports os.system at @0" in rows[1]
     assert "hauberk convert d.pkl --safe" in rows[2] and "torch.nn.modules.linear.Linear" in shown
-    assert rows[-1] == "5 files: 1 dangerous, 1 could not verify, 1 unknown code, 1 safe framework objects, 1 safe data"
+    assert rows[-1] == "5 files: 1 dangerous, 1 cannot be verified, 1 unknown code, 1 safe framework objects, 1 safe data"
     for index in range(60):
         (models / f"x{index}.pkl").write_bytes(OLD)
     assert len(hauberk("scan", models).output.splitlines()) <= 70
@@ -61,7 +61,7 @@ def test_formats(hauberk: Callable[..., Result], models: Path, tmp_path: Path) -
     assert worst["issues"] == [{"level": "dangerous", "where": "@0", "what": "imports os.system"}]
     log = json.loads(hauberk("scan", models, "--format", "sarif").output)["runs"][0]
     assert [(one["ruleId"], one["level"]) for one in log["results"]] == [
-        ("scan/unknown-code", "warning"), ("scan/dangerous", "error"), ("scan/could-not-verify", "warning")]
+        ("scan/unknown-code", "warning"), ("scan/dangerous", "error"), ("scan/cannot-be-verified", "warning")]
     assert all(log["tool"]["driver"]["rules"][one["ruleIndex"]]["id"] == one["ruleId"] for one in log["results"])
     assert log["results"][1]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"].endswith("/d.pkl")
     suite = ET.fromstring(hauberk("scan", models, "--format", "junit").output.encode())

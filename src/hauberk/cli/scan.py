@@ -60,7 +60,7 @@ def scan(
 ) -> None:
     """Say what opening model files would run, without opening them.
 
-    Levels: safe data, safe framework objects, unknown code, could not verify, dangerous. Exit codes: 0 all is safe,
+    Levels: safe data, safe framework objects, unknown code, cannot be verified, dangerous. Exit codes: 0 all is safe,
     1 something is not, 2 usage error, 3 the scan failed to run.
     """
     _refuse_existing(output, force)
@@ -147,7 +147,7 @@ def _print(made: str) -> None:
     import rich.text
 
     console = rich.console.Console(highlight=False)
-    styles = {"dangerous": "bold red", "could not verify": "red", "unknown code": "yellow", "safe data": "green",
+    styles = {"dangerous": "bold red", "cannot be verified": "red", "unknown code": "yellow", "safe data": "green",
               "safe framework objects": "green"}
     for row in made.rstrip("\n").splitlines():
         shown = rich.text.Text(row)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hauberk.assets.scan.scanner import Scan
 
 LARGEST = 8 * 2**20
-# The language has fewer tokens than Python; a quote or byte that no alternative takes ends as could not verify.
+# The language has fewer tokens than Python; a quote or byte that no alternative takes ends as cannot be verified.
 _TOKEN = re.compile(
     r"(?P<text>\"\"\"(?:\\.|[^\\])*?\"\"\"|'''(?:\\.|[^\\])*?'''|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*')"
     r"|(?P<comment>#[^\n]*)|(?P<name>[A-Za-z_]\w*)|(?P<space>[ \t\r\n\\]+)|(?P<other>[^\"'#A-Za-z_ \t\r\n\\])",

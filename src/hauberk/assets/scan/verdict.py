@@ -26,7 +26,7 @@ class Level(enum.IntEnum):
     @property
     def words(self) -> str:
         """The level in words."""
-        return ("safe data", "safe framework objects", "unknown code", "could not verify", "dangerous")[self]
+        return ("safe data", "safe framework objects", "unknown code", "cannot be verified", "dangerous")[self]
 
 
 @dataclasses.dataclass(frozen=True)
