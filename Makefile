@@ -8,7 +8,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 BENCHMARKS := pgd auto_attack minimum_norm black_box_scores decision transfer attack_bench diagnose corruptions augmix coverage fuzz \
-	fuzz_retrain dp_step dp_mnist dp_audit accounting suppression membership
+	fuzz_retrain dp_step dp_mnist dp_audit accounting suppression membership scan encryption signing obfuscation model_inversion \
+	attribute_inference privacy_defences
 
 .PHONY: demo test test-all lint types docs bench clean
 

@@ -49,8 +49,14 @@ def test_the_worst_file_decides(data: Data, tmp_path: Path) -> None:
         found = run("assets/unsafe-opcodes", data, *files)
         assert (found.status, found.value, found.n) == (status, blocked, len(files))
     found = run("assets/unsafe-opcodes", data, safe, unknown, bad)
-    assert "c.pkl: imports os.system" in found.summary
+    assert "c.pkl: dangerous, imports os.system" in found.summary
+    assert [row[2] for row in found.evidence[0].rows] == ["safe data", "unknown code", "dangerous"]  # type: ignore[union-attr]
+    assert found.evidence[0].rows[2][-1] == "hauberk convert c.pkl --safe"  # type: ignore[union-attr]
     assert ("c.pkl", "dangerous", "@0", "imports os.system") in found.evidence[1].rows  # type: ignore[union-attr]
+    module = tmp_path / "e.pt"
+    torch.save(nn.Linear(2, 2), module)
+    found = run("assets/unsafe-opcodes", data, module)
+    assert found.status is Status.PASS and found.evidence[0].rows[0][2] == "safe framework objects"  # type: ignore[union-attr]
 
 
 def test_digests_are_those_of_the_standard(data: Data, tmp_path: Path) -> None:

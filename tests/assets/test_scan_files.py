@@ -109,7 +109,7 @@ def test_archives_as_numpy_and_skops_write_them_are_safe() -> None:
     assert scan_bytes(zipped({"schema.json": json.dumps(hostile).encode()})).level is Level.DANGEROUS
 
 
-def test_exported_programs_are_safe_and_torchscript_is_code() -> None:
+def test_exported_programs_are_safe_and_their_code_is_found() -> None:
     class Scale(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * 2 + 1
@@ -128,8 +128,27 @@ def test_exported_programs_are_safe_and_torchscript_is_code() -> None:
     pickled = members[config].replace(b'"use_pickle": false', b'"use_pickle": true')
     hidden = {one: SYSTEM if one.endswith("weight_0") else body for one, body in members.items()}
     assert scan_bytes(zipped({**hidden, config: pickled})).level is Level.DANGEROUS
-    script = zipped({"a/data.pkl": pickle.dumps(1), "a/code/__torch__.py": b"def forward(self): pass"})
-    assert scan_bytes(script).level is Level.UNKNOWN
+
+
+def scripted(code: bytes) -> bytes:
+    return zipped({"a/data.pkl": pickle.dumps(1), "a/code/__torch__.py": code, "a/constants.pkl": pickle.dumps(())})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_read_and_only_computes() -> None:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 3))[0]), buffer)
+    found = scan_bytes(buffer.getvalue())
+    assert found.issues == [] and found.level is Level.FRAMEWORK
+    assert scan_bytes(scripted(b"def forward(self):\n  return torch.add(self, 1)  # torch.save")).issues == []
+    for code, level in (
+        (b"torch.save(x, 'a')", Level.DANGEROUS), (b"(torch.  # why\n from_file)('a')", Level.DANGEROUS),
+        (b"x.save('a')", Level.DANGEROUS), (b"getattr(torch, 'save')(x)", Level.DANGEROUS), (b"ops.mine.run(x)", Level.UNKNOWN),
+        (b"ops . mine . run(x)", Level.UNKNOWN), (b"y = ops\ny.mine.run(x)", Level.UNKNOWN), (b"'open", Level.UNVERIFIABLE),
+        (b"def __setstate__(self, a): pass", Level.UNKNOWN), (b"ops.prim.rpc_sync('a', 'b')", Level.DANGEROUS),
+        ("торч".encode(), Level.UNVERIFIABLE),
+    ):
+        assert scan_bytes(scripted(code)).level is level, code
 
 
 def test_npy_files() -> None:
@@ -219,8 +238,10 @@ def test_files_on_disk(tmp_path: Path) -> None:
     assert "torch._utils._rebuild_tensor_v2" in found.globals
     for bad in (tmp_path, tmp_path / "missing.pt"):
         assert scan_file(bad).level is Level.UNVERIFIABLE
+    (tmp_path / "text.model").write_text("hello, this is no model")
+    assert scan_file(tmp_path / "text.model").level is Level.UNVERIFIABLE
     (tmp_path / "text.txt").write_text("hello, this is no model")
-    assert scan_file(tmp_path / "text.txt").level is Level.UNVERIFIABLE
+    assert (scan_file(tmp_path / "text.txt").level, scan_file(tmp_path / "text.txt").format) == (Level.SAFE, "text")
 
 
 def test_nothing_is_imported_or_run(tmp_path: Path) -> None:

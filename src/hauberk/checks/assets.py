@@ -21,12 +21,13 @@ FILE_TAGS = ("aisec:model-file-attack", "aisec:supply-chain-attack", "atlas:AML.
     "assets/unsafe-opcodes", pillar="assets", better="lower", tags=FILE_TAGS,
     question="Would opening the model's files run code?",
     advice=(
-        Advice("Do not load the file: have the weights alone saved as safetensors where the model comes from", "", "AML.M0014"),
+        Advice("Keep the numbers alone, without running anything in the file", "hauberk convert FILE --safe", "AML.M0014"),
+        Advice("Or have the weights alone saved as safetensors where the model comes from", "", "AML.M0014"),
         Advice("Accept signed files from known makers only", "", "AML.M0013"),
     ),
 )
 def unsafe_opcodes(context: Context) -> Finding:
-    """Files that are not safe to open: dangerous and unverifiable ones fail, unknown code warns."""
+    """Files that are not safe to open: dangerous and unverifiable ones fail, unknown code warns, listed objects pass."""
     results = _scans(context)
     named = [Path(path).name for path in context.target.files if _is_source(path)]
     if named:
@@ -37,16 +38,19 @@ def unsafe_opcodes(context: Context) -> Finding:
     if not results:
         what = f"{', '.join(sealed)} is encrypted" if sealed else f"{', '.join(named)} is source code"
         raise NotRun(f"{what}, and no weights were loaded from another file")
-    blocked = [one for one in results if one.level is not Level.SAFE]
+    blocked = [one for one in results if not one.safe]
     worst = max(one.level for one in results)
-    status = {Level.SAFE: Status.PASS, Level.UNKNOWN: Status.WARN}.get(worst, Status.FAIL)
-    files = Table("Files", ("file", "format", "verdict", "parts", "names imported"), [
-        (Path(one.path).name, one.format, one.level.words, one.parts, len(one.globals)) for one in results
+    status = {Level.SAFE: Status.PASS, Level.FRAMEWORK: Status.PASS, Level.UNKNOWN: Status.WARN}.get(worst, Status.FAIL)
+    files = Table("Files", ("file", "format", "verdict", "parts", "names imported", "next step"), [
+        (Path(one.path).name, one.format, one.level.words, one.parts, len(one.globals), one.next_step) for one in results
     ])
     issues = [(Path(one.path).name, issue.level.words, issue.where, issue.what) for one in results for issue in one.issues]
     evidence = [files, Table("What was found", ("file", "verdict", "place", "what"), issues[:50])] if issues else [files]
     if len(issues) > 50:
         context.note(f"{len(issues) - 50} further issues are not shown")
+    held = sum(one.level is Level.FRAMEWORK for one in results)
+    if held:
+        context.note(f"{held} of {len(results)} files hold objects of listed frameworks: their code is the library's")
     context.note("files are followed opcode by opcode, never loaded; names not on the list of harmless ones are unknown code")
     summary = f"none of {len(results)} files runs code when it is opened" if not blocked else _blamed(blocked, len(results))
     return context.finding(summary, value=float(len(blocked)), n=len(results), status=status, evidence=evidence)
@@ -125,4 +129,5 @@ def _files(context: Context) -> Sequence[Path]:
 
 def _blamed(blocked: Sequence[ScanResult], total: int) -> str:
     worst = max(blocked, key=lambda one: one.level)
-    return f"{len(blocked)} of {total} files are not safe to open; {Path(worst.path).name}: {worst.issues[0].what}"
+    why = f"{worst.level.words}, {worst.issues[0].what}"
+    return f"{len(blocked)} of {total} files are not safe to open; {Path(worst.path).name}: {why}"

@@ -22,6 +22,7 @@ from hauberk.cli import (
     membership,
     methods,
     obfuscate,
+    scan,
     sign,
     study,
 )
@@ -43,6 +44,8 @@ app.command("diagnose")(diagnose.diagnose)
 app.command("audit")(audit.audit)
 app.command("fuzz")(fuzz.fuzz)
 app.command("membership")(membership.membership)
+app.command("scan")(scan.scan)
+app.command("convert")(scan.convert)
 app.command("account")(account.account)
 app.command("calibrate")(account.calibrate)
 app.command("diff")(diff.diff)

@@ -10,8 +10,11 @@ import dataclasses
 import enum
 import re
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections.abc import Iterable
 
+from hauberk.assets.scan import pandas_names
 from hauberk.assets.scan.verdict import Level
+from hauberk.core.errors import UsageError
 
 
 class Use(enum.IntEnum):
@@ -98,6 +101,7 @@ CLASSES = {
     *_names("numpy.random.mtrand", "RandomState"), *_names("numpy.random._generator", "Generator"),
     "numpy.ma.core.MaskedArray", "argparse.Namespace", "joblib.numpy_pickle.NumpyArrayWrapper", "sklearn.utils._bunch.Bunch",
     *_names("sklearn._loss.link", "Interval IdentityLink LogitLink LogLink MultinomialLogit"),
+    *_names("sklearn.metrics._scorer", "_PassthroughScorer _Scorer _MultimetricScorer"),
     *_names("sklearn.neighbors._kd_tree", "KDTree KDTree64"), *_names("sklearn.neighbors._ball_tree", "BallTree BallTree64"),
 }
 # Class names alone: no dots, a capital first. Packages that hold no class which acts when it is filled or thrown away.
@@ -126,6 +130,14 @@ _RUNNERS = """
     torch.serialization torch.storage torch.fx torch.cuda mlflow transformers keras tensorflow pandas.io aifc antigravity winreg
     msvcrt _winapi readline rlcompleter xdrlib functools itertools string builtins __builtin__ sklearn.datasets sklearn.utils
 """
+_FRAMEWORKS = ("sklearn.", "pandas.", "torch.nn.functional.", "torch._C._nn.", "torch.jit.", "__torch__.")
+_SCRIPT = re.compile(r"__torch__(\.\w+)+")
+# Of these no name may be vouched for: whoever allows one allows everything.
+_NEVER = frozenset(
+    """os posix nt posixpath ntpath subprocess _posixsubprocess sys builtins __builtin__ importlib _frozen_importlib imp runpy pty
+    ctypes _ctypes cffi code codeop pickle _pickle cPickle dill cloudpickle marshal shelve operator _operator types socket shutil
+    timeit pdb bdb inspect gc multiprocessing""".split()  # noqa: SIM905
+)
 DANGEROUS_MODULES = frozenset(_RUNNERS.split())
 _DEEPEST = max(name.count(".") + 1 for name in DANGEROUS_MODULES)
 
@@ -137,18 +149,51 @@ def canonical(module: str, name: str) -> tuple[str, str]:
     return IMPORT_MAPPING.get(module, module), name
 
 
-def judge(module: str, name: str) -> Ruling:
-    """Return what may be done with `module.name`; whatever is not listed is blocked."""
+def judge(module: str, name: str, *, allowed: frozenset[str] = frozenset(), script: bool = False) -> Ruling:
+    """Return what may be done with `module.name`; whatever is not listed is blocked.
+
+    Arguments:
+        module, name: as the file writes them.
+        allowed: further names that may be called, `module.name`.
+        script: whether the file is TorchScript, whose own classes stand under `__torch__`, a module that Python does not have.
+    """
     module, name = canonical(module, name)
     full = f"{module}.{name}"
+    if full in allowed:
+        return Ruling(Level.SAFE, Use.CALL)
+    if script and _SCRIPT.fullmatch(full):
+        return Ruling(Level.SAFE, Use.CLASS)
     # A dotted name walks attributes: the listed names are module and one plain name.
     if "." not in name:
-        if full in CALLS:
+        if full in CALLS or full in pandas_names.CALLS:
             return Ruling(Level.SAFE, Use.CALL)
-        if full in CLASSES or any(pattern.fullmatch(full) for pattern in CLASS_PATTERNS):
+        if full in CLASSES or any(pattern.fullmatch(full) for pattern in (*CLASS_PATTERNS, *pandas_names.PATTERNS)):
             return Ruling(Level.SAFE, Use.CLASS)
-        if full in VALUES:
+        if full in VALUES or full in pandas_names.VALUES:
             return Ruling(Level.SAFE, Use.VALUE)
     parts = full.split(".", _DEEPEST + 1)[: _DEEPEST + 1]
     known_bad = any(".".join(parts[:length]) in DANGEROUS_MODULES for length in range(1, len(parts)))
     return Ruling(Level.DANGEROUS if known_bad else Level.UNKNOWN, Use.NOTHING)
+
+
+def is_framework(full: str) -> bool:
+    """Whether a listed name is more than a container of numbers: a class whose methods the framework runs."""
+    return full.startswith(_FRAMEWORKS) or any(pattern.fullmatch(full) for pattern in CLASS_PATTERNS)
+
+
+def allowed_names(given: Iterable[str]) -> frozenset[str]:
+    """Return names given as `module:name` as `module.name`.
+
+    Raises:
+        UsageError: when one is not so written, or stands in a module that runs commands or code.
+    """
+    names = set()
+    for one in given:
+        module, _, name = one.partition(":")
+        if not re.fullmatch(r"[A-Za-z_][\w.]*", module) or not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise UsageError(f"the name to allow is {one[:100]!r}", want="module:name, such as mypackage.nets:Net")
+        if module.split(".")[0] in _NEVER:
+            raise UsageError(f"{one[:100]} would be allowed", want="a name outside the modules that run commands and code",
+                             fix="Convert the file instead: hauberk convert FILE --safe")
+        names.add(f"{module}.{name}")
+    return frozenset(names)

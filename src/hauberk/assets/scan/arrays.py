@@ -12,6 +12,7 @@ from hauberk.assets.scan.scanner import Scan, file_format
 from hauberk.assets.scan.verdict import Unverifiable
 
 MAGIC = b"\x93NUMPY"
+LONGEST_HEADER = 10_000  # as NumPy itself reads without being told otherwise
 _DTYPE = re.compile(r"[<>|=]?([biufcSUVaMm?])(\d*)(\[\w+\])?")
 
 
@@ -38,13 +39,24 @@ def scan_npy(scan: Scan, source: BinaryIO, where: str) -> None:
     from hauberk.assets.scan.pickles import follow
 
     size = source.seek(0, io.SEEK_END)
+    shape, bytes_each = read_header(source)
+    if bytes_each is None:
+        follow(scan, source, f"{where}@{source.tell()}:object array")
+    else:
+        source.seek(math.prod(shape) * bytes_each, io.SEEK_CUR)
+    if source.tell() != size:
+        raise Unverifiable(f"the array ends at byte {source.tell()}, the file at {size}")
+
+
+def read_header(source: BinaryIO) -> tuple[tuple[int, ...], int | None]:
+    """Return shape and bytes per item, None for objects, and leave the file behind the header. Raises Unverifiable."""
     source.seek(len(MAGIC))
     major = source.read(2)[0]
     if major not in (1, 2, 3):
         raise Unverifiable(f"npy version {major} is not known")
     width = 2 if major == 1 else 4
     length = int.from_bytes(source.read(width), "little")
-    if length > 65_536:
+    if length > LONGEST_HEADER:
         raise Unverifiable(f"an npy header of {length} bytes")
     text = source.read(length)
     if len(text) != length:
@@ -55,12 +67,7 @@ def scan_npy(scan: Scan, source: BinaryIO, where: str) -> None:
     shape, bytes_each = header["shape"], _described(header["descr"])
     if not isinstance(shape, tuple) or not all(isinstance(one, int) and one >= 0 for one in shape):
         raise Unverifiable("the npy header has no shape")
-    if bytes_each is None:
-        follow(scan, source, f"{where}@{source.tell()}:object array")
-    else:
-        source.seek(math.prod(shape) * bytes_each, io.SEEK_CUR)
-    if source.tell() != size:
-        raise Unverifiable(f"the array ends at byte {source.tell()}, the file at {size}")
+    return shape, bytes_each
 
 
 def _described(descr: object) -> int | None:

@@ -29,7 +29,7 @@ class Limits:
     ratio: int = 200
     members: int = 20_000
     objects: int = 1_000_000
-    stack: int = 500_000
+    stack: int = 250_000
     depth: int = 4
     header: int = 32_000_000
     seconds: float = 120.0

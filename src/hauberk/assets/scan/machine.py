@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hauberk.assets.scan import numpy_state, rules
-from hauberk.assets.scan.allowlist import Use, canonical, judge
+from hauberk.assets.scan.allowlist import Use, canonical
 from hauberk.assets.scan.opcodes import Bounded, cut
 from hauberk.assets.scan.values import MARK, Global, Items, Made
 from hauberk.assets.scan.verdict import Level, Stumble, Unverifiable
@@ -31,6 +31,7 @@ MAKING = frozenset(
     INST OBJ PUT BINPUT LONG_BINPUT MEMOIZE PERSID BINPERSID NEXT_BUFFER EXT1 EXT2 EXT4 SETITEM""".split()  # noqa: SIM905
 )
 LONGEST_NAME = 1000
+LARGEST_MEMO = 2**24  # the C reader makes room for every entry below
 _KEY_WEIGHT = 10_000
 
 
@@ -124,7 +125,7 @@ class Machine:
         if max(len(module), len(name)) > LONGEST_NAME:
             raise Unverifiable(f"a name of {max(len(module), len(name))} characters at byte {self.at}")
         module, name = canonical(module, name)
-        made = Global(module, name, judge(module, name))
+        made = Global(module, name, self.scan.judge(module, name))
         self.scan.refers(made.full[:200])
         if made.ruling.level is not Level.SAFE:
             self.warn(made.ruling.level, f"imports {made.full[:200]}")
@@ -254,7 +255,9 @@ class Machine:
             self.warn(Level.DANGEROUS, f"changes {target.full} itself, for all who use it")
         elif isinstance(target, list):
             target.extend(values)
-        elif not isinstance(target, (Made, set)):
+        elif isinstance(target, Made):
+            target.held.extend(values)
+        else:
             raise Unverifiable(f"items are added to a {type(target).__name__} at byte {self.at}")
 
     def _append(self, _: None) -> None:
@@ -277,7 +280,9 @@ class Machine:
             target.pairs.extend(zip(values[::2], values[1::2], strict=True))
         elif isinstance(target, Global):
             self.warn(Level.DANGEROUS, f"changes {target.full} itself, for all who use it")
-        elif not isinstance(target, (Made, list)):
+        elif isinstance(target, Made):
+            target.held.extend(zip(values[::2], values[1::2], strict=True))
+        elif not isinstance(target, list):
             raise Unverifiable(f"keys are set in a {type(target).__name__} at byte {self.at}")
 
     def _keys(self, values: list[Any]) -> None:
@@ -362,7 +367,7 @@ class Machine:
     _binget = _long_binget = _get
 
     def _put(self, arg: int) -> None:
-        if arg < 0:
+        if not 0 <= arg <= LARGEST_MEMO:
             raise Unverifiable(f"memo entry {arg} at byte {self.at}")
         self.memo[arg] = self.top()
 
@@ -373,14 +378,14 @@ class Machine:
 
     def _persid(self, arg: str) -> None:
         self.persistent.append(arg)
-        self.stack.append(Made("persistent"))
+        self.stack.append(Made("persistent", (arg,)))
 
     def _binpersid(self, _: None) -> None:
         key = self.pop()
         self.persistent.append(key)
         # torch's legacy files name a class this way, and its reader hands that very class on.
         named = isinstance(key, tuple) and len(key) > 1 and key[0] == "module" and isinstance(key[1], Global)
-        self.stack.append(key[1] if named else Made("persistent"))
+        self.stack.append(key[1] if named else Made("persistent", (key,)))
 
     def _extension(self, arg: int) -> None:
         self.warn(Level.UNKNOWN, f"imports extension {arg}, whose meaning only the loading program knows")

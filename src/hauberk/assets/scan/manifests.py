@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from hauberk.assets.scan.allowlist import Use, judge
+from hauberk.assets.scan.allowlist import Use
 from hauberk.assets.scan.verdict import Level, Unverifiable
 from hauberk.io.pt2_rules import harmless_expression, troubles
 
@@ -35,7 +35,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def scan_json(scan: Scan, name: str, content: Any, where: str) -> None:
     """Judge what a JSON member of an archive names."""
     schema = name.split("/")[-1] == "schema.json"
-    for node in _walk(content):
+    for node in walk(content):
         if schema and "__loader__" in node:
             _skops(scan, node, where)
         expression = node.get("expr_str")
@@ -57,7 +57,7 @@ def _skops(scan: Scan, node: dict[str, Any], where: str) -> None:
         return
     if loader in ("JsonNode", "CachedNode", "SliceNode"):
         return  # plain JSON values and references to other nodes
-    ruling = judge(module, name)
+    ruling = scan.judge(module, name)
     scan.refers(f"{module}.{name}"[:200])
     fine = ruling.use in (Use.CLASS, Use.CALL, Use.VALUE) or (loader in ("FunctionNode", "UfuncNode") and module == "numpy")
     if not fine or (loader in ("MethodNode", "OperatorFuncNode", "ReduceNode") and ruling.use is not Use.CALL):
@@ -65,8 +65,33 @@ def _skops(scan: Scan, node: dict[str, Any], where: str) -> None:
         scan.issue(worst, where, f"imports {module}.{name}"[:200])
 
 
-def _walk(content: Any, limit: int = 5_000_000) -> Iterator[dict[str, Any]]:
-    """Yield every table, however deep; without recursion."""
+def scan_manifest(scan: Scan, content: Any, where: str) -> None:
+    """Judge what the configurations beside a model name: code to fetch, classes to build, templates, and places of weights."""
+    for node in walk(content):
+        for key, kind in (("auto_map", dict), ("custom_pipelines", dict), ("trust_remote_code", bool)):
+            if isinstance(node.get(key), kind) and node[key]:
+                scan.issue(Level.UNKNOWN, where, f"{key} names code that a hub would fetch and run: {str(node[key])[:120]}")
+        target = node.get("_target_", node.get("parent_library"))
+        if isinstance(target, str):
+            module, _, name = target.rpartition(".")
+            ruling = scan.judge(module or target, name or "*")
+            if ruling.level is not Level.SAFE:
+                scan.issue(ruling.level, where, f"builds {target[:160]} by its name")
+        template = node.get("chat_template")
+        for one in template if isinstance(template, list) else [template]:
+            text = one.get("template") if isinstance(one, dict) else one
+            if isinstance(text, str):
+                from hauberk.assets.scan.templates import scan_template
+
+                scan_template(scan, text, f"{where}:chat_template" if where else "chat_template")
+        places = node.get("weight_map")
+        for place in set(map(str, places.values())) if isinstance(places, dict) else ():
+            if place.startswith(("/", "\\")) or ".." in place.replace("\\", "/").split("/") or ":" in place:
+                scan.issue(Level.DANGEROUS, where, f"weight_map reads {place[:120]!r} outside its folder")
+
+
+def walk(content: Any, limit: int = 5_000_000) -> Iterator[dict[str, Any]]:
+    """Yield every table of JSON, however deep; without recursion."""
     left, seen = [content], 0
     while left:
         one = left.pop()

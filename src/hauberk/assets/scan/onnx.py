@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from hauberk.assets.scan.scanner import Scan, file_format
 from hauberk.assets.scan.verdict import Level, Unverifiable
 
 # Fields of ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto that lead to names, by message.
-_MODEL, _GRAPH, _NODE, _ATTRIBUTE, _TENSOR, _ENTRY, _OPSET, _FUNCTION, _SPARSE = (
-    "model", "graph", "node", "attribute", "tensor", "entry", "opset", "function", "sparse"
+_MODEL, _GRAPH, _NODE, _ATTRIBUTE, _TENSOR, _ENTRY, _OPSET, _FUNCTION, _SPARSE, _TRAINING = (
+    "model", "graph", "node", "attribute", "tensor", "entry", "opset", "function", "sparse", "training"
 )
 _LEADS: dict[str, dict[int, str]] = {
-    _MODEL: {7: _GRAPH, 8: _OPSET, 25: _FUNCTION}, _GRAPH: {1: _NODE, 5: _TENSOR, 15: _SPARSE},
+    _MODEL: {7: _GRAPH, 8: _OPSET, 20: _TRAINING, 25: _FUNCTION}, _TRAINING: {1: _GRAPH, 2: _GRAPH},
+    _GRAPH: {1: _NODE, 5: _TENSOR, 15: _SPARSE},
     _FUNCTION: {7: _NODE, 9: _OPSET, 11: _ATTRIBUTE},
     _NODE: {5: _ATTRIBUTE}, _ATTRIBUTE: {5: _TENSOR, 6: _GRAPH, 10: _TENSOR, 11: _GRAPH, 22: _SPARSE, 23: _SPARSE},
     _SPARSE: {1: _TENSOR, 2: _TENSOR}, _TENSOR: {13: _ENTRY}, _ENTRY: {}, _OPSET: {},
 }
 _DOMAINS = {b"", b"ai.onnx", b"ai.onnx.ml", b"ai.onnx.preview.training", b"com.microsoft", b"pkg.onnxscript.torch_lib",
             b"pkg.onnxscript.torch_lib.common", b"pkg.torch"}
+# Operators of a known domain that run other code: Python, a library, or a blob compiled for one machine.
+_RUNNING = {b"PythonOp", b"PythonOpGrad", b"ATen", b"ATenOp", b"EPContext", b"PyOp"}
 Field = tuple[int, int, int, int]
 
 
@@ -45,11 +49,13 @@ def scan_onnx(scan: Scan, source: BinaryIO, where: str) -> None:
             graphs += leads == _GRAPH
             if leads is not None and kind == 2:
                 left.append((leads, begin, stop, depth + 1))
-            elif message in (_ENTRY, _OPSET, _NODE) and kind == 2 and stop - begin <= 65_536 and number in (1, 2, 7):
+            elif message in (_ENTRY, _OPSET, _NODE) and kind == 2 and stop - begin <= 65_536 and number in (1, 2, 4, 7):
                 source.seek(begin)
                 pairs[number] = source.read(stop - begin)
         if message == _ENTRY and pairs.get(1) == b"location":
             _location(scan, pairs.get(2, b""), where)
+        if message == _NODE and pairs.get(4) in _RUNNING:
+            scan.issue(Level.UNKNOWN, where, f"uses the operator {pairs[4].decode()}, which runs code that is not in the graph")
         domain = pairs.get(1 if message == _OPSET else 7)
         if message in (_OPSET, _NODE) and domain is not None and domain not in _DOMAINS:
             scan.issue(Level.UNKNOWN, where, f"uses operators of the domain {domain[:80].decode('utf-8', 'replace')!r}")
@@ -59,8 +65,17 @@ def scan_onnx(scan: Scan, source: BinaryIO, where: str) -> None:
 
 def _location(scan: Scan, text: bytes, where: str) -> None:
     parts = text.replace(b"\\", b"/").split(b"/")
-    if text.startswith((b"/", b"\\")) or b".." in parts or b":" in text or b"\0" in text:
-        scan.issue(Level.DANGEROUS, where, f"reads the file {text[:120].decode('utf-8', 'replace')!r} outside its folder")
+    shown = text[:120].decode("utf-8", "replace")
+    if text.startswith((b"/", b"\\")) or b".." in parts or b":" in text or b"\0" in text or not text.strip():
+        scan.issue(Level.DANGEROUS, where, f"reads the file {shown!r} outside its folder")
+    elif scan.folder is not None and len(text) < 4096:
+        # A link beside the model would lead the reader out as well as a path does.
+        folder = scan.folder.resolve()
+        real = Path(folder, shown).resolve()
+        if not real.is_relative_to(folder):
+            scan.issue(Level.DANGEROUS, where, f"reads the file {shown!r}, a link that leads outside its folder")
+        elif real.exists() and not real.is_file():
+            scan.issue(Level.UNVERIFIABLE, where, f"reads {shown!r}, which is no regular file")
 
 
 def _fields(scan: Scan, source: BinaryIO, start: int, end: int) -> Iterator[Field]:

@@ -31,7 +31,9 @@ def scan_pickles(scan: Scan, source: BinaryIO, where: str) -> None:
     source.seek(0)
     value, count = follow(scan, source, where), 1
     if isinstance(value, int) and value == TORCH_MAGIC:
-        _legacy(scan, source, where, size)
+        legacy(scan, source, where)
+        if source.tell() != size:
+            raise Unverifiable(f"{size - source.tell()} bytes follow the last storage")
         return
     while source.tell() < size:
         follow(scan, source, where)
@@ -81,12 +83,13 @@ def _embedded(scan: Scan, made: Made, stream: BinaryIO, where: str) -> None:
         scan.depth += 1
         if scan.depth > scan.limits.depth:
             raise Unverifiable(f"parts nested deeper than {scan.limits.depth}")
-        follow(scan, stream, f"{where}@{stream.tell()}:object array")
+        made.raw = follow(scan, stream, f"{where}@{stream.tell()}:object array")
         scan.depth -= 1
         return
     if made.state.get("numpy_array_alignment_bytes") is not None:
         padding = stream.read(1)
         skip(stream, padding[0] if padding else 1)
+    made.raw = stream.tell()
     skip(stream, count * dtype.itemsize)
 
 
@@ -99,12 +102,16 @@ def skip(stream: BinaryIO, count: int) -> None:
     stream.seek(here + count)
 
 
-def _legacy(scan: Scan, source: BinaryIO, where: str, size: int) -> None:
-    """Follow torch's format of before 1.6: magic number, version, system, object, keys, then raw storages of stated sizes."""
+def legacy(scan: Scan, source: BinaryIO, where: str) -> tuple[Any, dict[str, tuple[int, int]]]:
+    """Follow torch's format of before 1.6: magic number, version, system, object, keys, then raw storages of stated sizes.
+
+    Returns:
+        A stand-in for the object, and where each storage lies: its first byte, and how many bytes it has.
+    """
     for part in ("version", "system"):
         follow(scan, source, f"{where}:{part}")
     machine = Machine(scan, f"{where}:object")
-    machine.run(source)
+    value = machine.run(source)
     keys = follow(scan, source, f"{where}:keys")
     scan.result.parts += 4
     sizes: dict[str, int] = {}
@@ -115,12 +122,11 @@ def _legacy(scan: Scan, source: BinaryIO, where: str, size: int) -> None:
                 raise Unverifiable("a storage of a legacy torch file has a key that is no text, or two types")
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise Unverifiable("the list of storages of a legacy torch file cannot be read")
+    places = {}
     for key in keys:
         count = int.from_bytes(source.read(8), "little")
         if not sizes.get(key):
             raise Unverifiable(f"storage {key[:40]!r} has a type that is not known")
+        places[key] = (source.tell(), count * sizes[key])
         skip(source, count * sizes[key])
-    if source.tell() != size:
-        raise Unverifiable(f"{size - source.tell()} bytes follow the last storage")
-
-
+    return value, places

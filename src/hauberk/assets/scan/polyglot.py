@@ -15,7 +15,9 @@ _ANY_TORCH = {"zip", "pickle"}
 # What a loader takes a file of this ending for. Endings that say nothing are not listed.
 _ENDINGS = {
     ".safetensors": {"safetensors"}, ".npy": {"npy"}, ".npz": {"zip"}, ".onnx": {"onnx"}, ".pt2": {"zip"}, ".skops": {"zip"},
-    ".pt": _ANY_TORCH, ".pth": _ANY_TORCH, ".ckpt": _ANY_TORCH, ".pkl": {"pickle", "zip", "compressed"},
+    ".keras": {"zip"}, ".h5": {"hdf5"}, ".hdf5": {"hdf5"}, ".gguf": {"gguf"}, ".tar": {"tar"}, ".json": {"json"},
+    ".tgz": {"compressed"},
+    ".zip": {"zip"}, ".pt": _ANY_TORCH, ".pth": _ANY_TORCH, ".ckpt": _ANY_TORCH, ".pkl": {"pickle", "zip", "compressed"},
     ".pickle": {"pickle", "zip", "compressed"}, ".joblib": {"pickle", "compressed"}, ".gz": {"compressed"},
     ".bz2": {"compressed"}, ".xz": {"compressed"},
 }
@@ -33,7 +35,7 @@ def other_readings(format_name: str, source: BinaryIO, head: bytes, ending: str)
     found = []
     if format_name not in _ENDINGS.get(ending, {format_name}):
         found.append(f"its name ends in {ending} and its content is {format_name}")
-    if _is_tar(head):
+    if format_name != "tar" and is_tar(head):
         found.append("it also opens as a tar archive, which torch tries first")
     if format_name != "zip":
         end = source.seek(0, io.SEEK_END)
@@ -47,7 +49,8 @@ def other_readings(format_name: str, source: BinaryIO, head: bytes, ending: str)
     return found
 
 
-def _is_tar(head: bytes) -> bool:
+def is_tar(head: bytes) -> bool:
+    """Whether a file with this first block opens as a tar archive."""
     try:
         tarfile.TarInfo.frombuf(head[:BLOCK], "utf-8", "surrogateescape")
     except (tarfile.TarError, ValueError):

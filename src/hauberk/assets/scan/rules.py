@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from hauberk.assets.scan import tables
 from hauberk.assets.scan.allowlist import Use
 from hauberk.assets.scan.values import Global, Made
 
@@ -107,6 +108,7 @@ def _bit_generator(args: tuple[Any, ...]) -> str:
 
 
 RULES: dict[str, Rule] = {
+    **tables.RULES,
     "copyreg._reconstructor": _reconstructor, "copyreg.__newobj__": _new, "copyreg.__newobj_ex__": _new,
     "_codecs.encode": _encode,
     "functools.partial": _partial, "collections.defaultdict": _default, "torch._tensor._rebuild_from_type_v2": _from_type,

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+from hauberk.assets.scan.allowlist import Ruling, allowed_names, is_framework, judge
 from hauberk.assets.scan.limits import Limits, Meter
 from hauberk.assets.scan.polyglot import BLOCK, other_readings
 from hauberk.assets.scan.verdict import Issue, Level, ScanResult, Unverifiable
 
-HEAD = 64
+HEAD = 512
 LOOSE = 9  # the rank of formats that are known by their first byte alone
 
 
@@ -23,7 +24,7 @@ class Format:
 
     Arguments:
         name: for the report.
-        matches: whether a file with these first 64 bytes and this size is of the format.
+        matches: whether a file with these first 512 bytes and this size is of the format.
         scan: `(scan, source, where)`: looks at it and adds issues.
         carries_code: whether the format can hold code.
         rank: formats with a loose mark are tried after those with a sharp one.
@@ -55,8 +56,13 @@ def file_format(
 class Scan:
     """The scan of one file in progress: issues so far, limits, and how deep in nested parts it is."""
 
-    def __init__(self, result: ScanResult, limits: Limits) -> None:
+    def __init__(self, result: ScanResult, limits: Limits, allow: Iterable[str] = ()) -> None:
         self.result, self.limits, self.meter, self.depth = result, limits, Meter(limits), 0
+        self.allowed = allowed_names(allow)
+        # The folder beside which a file may name others, where it lies in one; and names that the file itself defines.
+        self.folder: Path | None = None
+        self.script = False
+        self.macros: set[str] = set()
         self._seen: set[tuple[Level, str]] = set()
 
     def issue(self, level: Level, where: str, what: str) -> None:
@@ -66,10 +72,21 @@ class Scan:
         self._seen.add((level, what))
         self.result.issues.append(Issue(level, where, what))
 
+    def judge(self, module: str, name: str) -> Ruling:
+        """Return what may be done with a name, by the list, by what the user allows, and by what a script defines itself."""
+        return judge(module, name, allowed=self.allowed, script=self.script)
+
     def refers(self, name: str) -> None:
         """Note that the file names something importable."""
         if name not in self.result.globals and len(self.result.globals) < 1000:
             self.result.globals.append(name)
+        if is_framework(name):
+            self.holds(name)
+
+    def holds(self, name: str) -> None:
+        """Note that the file holds more than data, of a kind that is listed as harmless."""
+        if name not in self.result.objects and len(self.result.objects) < 1000:
+            self.result.objects.append(name)
 
     def part(self, source: BinaryIO, where: str, ending: str = "") -> str:
         """Scan one part, whatever format it has, and return the name of that format; trouble becomes an issue."""
@@ -94,8 +111,13 @@ class Scan:
             head = block[:HEAD]
             if not head:
                 raise Unverifiable("it is empty")
+            from hauberk.assets.scan.others import by_name
+
             marked = [one for one in FORMATS if one.matches(head, size)]
             known = next(iter(marked), None)
+            named = by_name(self, source, where, ending)
+            if named and (known is None or known.rank >= LOOSE - 1 or named == "source"):
+                return named
             if known is None:
                 raise Unverifiable(f"it is in no format that is known here (first bytes {head[:8].hex(' ')})")
             name = known.name
@@ -112,16 +134,20 @@ class Scan:
         return name
 
 
-def scan_file(path: str | Path, *, limits: Limits | None = None) -> ScanResult:
+def scan_file(path: str | Path, *, limits: Limits | None = None, allow: Iterable[str] = ()) -> ScanResult:
     """Return what opening a model file would run; nothing of it is imported, called or loaded.
 
     Arguments:
         path: a pickle of any protocol, a torch file (zip, legacy), TorchScript, an exported program, joblib, npy, npz, skops,
-            safetensors or ONNX, plain or compressed.
+            safetensors, ONNX, Keras (.keras, .h5), GGUF, a JSON manifest, or a zip or tar archive of these, plain or compressed.
         limits: how much to spend; None takes the defaults.
+        allow: names that you vouch for, `module:name`; they count as framework objects.
 
     Returns:
         The verdict. A file that cannot be read or followed to its last byte is `UNVERIFIABLE`, never `SAFE`.
+
+    Raises:
+        UsageError: when a name to allow cannot be read, or is of a module that runs commands.
     """
     place = Path(path)
     result = ScanResult(str(place))
@@ -129,20 +155,28 @@ def scan_file(path: str | Path, *, limits: Limits | None = None) -> ScanResult:
         if not place.is_file():
             raise OSError("it is not a regular file")
         with open(place, "rb") as source:
-            return _scan(source, result, limits)
+            return _scan(source, Scan(result, limits or Limits(), allow), place.parent)
     except OSError as error:
         result.issues.append(Issue(Level.UNVERIFIABLE, "", f"it cannot be read ({error.strerror or error})"))
     return result
 
 
-def scan_bytes(content: bytes, *, name: str = "bytes", limits: Limits | None = None) -> ScanResult:
+def scan_bytes(
+    content: bytes, *, name: str = "bytes", limits: Limits | None = None, allow: Iterable[str] = ()
+) -> ScanResult:
     """Return what `scan_file` would say of a file with this content."""
-    return _scan(io.BytesIO(content), ScanResult(name), limits)
+    return _scan(io.BytesIO(content), Scan(ScanResult(name), limits or Limits(), allow), None)
 
 
-def _scan(source: BinaryIO, result: ScanResult, limits: Limits | None) -> ScanResult:
-    scan = Scan(result, limits or Limits())
-    result.format = scan.part(source, "", Path(result.path).suffix.lower())
+def _ending(path: Path) -> str:
+    """Return the ending that tells what a file is; of the usual files without one, the name."""
+    name = path.name.lower()
+    return ".license" if name in ("license", "readme", "notice", "copying") else path.suffix.lower() or name
+
+
+def _scan(source: BinaryIO, scan: Scan, folder: Path | None) -> ScanResult:
+    result, scan.folder = scan.result, folder
+    result.format = scan.part(source, "", _ending(Path(result.path)))
     # The format says whether code can hide in it; an unknown one may hide anything.
     result.carries_code = next((one.carries_code for one in FORMATS if one.name == result.format), True)
     result.issues.sort(key=lambda issue: -issue.level)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import io
+from typing import Any, BinaryIO
 
 from hauberk.assets.scan.allowlist import Ruling
 
@@ -24,11 +25,21 @@ class Global:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Made:
-    """What calling a global, or making its class empty, would have given; `state` is what it was filled with."""
+    """What calling a global, or making its class empty, would have given.
+
+    Arguments:
+        of: the global; `persistent` for what the loader fetches by a key.
+        args: it was called with, or the key.
+        state: what it was filled with by BUILD.
+        held: what was appended, as values, or set, as pairs.
+        raw: what lies behind it in a joblib stream: the byte at which numbers start, or the value of the pickle there.
+    """
 
     of: str
     args: tuple[Any, ...] = ()
     state: Any = None
+    held: list[Any] = dataclasses.field(default_factory=list)
+    raw: Any = None
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -51,6 +62,8 @@ def as_bytes(value: object) -> bytes | bytearray | None:
         return value.encode("latin1") if all(ord(one) < 256 for one in set(value)) else None
     if isinstance(value, Made) and value.of == "_codecs.encode" and len(value.args) == 2 and isinstance(value.args[0], str):
         return as_bytes(value.args[0])
+    if isinstance(value, Made) and value.of == "builtins.bytearray" and len(value.args) == 1 and not value.held:
+        return as_bytes(value.args[0]) if isinstance(value.args[0], (Made, bytes)) else None
     return b"" if isinstance(value, Made) and value.of == "builtins.bytes" and not value.args else None
 
 
@@ -59,3 +72,35 @@ class Mark:
 
 
 MARK = Mark()
+
+
+class Window(io.RawIOBase):
+    """A stretch of a file as a file of its own."""
+
+    def __init__(self, source: BinaryIO, start: int, size: int) -> None:
+        self._source, self._start, self._size, self._at = source, start, size, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Return the place in the stretch."""
+        return self._at
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place in the stretch."""
+        self._at = max(0, place + (0, self._at, self._size)[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from the stretch alone."""
+        self._source.seek(self._start + min(self._at, self._size))
+        part = self._source.read(max(0, min(len(buffer), self._size - self._at)))
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)

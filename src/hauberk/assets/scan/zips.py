@@ -12,31 +12,42 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from hauberk.assets.scan import manifests
+from hauberk.assets.scan.keras import is_keras, scan_config
 from hauberk.assets.scan.opcodes import imports
+from hauberk.assets.scan.others import TEXTS, is_text
 from hauberk.assets.scan.scanner import Scan, file_format
-from hauberk.assets.scan.verdict import Level, Unverifiable
+from hauberk.assets.scan.torchscript import LARGEST, scan_script
+from hauberk.assets.scan.values import Window
+from hauberk.assets.scan.verdict import Unverifiable
 from hauberk.core.errors import UnsafeFile
 from hauberk.io.pt2_rules import raw_weights
 from hauberk.io.zip_bones import check_bones
 
 # Raw tensor data and the small text files that torch writes beside it: read by their place, never unpickled.
 _NOTES = r"[^/]+/(version|byteorder|\.data/\w+|\.format_version|\.storage_alignment|archive_format|archive_version)"
-_TORCH_RAW = re.compile(_NOTES + r"|[^/]+/data/\w+")
+_TORCH_RAW = re.compile(_NOTES + r"|[^/]+/(data|constants|traced_inputs)/\w+")
 _EXPORTED_RAW = re.compile(_NOTES)
-_CODE = re.compile(r"[^/]+/code/.*")
+_CODE = re.compile(r"[^/]+/code/.*\.py")
+_LARGEST_DIRECTORY, _LARGEST_DICTIONARY = 2**26, 2**26
 _STARTS = (b"\x93NUMPY", b"PK\x03\x04", b"PK\x05\x06")
 
 
 @file_format("zip", lambda head, size: head.startswith((b"PK\x03\x04", b"PK\x05\x06")), carries_code=True)
 def scan_zip(scan: Scan, source: BinaryIO, where: str) -> None:
     """Check the archive's bones, then scan each member that a loader would interpret."""
+    _directory_fits(scan, source)
     with zipfile.ZipFile(source) as archive:
         members = archive.infolist()
         if len(members) > scan.limits.members:
             raise Unverifiable(f"{len(members)} members")
+        if not members:
+            raise Unverifiable("the archive is empty")
+        if archive.comment and not is_text(io.BytesIO(archive.comment)):
+            raise Unverifiable("the archive has a comment that is no text")
         names = [one.filename for one in members]
         torch_file = any(re.fullmatch(r"[^/]+/data\.pkl", name) for name in names)
         exported = any(re.fullmatch(r"[^/]+/(models/[^/]+\.json|serialized_exported_program\.json)", name) for name in names)
+        scan.script = scan.script or (torch_file and any(_CODE.fullmatch(name) for name in names))
         try:
             check_bones(source, archive, one_case=torch_file or exported)
         except UnsafeFile as error:
@@ -44,11 +55,12 @@ def scan_zip(scan: Scan, source: BinaryIO, where: str) -> None:
         raw = _raw_weights(archive, members, scan) if exported else set()
         for one in members:
             scan.meter.clock()
+            _check_dictionary(source, one)
             place = f"{where}:{one.filename}" if where else one.filename
             if one.is_dir() and not one.file_size and not one.compress_size:
                 continue
-            if _CODE.fullmatch(one.filename) and torch_file:
-                scan.issue(Level.UNKNOWN, place, "holds TorchScript code, which runs when the model is loaded and called")
+            if torch_file and _CODE.fullmatch(one.filename):
+                _script(scan, archive, one, place)
             elif (
                 one.filename in raw or (torch_file and _TORCH_RAW.fullmatch(one.filename))
                 or (exported and _EXPORTED_RAW.fullmatch(one.filename))
@@ -100,40 +112,13 @@ def _numbers(scan: Scan, source: BinaryIO, archive: zipfile.ZipFile, one: zipfil
         return
     source.seek(one.header_offset + 26)
     name, extra = struct.unpack("<2H", source.read(4))
-    _sniff(scan, io.BufferedReader(_Window(source, one.header_offset + 30 + name + extra, one.file_size)), place)
+    _sniff(scan, io.BufferedReader(Window(source, one.header_offset + 30 + name + extra, one.file_size)), place)
 
 
 def _sniff(scan: Scan, content: Any, place: str) -> None:
     content.seek(0)
     if content.read(8).startswith(_STARTS) or imports(content):
         scan.part(content, place)
-
-
-class _Window(io.RawIOBase):
-    """A stretch of a file as a file of its own."""
-
-    def __init__(self, source: BinaryIO, start: int, size: int) -> None:
-        self._source, self._start, self._size, self._at = source, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, place + (0, self._at, self._size)[whence])
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        self._source.seek(self._start + min(self._at, self._size))
-        part = self._source.read(max(0, min(len(buffer), self._size - self._at)))
-        buffer[: len(part)] = part
-        self._at += len(part)
-        return len(part)
 
 
 def _unpack(scan: Scan, one: zipfile.ZipInfo, packed: Any, whole: Any, place: str) -> int:
@@ -157,20 +142,58 @@ def _member(scan: Scan, archive: zipfile.ZipFile, one: zipfile.ZipInfo, place: s
         if one.filename.endswith(".json"):
             if unpacked > scan.limits.header:
                 raise Unverifiable(f"{place} has {unpacked} bytes of JSON")
-            manifests.scan_json(scan, one.filename, manifests.parsed(whole.read()), place)
-        elif one.filename.endswith((".txt", ".md", "/version", "/byteorder")) and _plain_text(inner):
-            return
+            made = manifests.parsed(whole.read())
+            manifests.scan_json(scan, one.filename, made, place)
+            scan_config(scan, made, place)
+            manifests.scan_manifest(scan, made, place)
+            if one.filename == "config.json" and archive_is_keras(archive) and not is_keras(made):
+                raise Unverifiable(f"{place} is no configuration of Keras")
+        elif PurePosixPath(one.filename).suffix.lower() in TEXTS or one.filename.endswith(("/version", "/byteorder")):
+            if not is_text(inner):
+                scan.part(inner, place, PurePosixPath(one.filename).suffix.lower())
         elif unpacked:
             scan.part(inner, place, PurePosixPath(one.filename).suffix.lower())
 
 
-def _plain_text(content: BinaryIO) -> bool:
-    """Whether a file is text to its last byte, and no pickle of the oldest protocol, which is text as well."""
-    content.seek(0)
-    while part := content.read(2**18):
-        if part.translate(None, _TEXT):
-            return False
-    return not imports(content, and_calls=True)
+def archive_is_keras(archive: zipfile.ZipFile) -> bool:
+    """Whether an archive is one that Keras would open."""
+    return {"config.json", "metadata.json"} <= set(archive.namelist())
 
 
-_TEXT = bytes([*range(32, 127), *b"\r\n\t"])
+def _script(scan: Scan, archive: zipfile.ZipFile, one: zipfile.ZipInfo, place: str) -> None:
+    scan.result.parts += 1
+    if one.file_size > LARGEST:
+        raise Unverifiable(f"{place} has {one.file_size} bytes of code")
+    with archive.open(one) as packed, tempfile.SpooledTemporaryFile(max_size=2**26) as whole:
+        _unpack(scan, one, packed, whole, place)
+        scan_script(scan, whole.read(), place)
+
+
+def _directory_fits(scan: Scan, source: BinaryIO) -> None:
+    """Raise Unverifiable, before the standard library reads it, for a directory larger than the limits allow."""
+    size = source.seek(0, io.SEEK_END)
+    source.seek(max(0, size - 65_557))
+    tail = source.read()
+    place = tail.rfind(b"PK\x05\x06")
+    if place < 0 or len(tail) < place + 22:
+        raise Unverifiable("the archive has no end")
+    count, length = struct.unpack_from("<HL", tail, place + 10)
+    large = tail.rfind(b"PK\x06\x06", 0, place)
+    if count == 0xFFFF or length == 0xFFFFFFFF:
+        if large < 0 or len(tail) < large + 48:
+            raise Unverifiable("the 64-bit end record is not where it should be")
+        count, length = struct.unpack_from("<QQ", tail, large + 32)
+    if count > scan.limits.members or length > _LARGEST_DIRECTORY:
+        raise Unverifiable(f"{count} members")
+
+
+def _check_dictionary(source: BinaryIO, one: zipfile.ZipInfo) -> None:
+    """Raise Unverifiable where a member packed by LZMA asks for a dictionary that fills the memory."""
+    if one.compress_type != zipfile.ZIP_LZMA:
+        return
+    source.seek(one.header_offset + 26)
+    name, extra = struct.unpack("<2H", source.read(4))
+    source.seek(one.header_offset + 30 + name + extra)
+    head = source.read(9)
+    if len(head) < 9 or int.from_bytes(head[5:9], "little") > _LARGEST_DICTIONARY:
+        raise Unverifiable(f"{one.filename[:80]} asks for a dictionary of {int.from_bytes(head[5:9], 'little')} bytes")

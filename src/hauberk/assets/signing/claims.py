@@ -28,7 +28,9 @@ def scan_claim(path: str | Path, *, ignored: Iterable[str] = (), report: str | P
     files = list_files(Path(path), [*ignored])
     worst = max((_level(file) for file in files.values()), default=Level.UNVERIFIABLE)
     digest = sha256(_readable(report, "scan report")) if report is not None else None
-    return ScanClaim.model_validate({"verdict": worst.words, "files": len(files), "scanner": "hauberk", "report": digest})
+    # A statement tells safe from not; which of the safe levels it is, a scan tells better when it is read.
+    verdict = "safe" if worst <= Level.FRAMEWORK else worst.words
+    return ScanClaim.model_validate({"verdict": verdict, "files": len(files), "scanner": "hauberk", "report": digest})
 
 
 def data_claim(path: str | Path) -> DataClaim:
