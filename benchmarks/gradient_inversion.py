@@ -1,7 +1,7 @@
 """Inversion of gradients on MNIST against the stated bars, and the attack under each defence.
 
-Exact recovery from a first linear layer, labels at a batch of one, DLG on a sigmoid LeNet over ten seeds, and inverting gradients on
-two SmallCNN: one converged, one trained against an adversary (`leaking_models.py`). Then the latter with every defence.
+Exact recovery from a first linear layer, labels at a batch of one, DLG on a sigmoid LeNet over ten seeds, and inverting gradients
+on two SmallCNN: one converged, one trained against an adversary (`leaking_models.py`). Then the latter with every defence.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ def main() -> None:
         own = torch.autograd.grad(nn.functional.cross_entropy(model(z), y[:4]), weights, create_graph=True)
         torch.autograd.grad(torch.stack([one.square().sum() for one in own]).sum(), z)
     content["naive_ms"] = (time.process_time() - began) / 50 * 1000
-    rows.append(["one gradient of all four together, differentiated twice", "9.6 ms on a quiet machine", f"{content['naive_ms']:.1f} ms"])
+    naive = f"{content['naive_ms']:.1f} ms"
+    rows.append(["one gradient of all four together, differentiated twice", "9.6 ms on a quiet machine", naive])
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 600
     table = defended(model, x[:4], y[:4], steps)
     lines = ["", f"## Under a defence (robust SmallCNN, 4 images, {steps} steps)", ""]
@@ -162,7 +163,7 @@ def main() -> None:
     content["defences"] = {name: found.psnr.tolist() for name, found in table.items()}
     save(
         "gradient_inversion", "Inversion of gradients on MNIST", {"rows": rows, **content}, ["what", "bar", "measured"], rows,
-        [*lines, "", "Seconds are CPU time on a machine that others used too; the naive pass, measured in the same run, gives its speed.",
+        [*lines, "", "Seconds are CPU time on a machine that others used too: the naive pass, of the same run, tells its speed.",
          "Made by `benchmarks/gradient_inversion.py`."],
     )
 

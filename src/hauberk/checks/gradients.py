@@ -26,7 +26,10 @@ WHERE = (
     "the plan's [gate] makes this fail"
 )
 ADVICE = (
-    Advice("Where gradients are shared, send sums over many samples, clipped and with noise, or aggregate them securely"),
+    Advice(
+        "Where gradients are shared, send sums over many samples, clipped and with noise, or aggregate them securely",
+        "hauberk invert --defence private=0.1",
+    ),
 )
 
 

@@ -19,6 +19,7 @@ from hauberk.cli import (
     init,
     inspect,
     inventory,
+    invert,
     membership,
     methods,
     obfuscate,
@@ -42,6 +43,7 @@ app.command("explain")(methods.explain)
 app.command("attack")(attack.attack)
 app.command("diagnose")(diagnose.diagnose)
 app.command("audit")(audit.audit)
+app.command("invert")(invert.invert)
 app.command("fuzz")(fuzz.fuzz)
 app.command("membership")(membership.membership)
 app.command("scan")(scan.scan)

@@ -1,0 +1,172 @@
+"""hauberk invert: what comes back from the gradients of the user's own samples on his own model, with or without a defence."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hauberk.cli import options
+from hauberk.cli.attack import parse_options
+from hauberk.cli.audit import Format
+from hauberk.cli.console import EXIT_INTERRUPTED, command, complain
+from hauberk.core.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from hauberk.core.card import Card
+    from hauberk.core.target import Target
+    from hauberk.privacy.inversion.trial import Trial
+
+
+@command
+def invert(
+    plan: Annotated[Path | None, typer.Argument(metavar="PLAN", help="Where model and data come from.")] = None,
+    *,
+    model: options.Model = "", weights: options.Weights = "", data: options.TestData = "", label: options.Label = "",
+    bounds: options.Bounds = "", classes: options.Classes = None,
+    attack: Annotated[str, typer.Option(
+        help="inverting-gradients, dlg, batch-norm-matching, group-consistency or see-through.", rich_help_panel="How",
+    )] = "inverting-gradients",
+    option: Annotated[list[str] | None, typer.Option(
+        "--option", "-o", metavar="KEY=VALUE", help="An option of the attack (hauberk explain NAME); repeatable.",
+        rich_help_panel="How")] = None,
+    defence: Annotated[str, typer.Option(
+        metavar="NAME[=STRENGTH]", help="What clients do to a gradient before they send it: gaussian-noise, laplace-noise, "
+        "prune, top-k, quantise, clip, private or soteria.", rich_help_panel="How")] = "",
+    n: Annotated[int, typer.Option("--n", help="Samples to win back.", rich_help_panel="How", min=1)] = 4,
+    batch: Annotated[int, typer.Option(help="Samples of one client.", rich_help_panel="How", min=1)] = 1,
+    local_steps: Annotated[int, typer.Option(
+        help="Steps that a client trains before it sends how its weights changed; 0 sends the gradient.", rich_help_panel="How",
+        min=0)] = 0,
+    local_rate: Annotated[float, typer.Option(help="Learning rate of those steps.", rich_help_panel="How")] = 0.01,
+    seed: options.Seed = None, device: options.Device = None, trust: options.Trust = False,
+    output: Annotated[Path | None, typer.Option(help="A folder for the report with its pictures, index.html.")] = None,
+    output_format: Annotated[Format, typer.Option("--output-format", help="What to write on stdout.")] = Format.TEXT,
+    verbose: options.Verbose = False,
+) -> None:
+    """Make the gradients of test samples, invert them, and show how close the reconstructions come."""
+    chosen = options.choose_plan(
+        plan, model={"path": model, "weights": weights, "access": None},
+        data={"test": data, "label": label, "bounds": bounds, "classes": classes}, threats=None,
+        run={"seed": seed, "device": device},
+    )
+    from hauberk.cli.watch import Watcher
+    from hauberk.core.validate import validate
+    from hauberk.methods import load_methods
+    from hauberk.planned import naming_the_call, prepare
+    from hauberk.privacy.inversion.client import LocalSteps
+    from hauberk.privacy.inversion.trial import attempt, scalar_bounds
+
+    cards = {card.name: card for card in load_methods().cards("reconstruction") if card.facts.get("sees") == "update"}
+    if attack not in cards:
+        raise UsageError(f"there is no attack on gradients called '{attack}'", fix=nearest(attack, list(cards)))
+    card = cards[attack]
+    given = parse_options(card, option or ())
+    target, samples, settings = prepare(chosen, trust)
+    with naming_the_call(chosen):
+        validate(target, samples)
+    if not samples.is_classification or samples.classes is None:
+        raise UsageError("the labels are not classes", want="data of a classification task")
+    x, y = samples.test.sample(n, settings.seed, "invert")
+    _need_logits(target, x[:1], samples.classes)
+    local = LocalSteps(local_steps, local_rate) if local_steps else None
+    try:
+        with Watcher(quiet=output_format is Format.JSON, verbose=verbose).watching():
+            trial = attempt(
+                target.module, x, y, card.function, defence=defence, group=batch, local=local,
+                seed=given.pop("seed", settings.seed), options={**given, "bounds": scalar_bounds(samples.bounds)},
+            )
+    except KeyboardInterrupt as error:
+        complain("interrupted; nothing is kept: give fewer samples with --n, or fewer steps with --option steps=…")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+    told = summary(trial, card, defence)
+    if output is not None:
+        told["report"] = str(_write(output, trial, card, defence, told, samples.bounds, samples.modality == "image"))
+    typer.echo(json.dumps(told, indent=1) if output_format is Format.JSON else describe(trial, told))
+
+
+def summary(trial: Trial, card: Card, defence: str) -> dict[str, Any]:
+    """Return the figures as plain values: means with intervals, the share at 20 dB, and each sample."""
+    from hauberk.core.stats import mean_interval
+
+    close = trial.close
+    rate, n, ends = close.success(20.0)
+    means = {}
+    for name in ("psnr", "ssim", "fmse"):
+        values = getattr(close, name)
+        if bool(values.isfinite().all()):
+            known = mean_interval(values.cpu().numpy()) if n > 1 else None
+            low, high = (known.low, known.high) if known else (None, None)
+            means[name] = {"mean": float(values.mean()), "low": low, "high": high}
+    rows = [
+        {"label": int(trial.y[k]), **{key: _plain(getattr(close, key)[k]) for key in ("psnr", "ssim", "mse", "fmse", "loss")},
+         "gradient_norm": _plain(close.gradient_norm[k])}
+        for k in range(n)
+    ]
+    return {
+        "attack": card.name, "paper": card.paper, "defence": defence or "none", "n": n, "means": means,
+        "at_20_dB": {"rate": rate, "low": ends.low, "high": ends.high}, "samples": rows,
+    }
+
+
+def describe(trial: Trial, told: dict[str, Any]) -> str:
+    """Return the figures as text: a row per sample, then means with their intervals."""
+    lines = [f"{'attack':<12} {told['attack']}", f"{'defence':<12} {told['defence']}", ""]
+    lines.append(f"{'sample':>6} {'label':>6} {'PSNR dB':>8} {'SSIM':>6} {'FMSE':>8} {'loss':>8} {'gradient norm':>14}")
+    for k, row in enumerate(told["samples"]):
+        ssim = "–" if row["ssim"] is None else f"{row['ssim']:.3f}"
+        lines.append(
+            f"{k:>6} {row['label']:>6} {row['psnr']:>8.1f} {ssim:>6} {row['fmse']:>8.1e} {row['loss']:>8.1e} "
+            f"{row['gradient_norm']:>14.1e}"
+        )
+    lines.append("")
+    for key, word in (("psnr", "PSNR, dB"), ("ssim", "SSIM")):
+        if key in told["means"]:
+            one = told["means"][key]
+            ends = f" [{one['low']:.2f} to {one['high']:.2f}]" if one["low"] is not None else ""
+            lines.append(f"{word:<12} {one['mean']:.2f}{ends}")
+    share = told["at_20_dB"]
+    lines.append(f"{'at 20 dB':<12} {share['rate']:.1%} [{share['low']:.1%} to {share['high']:.1%}] of {told['n']} samples")
+    if "report" in told:
+        lines.append(f"{'report':<12} {told['report']}")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> float | None:
+    found = float(value)
+    return found if found == found else None
+
+
+def _need_logits(target: Target, x: Any, classes: int) -> None:
+    from hauberk.checks.context import NotRun
+    from hauberk.checks.gradient_inversion import need_logits
+    from hauberk.core.errors import ModelError
+
+    try:
+        need_logits(target, x, classes)
+    except NotRun as error:
+        raise ModelError(str(error), want=f"a torch module that answers (n, {classes}) logits") from error
+
+
+def _write(
+    output: Path, trial: Trial, card: Card, defence: str, told: dict[str, Any], bounds: Any, image: bool
+) -> Path:
+    from hauberk.checks.gradient_inversion import trial_gallery, trial_table
+    from hauberk.core.finding import Finding, Interval, Status
+    from hauberk.report.report import Report
+
+    share = told["at_20_dB"]
+    evidence: list[Any] = [trial_table(card.name, trial)]
+    if image:
+        evidence.append(trial_gallery("Samples and their reconstructions", trial, bounds, most=16))
+    finding = Finding(
+        "privacy/gradient-inversion", "privacy", inspect.cleandoc(card.question), Status.WARN if share["rate"] else Status.PASS,
+        value=share["rate"], unit="rate", n=told["n"], interval=Interval(share["low"], share["high"], "wilson", 0.95),
+        better="lower", threat=f"an adversary who sees what each client sends; defence: {defence or 'none'}",
+        access="GRADIENT", summary=f"{share['rate']:.1%} of {told['n']} samples come back at 20 dB or better", evidence=evidence,
+        tags=card.tags,
+    )
+    return Report([finding], {"method": card.name, "defence": defence or "none"}).to_html(output)

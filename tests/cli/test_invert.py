@@ -1,0 +1,41 @@
+"""hauberk invert: figures of each sample, a report with pictures, and what a defence does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from typer.testing import Result
+
+Run = Callable[..., Result]
+FEW = ("--n", 2, "-o", "steps=60", "--seed", 1)
+
+
+def test_samples_are_shown_beside_their_reconstructions(hauberk: Run, shop: Path) -> None:
+    run = hauberk("invert", shop / "plan.toml", *FEW, "--output", "leak", "--output-format", "json")
+    assert run.exit_code == 0, run.stderr
+    told = json.loads(run.stdout)
+    assert told["attack"] == "inverting-gradients" and told["n"] == 2 and len(told["samples"]) == 2
+    assert told["means"]["psnr"]["mean"] == sum(one["psnr"] for one in told["samples"]) / 2
+    page = Path(told["report"]).read_text(encoding="utf-8")
+    assert page.count("data:image/png") >= 4 and "Samples and their reconstructions" in page
+    noisy = json.loads(hauberk("invert", shop / "plan.toml", *FEW, "--defence", "private=10", "--output-format", "json").stdout)
+    assert noisy["defence"] == "private=10" and noisy["means"]["psnr"]["mean"] < told["means"]["psnr"]["mean"]
+
+
+def test_the_table_in_words(hauberk: Run, shop: Path) -> None:
+    run = hauberk("invert", shop / "plan.toml", "--n", 2, "--batch", 2, "--local-steps", 2, "-o", "steps=3")
+    assert run.exit_code == 0, run.stderr
+    rows = run.stdout.splitlines()
+    assert rows[0].split() == ["attack", "inverting-gradients"] and rows[3].split()[:3] == ["sample", "label", "PSNR"]
+    assert rows[-1].startswith("at 20 dB") and rows[-1].endswith("of 2 samples")
+
+
+def test_what_is_not_known_is_refused(hauberk: Run, shop: Path) -> None:
+    for words, said in (
+        (("--attack", "dgl"), "Did you mean 'dlg'?"), (("--defence", "prun"), "Did you mean 'prune'?"),
+        (("--defence", "prune=much"), "Expected a number"), (("--n", 3, "--batch", 2), "divides"),
+    ):
+        run = hauberk("invert", shop / "plan.toml", *words, *(() if "--n" in words else ("--n", 1)))
+        assert run.exit_code == 2 and said in run.stderr, run.stderr
