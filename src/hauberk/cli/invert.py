@@ -76,7 +76,7 @@ def invert(
         with Watcher(quiet=output_format is options.Format.JSON, verbose=verbose).watching():
             trial = attempt(
                 target.module, x, y, card.function, defence=defence, group=batch, local=local,
-                seed=given.pop("seed", settings.seed), options={**given, "bounds": scalar_bounds(samples.bounds)},
+                options={"seed": settings.seed, **given, "bounds": scalar_bounds(samples.bounds)},
             )
     except KeyboardInterrupt as error:
         complain("interrupted; nothing is kept: give fewer samples with --n, or fewer steps with --option steps=…")
