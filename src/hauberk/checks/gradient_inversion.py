@@ -86,11 +86,11 @@ def _try(target: Target, context: Context, classes: int) -> dict[str, Trial]:
     steps = context.settings.scaled(100, 300, 1200)
     try:
         found = {"inverting-gradients": attempt(
-            target.module, x, y, inverting_gradients, seed=context.seed, options={"steps": steps, "bounds": bounds}
+            target.module, x, y, inverting_gradients, options={"steps": steps, "bounds": bounds, "seed": context.seed}
         )}
         if context.settings.preset == "thorough":
             found["dlg"] = attempt(
-                target.module, x, y, dlg, seed=context.seed, options={"steps": 100, "restarts": 2, "bounds": bounds}
+                target.module, x, y, dlg, options={"steps": 100, "restarts": 2, "bounds": bounds, "seed": context.seed}
             )
     except (DataError, ModelError) as error:
         raise NotRun(error.problem) from error

@@ -11,7 +11,6 @@ import typer
 
 from hauberk.cli import options
 from hauberk.cli.attack import parse_options
-from hauberk.cli.audit import Format
 from hauberk.cli.console import EXIT_INTERRUPTED, command, complain
 from hauberk.core.errors import UsageError, nearest
 
@@ -44,7 +43,7 @@ def invert(
     local_rate: Annotated[float, typer.Option(help="Learning rate of those steps.", rich_help_panel="How")] = 0.01,
     seed: options.Seed = None, device: options.Device = None, trust: options.Trust = False,
     output: Annotated[Path | None, typer.Option(help="A folder for the report with its pictures, index.html.")] = None,
-    output_format: Annotated[Format, typer.Option("--output-format", help="What to write on stdout.")] = Format.TEXT,
+    output_format: options.Output = options.Format.TEXT,
     verbose: options.Verbose = False,
 ) -> None:
     """Make the gradients of test samples, invert them, and show how close the reconstructions come."""
@@ -74,10 +73,10 @@ def invert(
     _need_logits(target, x[:1], samples.classes)
     local = LocalSteps(local_steps, local_rate) if local_steps else None
     try:
-        with Watcher(quiet=output_format is Format.JSON, verbose=verbose).watching():
+        with Watcher(quiet=output_format is options.Format.JSON, verbose=verbose).watching():
             trial = attempt(
                 target.module, x, y, card.function, defence=defence, group=batch, local=local,
-                seed=given.pop("seed", settings.seed), options={**given, "bounds": scalar_bounds(samples.bounds)},
+                options={"seed": settings.seed, **given, "bounds": scalar_bounds(samples.bounds)},
             )
     except KeyboardInterrupt as error:
         complain("interrupted; nothing is kept: give fewer samples with --n, or fewer steps with --option steps=…")
@@ -85,7 +84,7 @@ def invert(
     told = summary(trial, card, defence)
     if output is not None:
         told["report"] = str(_write(output, trial, card, defence, told, samples.bounds, samples.modality == "image"))
-    typer.echo(json.dumps(told, indent=1) if output_format is Format.JSON else describe(trial, told))
+    typer.echo(json.dumps(told, indent=1) if output_format is options.Format.JSON else describe(trial, told))
 
 
 def summary(trial: Trial, card: Card, defence: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Trial:
 
 def attempt(
     module: nn.Module, x: Tensor, y: Tensor, attack: Callable[..., Reconstruction], *, defence: str = "", group: int = 1,
-    local: LocalSteps | None = None, seed: int = 0, options: Mapping[str, Any] | None = None,
+    local: LocalSteps | None = None, options: Mapping[str, Any] | None = None,
 ) -> Trial:
     """Let every `group` samples be one client's, defend what each sends, attack it, and compare. Works on a copy of the module.
 
@@ -54,8 +54,7 @@ def attempt(
         defence: `NAME` or `NAME=STRENGTH`; empty for none.
         group: samples of one client.
         local: how clients train before they send.
-        seed: of the attack and the defence.
-        options: of the attack; `bounds` is that of the data.
+        options: of the attack; `seed` is the defence's too, and `bounds` that of the data.
 
     Raises:
         UsageError: for a defence that is not known, or a group that does not divide n.
@@ -63,6 +62,7 @@ def attempt(
     """
     given = dict(options or {})
     bounds = given.pop("bounds", (0.0, 1.0))
+    seed = int(given.pop("seed", 0))
     if group < 1 or len(x) % group:
         raise UsageError(f"{len(x)} samples are shared out by {group}", want="a batch size that divides the number of samples")
     twin = copy.deepcopy(module)
