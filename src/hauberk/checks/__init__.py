@@ -27,6 +27,7 @@ from hauberk.checks import natural as natural
 from hauberk.checks import privacy as privacy
 from hauberk.checks import reliability as reliability
 from hauberk.checks import robust_curve as robust_curve
+from hauberk.checks import robust_leakage as robust_leakage
 from hauberk.checks import sandwich as sandwich
 from hauberk.checks import signature as signature
 from hauberk.checks import spatial as spatial
