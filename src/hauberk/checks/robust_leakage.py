@@ -42,7 +42,7 @@ def robustness_leakage(context: Context) -> Finding:
     sides = both_sides(context)
     threat = untargeted(context, main_norm(context, ("linf", "l2")))
     main = context.need_radius(threat)
-    count = context.settings.scaled(100, 200, 1000)
+    count = min(context.settings.scaled(100, 200, 1000), len(sides.members[1]))
     records = [(x[:count], y[:count]) for x, y in (sides.members, sides.non_members)]
     steps = context.settings.scaled(5, 10, 40)
     rows = []
