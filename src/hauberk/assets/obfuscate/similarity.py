@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx
 
 Nodes = Sequence[tuple[str, Sequence[int]]]
+_HEX = re.compile(r"[0-9a-f]{8,}")
 _WORD = re.compile(r"[A-Z]?[a-z]{2,}|[A-Z]{2,}")
 
 
@@ -18,9 +19,13 @@ def name_leakage(original: Iterable[str], shipped: Iterable[str]) -> float:
 
     A word is a run of two letters or more, in lower case: `layer1.0.conv2.weight` has layer, conv and weight.
     """
-    before = {word.lower() for name in original for word in _WORD.findall(name)}
-    after = {word.lower() for name in shipped for word in _WORD.findall(name)}
+    before, after = (set[str]().union(*map(words_of, names)) for names in (original, shipped))
     return len(before & after) / len(before) if before else 0.0
+
+
+def words_of(name: str) -> set[str]:
+    """Return the words in a name, in lower case; a string of hexadecimal digits has none."""
+    return set() if _HEX.fullmatch(name) else {word.lower() for word in _WORD.findall(name)}
 
 
 def graph_similarity(one: Nodes, other: Nodes, *, rounds: int = 3) -> float:
