@@ -37,8 +37,8 @@ def main() -> None:
     content = {"rows": [dict(zip(columns, row, strict=True)) for row in rows], "threat": found.threat, "notes": list(found.notes)}
     about = (
         f"SmallCNN, {SCALE.forgets} members, {SCALE.plain_epochs} epochs of batches of 64 (DP-SGD: as many steps of batches of "
-        f"256), adversaries of Linf {settings.headline} and {SCALE.attack_steps} steps in training; {SCALE.images} images inverted by "
-        f"{SCALE.iterations} steps."
+        f"256), adversaries of Linf {settings.headline} and {SCALE.attack_steps} steps; {SCALE.images} images inverted "
+        f"by {SCALE.iterations} steps."
     )
     notes = [about, "", f"Threat: {found.threat}.", "", *(f"* {note}" for note in found.notes)]
     save("side_effects", "Defences by their side effects, on MNIST", content, columns, rows, notes)
