@@ -165,6 +165,6 @@ def test_the_lists_do_not_overlap_and_name_nothing_that_acts() -> None:
 
 def test_every_format_states_whether_it_can_hold_code() -> None:
     assert {one.name: one.carries_code for one in FORMATS} == {
-        "npy": True, "compressed": True, "safetensors": False, "zip": True, "onnx": False, "pickle": True, "hdf5": True, "tar": True,
-        "closed": True, "program": True, "gguf": False, "image": False, "json": False,
+        "npy": True, "compressed": True, "safetensors": False, "zip": True, "onnx": False, "pickle": True, "tar": True,
+        "closed": True, "hdf5": True, "program": True, "gguf": False, "image": False, "json": False,
     }
