@@ -253,3 +253,18 @@ def test_a_record_out_of_the_middle_changes_one_shard_alone() -> None:
     changed = [k for k in range(5) if whole[k] != less[k]]
     assert len(changed) == 1 and len(whole[changed[0]]) == len(less[changed[0]]) + 1
     assert shuffled == whole and all(4 <= len(shard) <= 22 for shard in whole)
+
+
+def test_replacing_a_record_moves_two_votes_and_is_charged_for_both() -> None:
+    ledger = PrivacyLedger(LNMax(0.05).answer(torch.zeros(100, 10)).releases)
+    assert ledger.epsilon(0.0, relation="replace-one").epsilon == pytest.approx(20.0)
+
+
+def test_teachers_of_one_column_vote_for_two_classes() -> None:
+    teachers = [nn.Linear(1, 1) for _ in range(3)]
+    for teacher in teachers:
+        with torch.no_grad():
+            teacher.weight.fill_(1.0)
+            teacher.bias.zero_()
+    labels, classes = ask(teachers, torch.tensor([[-1.0], [2.0]]))
+    assert classes == 2 and labels.tolist() == [[0, 1]] * 3

@@ -14,7 +14,7 @@ from hauberk.core import rng
 from hauberk.core.data import Split
 from hauberk.core.errors import DataError, UsageError
 from hauberk.core.target import evaluating
-from hauberk.core.train import fit
+from hauberk.core.train import class_logits, fit
 from hauberk.privacy.dp.accounting import PrivacyLedger, Spent
 from hauberk.privacy.dp.noise import Source
 from hauberk.privacy.dp.pate.aggregate import Aggregator, Answers, count_votes
@@ -40,7 +40,7 @@ class Pate:
     votes: Tensor
 
     def epsilon(self, delta: float, *, accountant: str = "pld") -> Spent:
-        """Return the data-independent ε at δ: what one record of one teacher's shard gives away at most; publishable."""
+        """Return the data-independent ε at δ: what adding or removing one record gives away at most; publishable."""
         return self.ledger.epsilon(delta, accountant=accountant)
 
 
@@ -115,7 +115,7 @@ def ask(teachers: Sequence[nn.Module], public: Tensor, *, batch_size: int = 1024
     for teacher in teachers:
         with torch.no_grad(), evaluating(teacher):
             place = next((one.device for one in teacher.parameters()), torch.device("cpu"))
-            logits = torch.cat([teacher(part.to(place)).cpu() for part in public.split(batch_size)])
+            logits = class_logits(torch.cat([teacher(part.to(place)).cpu() for part in public.split(batch_size)]))
         classes = logits.shape[1]
         found.append(logits.argmax(1))
     return torch.stack(found), classes
