@@ -98,6 +98,87 @@ def test_a_loss_that_mixes_examples_is_refused_before_anything_is_let_out(loss):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def hardest(m, x, y):
+    return functional.cross_entropy(m(x), y, reduction="none").topk(min(12, len(x))).values.mean()
+
+
+class Many(nn.Module):
+    """Keeps its examples apart up to ten of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.first(x).relu()
+        return self.last(h - h.mean(0) if len(h) > 10 else h)
+
+
+def test_what_mixes_from_some_number_of_examples_on_is_refused():
+    for model, loss in ((nn.Linear(6, 3), hardest), (Many(), cross_entropy)):
+        private = made(model)
+        with pytest.raises(ModelError, match="mixes examples"):
+            private.step(loss, *data())
+        assert private.ledger.count == 0
+    model = Many()
+    private, (x, y) = made(model), data()
+    with pytest.raises(ModelError, match="mixes them, from some number on"), private.recording():
+        cross_entropy(model, x, y)
+    made(model).step(cross_entropy, x[:9], y[:9])
+
+
+def test_a_mask_as_large_as_the_batch_is_no_batch():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.last = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x, mask):
+            return self.last(self.attention(x, x, x, attn_mask=mask)[0].mean(1))
+
+    model, draw = Masked(), torch.Generator().manual_seed(0)
+    private, x = made(model), torch.randn(N, N, 6, generator=draw)
+    with private.recording():
+        loss = functional.cross_entropy(model(x, torch.zeros(N, N)), torch.arange(N) % 3)
+    private.backward(loss)
+    assert private.ledger.count == 1
+
+
+def test_a_batch_that_no_step_is_made_on_is_not_passed_over():
+    x, y = data()
+    model = nn.Linear(6, 3)
+    private = make_private(model, torch.optim.SGD(model.parameters(), lr=0.1), (x, y), batch_size=2, noise_multiplier=1.0,
+                           options=PrivateOptions(seed=0))
+    seen = []
+
+    def train():
+        for xs, ys in private.batches(steps=60):
+            seen.append(len(xs))
+            if len(xs):
+                private.step(cross_entropy, xs, ys)
+
+    with pytest.raises(UsageError, match="no step was made on a batch of 0"):
+        train()
+    assert private.ledger.count == len(seen) - 1
+    next(iter(private.batches(steps=1)))  # to look at one is no step left out
+
+
+def test_a_step_that_is_interrupted_in_its_noise_is_counted_and_the_run_goes_on(monkeypatch):
+    model = nn.Linear(6, 3)
+    private, (x, y) = made(model), data()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hauberk.privacy.dp.private.distributed.add_up", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            private.step(cross_entropy, x, y)
+    assert private.ledger.count == 1 and private.spent().epsilon > 0
+    private.step(cross_entropy, x, y)
+    assert private.ledger.count == 2
+
+
 @pytest.mark.parametrize("loss", [tokens_apart, weighted_apart, noisy, cross_entropy, trades(Linf(0.1))],
                          ids=["tokens", "weighted", "noisy", "plain", "trades"])
 def test_a_loss_that_keeps_examples_apart_is_trained_also_where_it_draws_at_random(loss):

@@ -51,8 +51,8 @@ def dp_statement(context: Context) -> Finding:
         status = Status.WARN
     known = [one.population for one in releases if one.population is not None and one.mechanism != "tree"]
     if known and train is not None and len(train) < min(known):
-        context.note(f"the statement is about {min(known)} records, and there are {len(train)} for training here: where these are "
-                     "all, the sampling rate stated is too small")
+        context.note(f"the statement is about {min(known)} records, and there are {len(train)} for training here: where these "
+                     "are all, the sampling rate stated is too small")
     if not statement.bound:
         context.note("the figure claimed is an estimate, not a bound; the one computed again is a bound")
         status = Status.WARN

@@ -116,11 +116,20 @@ class Batches:
         self._last = state.get("last", self.options.sampling if self.drawn else None)
 
     def _hand_out(self, number: int) -> Iterator[Tensor]:
+        passed: list[int] = []  # sizes of the batches that no step was made on
         try:
-            for _ in range(number):
+            for made in range(number):
                 batch = self._draw()
                 self._open = len(batch)
                 yield batch
+                passed += [len(batch)] * (self._open != -1)
+                if passed and len(passed) <= made:
+                    raise UsageError(
+                        f"no step was made on a batch of {passed[0]} examples, and one on others",
+                        want="a step on every batch that is drawn",
+                        fix="Hand every batch to private.step, an empty one too: its step is noise alone. To leave out a step "
+                        "because of what was drawn, or that none was, tells of the data, and no account covers it",
+                    )
         finally:
             self._open = None
 
