@@ -387,3 +387,13 @@ def test_a_plain_answer_about_a_record_added_costs_twice_as_much_where_one_is_re
     labels = Release("randomized-response", 0.3)
     assert epsilon([labels], 0.0).epsilon == pytest.approx(0.3)
     assert epsilon([labels, Release("pure", 0.3)], 0.0).epsilon == pytest.approx(0.9)  # all of it about a replaced record
+
+
+def test_discrete_noise_has_a_bound_where_a_record_is_replaced():
+    # One batch from elsewhere puts a run of sampled steps under replace-one: the account goes on, without amplification.
+    sampled = Release("discrete-gaussian", 2.0, "poisson", 0.01, 50)
+    full = Release("discrete-gaussian", 2.0, count=50)
+    found = epsilon([sampled], 1e-5, relation="replace-one").epsilon
+    assert found == pytest.approx(epsilon([full], 1e-5, relation="replace-one").epsilon, rel=1e-9)
+    both = epsilon([sampled, Release("discrete-gaussian", 2.0, "any")], 1e-5)
+    assert both.relation == "replace-one" and both.epsilon > found
