@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ class Batches:
         """Return how many batches that is: an epoch is n over the expected batch, rounded up."""
         if (epochs is None) == (steps is None):
             raise UsageError(f"epochs is {epochs} and steps is {steps}", want="one of the two")
+        if not math.isfinite(epochs or 0) or (steps or 0) % 1 != 0:
+            raise UsageError(f"epochs is {epochs} and steps is {steps}", want="a finite number of epochs, or whole steps")
         number = steps if steps is not None else round((epochs or 0) * steps_per_epoch(self.batch_size / self.n))
         if number < 0:
             raise UsageError(f"{number} steps are asked for", want="at least 0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -52,8 +53,10 @@ class PrivateOptions:
         ):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} is {getattr(self, name)!r}", want=" or ".join(map(repr, known)))
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise UsageError(f"micro_batch is {self.micro_batch}", want="at least 1, or None")
+        for name, least in (("micro_batch", 1), ("seed", -math.inf)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, numbers.Integral) or value < least):
+                raise UsageError(f"{name} is {value!r}", want="a whole number" + (", at least 1, or None" if least == 1 else ""))
         if not isinstance(self.loss_scale, torch.amp.GradScaler) and not 0 < self.loss_scale < math.inf:
             raise UsageError(f"loss_scale is {self.loss_scale}", want="a finite number above 0")
 

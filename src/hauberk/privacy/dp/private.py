@@ -238,9 +238,9 @@ class Private(Gradients):
         """Take up what `state_dict` returned; the next draws are those that would have followed."""
         if "ledger" not in state:
             raise ValueError("the run so far was not private, which no later step can make good")
-        self.ledger.load_state_dict(state["ledger"])
+        self.draws.load_state_dict(state["draws"])  # what may refuse comes first
         self.clipping.load_state_dict(state["clipping"])
-        self.draws.load_state_dict(state["draws"])
+        self.ledger.load_state_dict(state["ledger"])
         self.steps, self.empty_batches, self.dropped = state["steps"], state["empty_batches"], state["dropped"]
         self._by_hand = self._by_hand or bool(state.get("by_hand", False))
         # Noise that can be foretold in some steps is said of the whole run, however it goes on.
