@@ -15,6 +15,7 @@ from hauberk.core.errors import ModelError, UsageError
 from hauberk.core.train import cross_entropy
 from hauberk.privacy.dp import PrivateOptions, make_private
 from hauberk.privacy.dp.apart import EVERY
+from hauberk.privacy.dp.clipping import L1, Flat, PerLayer, Quantile
 from hauberk.robustness.defend import trades
 
 N = 16
@@ -318,3 +319,19 @@ def test_rows_that_are_no_examples_are_refused():
     made(nn.Linear(6, 3)).step(twice, x, y)
     with pytest.raises(UsageError, match="16 examples and y 15"):
         made(nn.Linear(6, 3)).step(cross_entropy, x, y[:15])
+
+
+def test_a_scale_or_clip_at_which_squares_vanish_is_refused():
+    for scale in (1e-25, 0.0, float("nan")):
+        with pytest.raises(UsageError, match="loss_scale"):
+            PrivateOptions(loss_scale=scale)
+    whole = (lambda: Flat(1e-25), lambda: L1(1e-25), lambda: PerLayer({"a": 1e-25, "b": 1.0}), lambda: Quantile(0.1, least=1e-25))
+    for make in whole:
+        with pytest.raises(UsageError, match=r"1e-0?9"):
+            make()
+    # At the least of both an example is still held to its clip.
+    model, (x, y) = nn.Linear(6, 3), data()
+    private = make_private(model, torch.optim.SGD(model.parameters(), lr=0.1), 100, batch_size=N, noise_multiplier=0.0, clip=1e-9,
+                           options=PrivateOptions(seed=0, loss_scale=1e-6))
+    private.step(cross_entropy, x, y)
+    assert float(torch.stack([one.grad.double().square().sum() for one in model.parameters()]).sum().sqrt()) <= 1e-9 * 1.001
