@@ -66,6 +66,25 @@ def test_a_delta_that_publishes_records_warns_without_the_training_data(tmp_path
         assert found.status is Status.WARN and any(said in note for note in found.notes)
 
 
+def test_a_claim_that_no_release_stands_behind_or_that_a_seed_undoes_does_not_pass(tmp_path: Path) -> None:
+    for releases in ([], [Release("gaussian", 1.0, "poisson", 0.0, 1000)]):
+        PrivacyLedger(releases).statement(1e-5).write(tmp_path / "nothing.json")
+        assert run(tmp_path / "nothing.json").status is not Status.PASS
+    empty = CLAIM.model_copy(update={"releases": [], "epsilon": 0.0})
+    empty.write(tmp_path / "empty.json")
+    found = run(tmp_path / "empty.json")
+    assert found.status is Status.WARN and any("no release" in note for note in found.notes)
+    PrivacyLedger([Release("gaussian", 1.0, "poisson", 0.01, 10)]).statement(1e-5, seeded=True).write(tmp_path / "seeded.json")
+    found = run(tmp_path / "seeded.json")
+    assert found.status is Status.WARN and any("seeded" in note for note in found.notes)
+
+
+def test_a_statement_about_more_records_than_there_are_is_told_of(tmp_path: Path) -> None:
+    PrivacyLedger([Release("gaussian", 1.0, "poisson", 0.01, 10, 60_000)]).statement(1e-6).write(tmp_path / "other.json")
+    small = dataclasses.replace(DATA, train=Split(torch.rand(200, 3), torch.arange(200) % 2))
+    assert any("60000 records" in note and "200" in note for note in run(tmp_path / "other.json", small).notes)
+
+
 def test_without_a_statement_it_does_not_run_and_says_how(tmp_path: Path) -> None:
     found = run(None)
     assert found.status is Status.NOT_RUN and "[privacy] statement" in found.reason and "hauberk account" in found.reason

@@ -97,3 +97,16 @@ def test_errors_name_the_value_what_is_wanted_and_the_next_step(
 ) -> None:
     stderr = " ".join(hauberk(*options).stderr.split())
     assert all(part in stderr for part in told)
+
+
+def test_options_that_a_statement_overrides_are_not_dropped_in_silence(hauberk: Run, tmp_path: Path) -> None:
+    assert hauberk("account", "--noise", 1, "--steps", 3, "--output", tmp_path / "privacy.json").exit_code == 0
+    for option in (("--delta", 1e-7), ("--sampling", "full"), ("--mechanism", "laplace")):
+        run = hauberk("account", tmp_path / "privacy.json", *option)
+        assert run.exit_code == 2 and "which has its own" in run.stderr
+    assert "is a folder" in hauberk("account", tmp_path).stderr
+
+
+def test_a_rate_of_zero_is_no_training_to_calibrate(hauberk: Run) -> None:
+    run = hauberk("calibrate", "--epsilon", 3, "--rate", 0, "--steps", 3)
+    assert run.exit_code == 2 and "rate is 0" in run.stderr

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from typer.testing import Result
 
 Run = Callable[..., Result]
@@ -59,9 +60,16 @@ def test_an_audit_without_power_does_not_say_that_the_claim_stands(hauberk: Run)
     few = ("--noise", 0, "--canaries", 50, "--steps", 3, "--runs", 1)
     run = hauberk("audit", *few)
     assert run.exit_code == 0 and "verdict: cannot tell" in run.stdout and "not seen   groups" in run.stdout
+    assert "nothing is claimed" in run.stdout and "--canaries or --runs" not in run.stdout  # no number of them would do
     told = json.loads(hauberk("audit", *few, "--epsilon", 50, "--output-format", "json").stdout)
     assert told["verdict"] == "cannot tell" and told["audited"] <= told["reach"] < 50
     assert json.loads(hauberk("audit", *few, "--epsilon", 1, "--output-format", "json").stdout)["verdict"] != "cannot tell"
+
+
+@pytest.mark.parametrize("lr", ["nan", "-1", "inf"])
+def test_a_learning_rate_that_is_none_is_refused(hauberk: Run, lr: str) -> None:
+    run = hauberk("audit", "--canaries", 60, "--steps", 2, f"--lr={lr}")
+    assert run.exit_code == 2 and "learning rate" in run.stderr
 
 
 def test_a_black_box_on_a_model_and_data(hauberk: Run, shop: Path) -> None:

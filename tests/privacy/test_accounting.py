@@ -370,3 +370,30 @@ def test_the_ledger_counts_equal_releases_up_and_comes_back():
         with pytest.raises(UsageError):
             other.load_state_dict(broken)
     assert other.releases == ledger.releases
+
+
+def test_a_plain_answer_about_a_record_added_costs_twice_as_much_where_one_is_replaced():
+    whole = [Release("pure", 0.3, count=4)]
+    twice = [Release("pure", 0.6, count=4)]
+    for delta, by in ((0.0, "pld"), (1e-5, "pld"), (1e-5, "rdp"), (1e-5, "zcdp")):
+        found = epsilon(whole, delta, accountant=by, relation="replace-one").epsilon
+        assert found == pytest.approx(epsilon(twice, delta, accountant=by).epsilon, rel=1e-9)
+    assert epsilon(whole, 0.0).epsilon == pytest.approx(1.2)
+    # An answer of two outcomes at rate q: e^±ε with the record or the other, evens without either; exact by enumeration.
+    q, eps = 0.1, 1.0
+    high, low = (1 - q) + q * math.exp(eps), (1 - q) + q * math.exp(-eps)
+    found = epsilon([Release("pure", eps, "poisson", q)], 0.0, relation="replace-one").epsilon
+    assert found >= math.log(high / low) * (1 - 1e-12)
+    labels = Release("randomized-response", 0.3)
+    assert epsilon([labels], 0.0).epsilon == pytest.approx(0.3)
+    assert epsilon([labels, Release("pure", 0.3)], 0.0).epsilon == pytest.approx(0.9)  # all of it about a replaced record
+
+
+def test_discrete_noise_has_a_bound_where_a_record_is_replaced():
+    # One batch from elsewhere puts a run of sampled steps under replace-one: the account goes on, without amplification.
+    sampled = Release("discrete-gaussian", 2.0, "poisson", 0.01, 50)
+    full = Release("discrete-gaussian", 2.0, count=50)
+    found = epsilon([sampled], 1e-5, relation="replace-one").epsilon
+    assert found == pytest.approx(epsilon([full], 1e-5, relation="replace-one").epsilon, rel=1e-9)
+    both = epsilon([sampled, Release("discrete-gaussian", 2.0, "any")], 1e-5)
+    assert both.relation == "replace-one" and both.epsilon > found

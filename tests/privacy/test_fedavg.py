@@ -68,3 +68,9 @@ def test_odd_updates_and_numbers_are_refused() -> None:
     for name, bad in (("clip", 0.0), ("rate", 0.0), ("rate", 1.5), ("population", 0), ("noise_multiplier", -1.0)):
         with pytest.raises(UsageError):
             dp_fedavg([], LIKE, **{**options, name: bad})
+
+
+def test_more_updates_than_clients_are_refused() -> None:
+    like = {"w": torch.ones(2)}
+    with pytest.raises(DataError, match="5 updates of 3 clients"):
+        dp_fedavg([like] * 5, like, clip=1.0, noise_multiplier=1.0, rate=0.1, population=3)

@@ -10,6 +10,7 @@ from hauberk import Schedule, Split, fit
 from hauberk.core.errors import UsageError
 from hauberk.privacy.dp import PrivateFtrl, PrivateOptions, make_private_ftrl
 from hauberk.privacy.dp.accounting import PrivacyLedger, Release
+from hauberk.privacy.dp.clipping import Flat
 from hauberk.privacy.dp.mechanisms import BandedNoise, TreeNoise, square_root
 from hauberk.privacy.dp.noise import SeededSource
 
@@ -120,3 +121,29 @@ def test_batches_from_elsewhere_and_steps_beyond_the_plan_are_refused() -> None:
     with pytest.raises(UsageError, match="fewer than"):
         private.step(linear, *beyond)
     assert private.steps == EPOCH
+
+
+@pytest.mark.parametrize("kind", NOISES)
+@pytest.mark.parametrize("change", ["noise", "order"])
+def test_a_run_does_not_go_on_with_less_noise_or_another_order(kind: str, change: str) -> None:
+    _, private = made(NOISES[kind](4.0))
+    for x, y in private.batches(steps=EPOCH + 1):  # in the second tree, or the only run: both are counted already
+        private.step(linear, x, y)
+    state = private.state_dict()
+    _, other = made(NOISES[kind](0.4 if change == "noise" else 4.0), seed=5 if change == "noise" else 6)
+    with pytest.raises((UsageError, ValueError), match="planned as" if change == "noise" else "another order"):
+        other.load_state_dict(state)
+    assert other.ledger.count == 0
+    _, same = made(NOISES[kind](4.0))
+    same.load_state_dict(state)
+    for x, y in same.batches(steps=EPOCH - 1):
+        same.step(linear, x, y)
+    assert same.ledger.count == (1 if kind == "banded" else 2)
+
+
+def test_what_is_no_correlated_noise_and_no_single_clip_is_named() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for noise, clip, said in ((4.0, 1.0, "noise is float"), (TreeNoise(1.0, 4), Flat(1.0), "clip is a Flat")):
+        with pytest.raises(UsageError, match=said):
+            make_private_ftrl(model, optimizer, (torch.randn(10, 2), torch.zeros(10)), batch_size=3, noise=noise, clip=clip)

@@ -149,3 +149,10 @@ def test_infinite_epsilon_keeps_and_no_labels_give_none() -> None:
     labels = torch.arange(5)
     assert torch.equal(randomized_response(labels, 5, math.inf, source=SeededSource(0)).labels, labels)
     assert len(randomized_response(labels[:0], 5, 1.0).labels) == len(rr_with_prior(labels[:0], PRIOR, 1.0).labels) == 0
+
+
+def test_labels_and_priors_of_another_kind_are_named() -> None:
+    with pytest.raises(DataError, match="labels are a list"):
+        randomized_response([0, 1, 2], 3, 1.0)
+    with pytest.raises(DataError, match="prior has shape"):
+        rr_with_prior(torch.zeros(4, dtype=torch.long), torch.full((2, 3), 1 / 3), 1.0)

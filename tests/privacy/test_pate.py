@@ -253,3 +253,49 @@ def test_a_record_out_of_the_middle_changes_one_shard_alone() -> None:
     changed = [k for k in range(5) if whole[k] != less[k]]
     assert len(changed) == 1 and len(whole[changed[0]]) == len(less[changed[0]]) + 1
     assert shuffled == whole and all(4 <= len(shard) <= 22 for shard in whole)
+
+
+def test_replacing_a_record_moves_two_votes_and_is_charged_for_both() -> None:
+    ledger = PrivacyLedger(LNMax(0.05).answer(torch.zeros(100, 10)).releases)
+    assert ledger.epsilon(0.0, relation="replace-one").epsilon == pytest.approx(20.0)
+
+
+def test_teachers_of_one_column_vote_for_two_classes() -> None:
+    teachers = [nn.Linear(1, 1) for _ in range(3)]
+    for teacher in teachers:
+        with torch.no_grad():
+            teacher.weight.fill_(1.0)
+            teacher.bias.zero_()
+    labels, classes = ask(teachers, torch.tensor([[-1.0], [2.0]]))
+    assert classes == 2 and labels.tolist() == [[0, 1]] * 3
+
+
+def test_models_that_carry_records_from_shard_to_shard_are_refused() -> None:
+    data, public = Split(torch.randn(12, 2), torch.arange(12) % 2), torch.randn(4, 2)
+    shared, head = nn.Linear(2, 2), nn.Linear(2, 3)
+
+    def nothing(model: nn.Module, split: Split) -> None:
+        """Trains as much as the question needs."""
+
+    for build in (lambda: shared, lambda: nn.Sequential(shared, nn.Linear(2, 2))):
+        with pytest.raises(UsageError, match="had returned before"):
+            train_teachers(build, data, 3, train=nothing)
+    head.requires_grad_(False)
+    made = train_teachers(lambda: nn.Sequential(head, nn.Linear(3, 2)), data, 3, train=nothing)  # public, and stays as it is
+    assert len(made) == 3
+    models = [nn.Linear(2, 2) for _ in range(3)]
+    queue = [*models, models[0]]
+    with pytest.raises(UsageError, match="had returned before"):
+        pate(lambda: queue.pop(0), data, public, GNMax(3.0), teachers=3, train=nothing, source=SeededSource(0))
+
+
+def test_wrong_arguments_are_named() -> None:
+    data, public = Split(torch.randn(12, 2), torch.arange(12) % 2), torch.randn(4, 2)
+    with pytest.raises(DataError, match="public inputs are a Split"):
+        pate(lambda: nn.Linear(2, 2), data, data, GNMax(3.0), teachers=3)
+    with pytest.raises(DataError, match="private data is a tuple"):
+        pate(lambda: nn.Linear(2, 2), data.tensors(), public, GNMax(3.0), teachers=3)
+    with pytest.raises(UsageError, match="the aggregator is 3"):
+        pate(lambda: nn.Linear(2, 2), data, public, 3.0, teachers=3)
+    with pytest.raises(UsageError, match="build is, or returns, Linear"):
+        pate(nn.Linear(2, 2), data, public, GNMax(3.0), teachers=3)

@@ -15,6 +15,7 @@ from hauberk.core.errors import ModelError, UsageError
 from hauberk.core.train import cross_entropy
 from hauberk.privacy.dp import PrivateOptions, make_private
 from hauberk.privacy.dp.apart import EVERY
+from hauberk.privacy.dp.clipping import L1, Flat, PerLayer, Quantile
 from hauberk.robustness.defend import trades
 
 N = 16
@@ -96,6 +97,87 @@ def test_a_loss_that_mixes_examples_is_refused_before_anything_is_let_out(loss):
         private.step(loss, *data())
     assert private.ledger.count == 0 and torch.equal(torch.get_rng_state(), stream)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def hardest(m, x, y):
+    return functional.cross_entropy(m(x), y, reduction="none").topk(min(12, len(x))).values.mean()
+
+
+class Many(nn.Module):
+    """Keeps its examples apart up to ten of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.first(x).relu()
+        return self.last(h - h.mean(0) if len(h) > 10 else h)
+
+
+def test_what_mixes_from_some_number_of_examples_on_is_refused():
+    for model, loss in ((nn.Linear(6, 3), hardest), (Many(), cross_entropy)):
+        private = made(model)
+        with pytest.raises(ModelError, match="mixes examples"):
+            private.step(loss, *data())
+        assert private.ledger.count == 0
+    model = Many()
+    private, (x, y) = made(model), data()
+    with pytest.raises(ModelError, match="mixes them, from some number on"), private.recording():
+        cross_entropy(model, x, y)
+    made(model).step(cross_entropy, x[:9], y[:9])
+
+
+def test_a_mask_as_large_as_the_batch_is_no_batch():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.last = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x, mask):
+            return self.last(self.attention(x, x, x, attn_mask=mask)[0].mean(1))
+
+    model, draw = Masked(), torch.Generator().manual_seed(0)
+    private, x = made(model), torch.randn(N, N, 6, generator=draw)
+    with private.recording():
+        loss = functional.cross_entropy(model(x, torch.zeros(N, N)), torch.arange(N) % 3)
+    private.backward(loss)
+    assert private.ledger.count == 1
+
+
+def test_a_batch_that_no_step_is_made_on_is_not_passed_over():
+    x, y = data()
+    model = nn.Linear(6, 3)
+    private = make_private(model, torch.optim.SGD(model.parameters(), lr=0.1), (x, y), batch_size=2, noise_multiplier=1.0,
+                           options=PrivateOptions(seed=0))
+    seen = []
+
+    def train():
+        for xs, ys in private.batches(steps=60):
+            seen.append(len(xs))
+            if len(xs):
+                private.step(cross_entropy, xs, ys)
+
+    with pytest.raises(UsageError, match="no step was made on a batch of 0"):
+        train()
+    assert private.ledger.count == len(seen) - 1
+    next(iter(private.batches(steps=1)))  # to look at one is no step left out
+
+
+def test_a_step_that_is_interrupted_in_its_noise_is_counted_and_the_run_goes_on(monkeypatch):
+    model = nn.Linear(6, 3)
+    private, (x, y) = made(model), data()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hauberk.privacy.dp.private.distributed.add_up", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            private.step(cross_entropy, x, y)
+    assert private.ledger.count == 1 and private.spent().epsilon > 0
+    private.step(cross_entropy, x, y)
+    assert private.ledger.count == 2
 
 
 @pytest.mark.parametrize("loss", [tokens_apart, weighted_apart, noisy, cross_entropy, trades(Linf(0.1))],
@@ -237,3 +319,19 @@ def test_rows_that_are_no_examples_are_refused():
     made(nn.Linear(6, 3)).step(twice, x, y)
     with pytest.raises(UsageError, match="16 examples and y 15"):
         made(nn.Linear(6, 3)).step(cross_entropy, x, y[:15])
+
+
+def test_a_scale_or_clip_at_which_squares_vanish_is_refused():
+    for scale in (1e-25, 0.0, float("nan")):
+        with pytest.raises(UsageError, match="loss_scale"):
+            PrivateOptions(loss_scale=scale)
+    whole = (lambda: Flat(1e-25), lambda: L1(1e-25), lambda: PerLayer({"a": 1e-25, "b": 1.0}), lambda: Quantile(0.1, least=1e-25))
+    for make in whole:
+        with pytest.raises(UsageError, match=r"1e-0?9"):
+            make()
+    # At the least of both an example is still held to its clip.
+    model, (x, y) = nn.Linear(6, 3), data()
+    private = make_private(model, torch.optim.SGD(model.parameters(), lr=0.1), 100, batch_size=N, noise_multiplier=0.0, clip=1e-9,
+                           options=PrivateOptions(seed=0, loss_scale=1e-6))
+    private.step(cross_entropy, x, y)
+    assert float(torch.stack([one.grad.double().square().sum() for one in model.parameters()]).sum().sqrt()) <= 1e-9 * 1.001

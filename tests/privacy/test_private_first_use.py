@@ -129,3 +129,14 @@ def test_data_without_values_is_told_once() -> None:
         for batch in private.batches(steps=1):
             private.step(cross_entropy, *batch)
     assert private.dropped == 10
+
+
+def test_numbers_that_are_none_are_named() -> None:
+    x, y = table()
+    private = make_private(*pair(nn.Linear(4, 3)), (x, y), batch_size=40, noise_multiplier=1.0)
+    for given in ({"epochs": float("inf")}, {"epochs": float("nan")}, {"steps": 2.5}):
+        with pytest.raises(UsageError, match="epochs is"):
+            private.batches(**given)
+    for given in ({"seed": "a"}, {"micro_batch": 2.5}):
+        with pytest.raises(UsageError, match="whole number"):
+            PrivateOptions(**given)

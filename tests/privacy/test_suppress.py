@@ -131,3 +131,9 @@ def test_its_state_is_kept_and_what_cannot_be_is_refused() -> None:
     other = SuppressTraining(net(1), optimizer, layers=["0"])
     with pytest.raises(UsageError, match="of the layers"):
         other.load_state_dict(one.state_dict())
+
+
+def test_a_plan_of_no_numbers_is_refused():
+    for name in ("noise", "large", "steps"):
+        with pytest.raises(UsageError, match=f"{name} is nan"):
+            Suppression(**{name: float("nan")})

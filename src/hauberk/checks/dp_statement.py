@@ -10,7 +10,7 @@ from hauberk.core.finding import Advice, Finding, Status, Table
 from hauberk.core.kinds import check
 from hauberk.privacy.dp.accounting import Release
 from hauberk.privacy.dp.accounting.account import large_delta
-from hauberk.privacy.dp.accounting.statement import NAME, read_statement
+from hauberk.privacy.dp.accounting.statement import NAME, SEEDED, read_statement
 from hauberk.privacy.membership.loss import TAGS
 
 ADJACENT = {"add-remove": "added or removed", "replace-one": "replaced by any other"}
@@ -41,8 +41,18 @@ def dp_statement(context: Context) -> Finding:
     if train is not None and len(train) and statement.delta > 1 / len(train):
         context.note(f"δ = {statement.delta:g} is above 1 / {len(train)} training records: it lets one be given away whole")
         status = Status.WARN
-    if large_delta([Release(**one.model_dump()) for one in statement.releases], statement.delta):
+    releases = [Release(**one.model_dump()) for one in statement.releases]
+    if large_delta(releases, statement.delta):
         status = Status.WARN  # the note is among those of the account
+    if all(one.empty for one in releases):
+        context.note("the statement names no release of anything: no training on records is accounted for")
+        status = Status.WARN
+    if SEEDED in statement.warnings:  # the note is among its warnings
+        status = Status.WARN
+    known = [one.population for one in releases if one.population is not None and one.mechanism != "tree"]
+    if known and train is not None and len(train) < min(known):
+        context.note(f"the statement is about {min(known)} records, and there are {len(train)} for training here: where these "
+                     "are all, the sampling rate stated is too small")
     if not statement.bound:
         context.note("the figure claimed is an estimate, not a bound; the one computed again is a bound")
         status = Status.WARN

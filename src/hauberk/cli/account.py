@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hauberk.privacy.dp.accounting import PrivacyStatement, Release, Spent
 
 WHAT = "What is released"
+DELTA = 1e-5
 
 
 class Sampling(enum.StrEnum):
@@ -83,7 +84,7 @@ def account(
     )] = "",
     *,
     noise: Noise = None, rate: Rate = None, n: Population = None, batch: Batch = None, steps: Steps = None, epochs: Epochs = None,
-    sampling: HowSampled = None, mechanism: HowNoised = Mechanism.GAUSSIAN, delta: Delta = 1e-5,
+    sampling: HowSampled = None, mechanism: HowNoised = Mechanism.GAUSSIAN, delta: Delta = DELTA,
     accountant: Annotated[list[Accountant] | None, typer.Option(help="One or several; all that cover the releases.")] = None,
     relation: By = None,
     output: Annotated[Path | None, typer.Option(help="Write the privacy statement to this file.")] = None,
@@ -102,6 +103,12 @@ def account(
             raise UsageError(
                 f"both the statement '{file}' and what was released are given", want="one of them",
                 fix="Leave out --noise, --rate, --batch, --n, --steps and --epochs to compute the statement again",
+            )
+        if sampling is not None or mechanism is not Mechanism.GAUSSIAN or delta != DELTA:
+            raise UsageError(
+                f"--delta, --sampling or --mechanism is given with the statement '{file}', which has its own",
+                want="the file alone",
+                fix="Leave them out, or give --noise and the rest in place of the file",
             )
         if output is not None:
             raise UsageError(
@@ -140,7 +147,7 @@ def calibrate(
     *,
     epsilon: Annotated[float, typer.Option(help="The budget: the ε that must not be passed.", min=0)],
     noise: Noise = None, rate: Rate = None, n: Population = None, batch: Batch = None, steps: Steps = None, epochs: Epochs = None,
-    sampling: HowSampled = None, mechanism: HowNoised = Mechanism.GAUSSIAN, delta: Delta = 1e-5,
+    sampling: HowSampled = None, mechanism: HowNoised = Mechanism.GAUSSIAN, delta: Delta = DELTA,
     accountant: Annotated[Accountant, typer.Option(help="How ε is computed.")] = Accountant.PLD,
     relation: By = None, output_format: options.Output = options.Format.TEXT, verbose: Verbose = False,
 ) -> None:
@@ -149,6 +156,8 @@ def calibrate(
     from hauberk.privacy.dp.accounting.calibrate import steps_per_epoch
 
     q = _rate(rate, n, batch)
+    if q == 0:
+        raise UsageError("the sampling rate is 0: no record is ever used", want="a rate above 0", fix="Give --n and --batch")
     chosen = sampling.value if sampling else "full" if q == 1 else "poisson"
     under = relation.value if relation else None
     told: dict[str, Any] = {"budget": epsilon, "delta": delta}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -150,6 +151,11 @@ def describe(found: Audit) -> str:
         "violated": "the claim does not stand: an attack shows more than is claimed. Look at how examples are clipped, how much "
         "noise is added, how batches are drawn, and whether every release is in the account",
     }[found.verdict]
+    if math.isinf(found.claimed):
+        verdict = (
+            "cannot tell: nothing is claimed (training without noise, or without a bound), and nothing can contradict it. Give "
+            "--epsilon to hold it against a claim"
+        )
     blind = [said for flag, said in _BLIND.items() if not seen(found.threat, flag)]
     rows += [("not seen", said) for said in blind]
     return "\n".join([*(f"{key:<10} {value}" for key, value in rows), "", f"verdict: {verdict}"])

@@ -43,8 +43,8 @@ class Suppression:
         if not 0 <= self.start <= self.end < 1:
             raise UsageError(f"the sparsity goes from {self.start} to {self.end}", want="0 ≤ start ≤ end < 1")
         for name, least in (("begin", 0), ("steps", 1), ("every", 1), ("noise", 0), ("large", 0)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} is {getattr(self, name)}", want=f"at least {least}")
+            if not least <= getattr(self, name) < float("inf"):
+                raise UsageError(f"{name} is {getattr(self, name)}", want=f"a finite number, at least {least}")
         if not 0 <= (self.lower or 0.0) < (float("inf") if self.upper is None else self.upper):
             raise UsageError(f"the clips are {self.lower} and {self.upper}", want="0 ≤ lower < upper")
 

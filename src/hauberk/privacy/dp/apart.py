@@ -1,7 +1,8 @@
 """Looks for what the clip does not hold: a loss that mixes examples, and state that a forward pass learns from the data.
 
 The gradients of a few real examples together are compared with those of each alone, the first time a loss is used and again
-every 150 steps; what the passes leave in buffers and parameters is compared as well.
+every 150 steps, and that of a whole batch with those of its halves: there are losses that mix from some number of examples on,
+such as the mean of the 64 greatest. What the passes leave in buffers and parameters is compared as well.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from hauberk.core import rng
 from hauberk.core.errors import ModelError, UsageError
 from hauberk.core.train import Loss
 from hauberk.privacy.dp.draws import Even
+from hauberk.privacy.dp.engine.trial import answers
 
 EVERY = 150  # steps from one look to the next
 FIRST, LATER = 8, 3  # examples looked at
@@ -55,11 +57,18 @@ class Watch:
         if len(x) < 2 or (not fresh and step < self._due):
             return
         number = max(2, min(most or FIRST, FIRST if fresh else LATER))
-        picks = _picks(x, y, number, rng.generator(step, "apart"))
+        draw = rng.generator(step, "apart")
+        picks = _picks(x, y, number, draw)
+        whole = torch.randperm(min(most or len(x), len(x)), generator=draw).to(x.device)
         before = _fingerprints(self.model)
         with self._aside() as again:
+            def slopes(rows: Tensor) -> tuple[bool, list[Tensor]]:
+                return self._slopes(lambda: loss(self.model, x[rows], y[rows]), again)
+
             try:
-                self._compare(lambda rows: loss(self.model, x[rows], y[rows]), picks, again)
+                usual = self._compare(slopes, picks, again)
+                if usual is not None and len(whole) > len(picks):
+                    self._halves(slopes, whole, usual)
             finally:
                 self._same_parameters(before)
         self._last, self._due = loss, step + EVERY
@@ -95,34 +104,84 @@ class Watch:
             raise _learnt(changed)
 
     def _by_call(self, args: Any, kwargs: Any, size: int, changed: set[str]) -> None:
-        """Compare what calls on different data leave, where no loss is known."""
-        def part(rows: Tensor, scale: float) -> Any:
-            def cut(one: Any) -> Any:
-                if not isinstance(one, Tensor) or not one.dim() or len(one) != size:
-                    return one
-                one = one.detach()[rows.to(one.device)]
-                return one * scale if one.is_floating_point() else one
-            return pytree.tree_map(cut, (args, kwargs))
-
+        """Compare what calls on different data leave and answer, where no loss is known."""
+        leaves, tree = pytree.tree_flatten((args, kwargs))
+        sized = [at for at, one in enumerate(leaves) if isinstance(one, Tensor) and one.dim() and len(one) == size]
         before = _fingerprints(self.model)
-        with self._aside() as again, torch.no_grad(), rng.isolated(0, self.parameters[0].device), Even():
-            for rows, scale in ((torch.arange(1), 1.0), (torch.arange(size)[1:3], 1.5)):
-                given = part(rows if len(rows) else torch.arange(1), scale)
-                self.model(*given[0], **given[1])
-                again()
+        for chosen in (sized, sized[:1]):  # a square mask may have as many rows as there are examples
+            def call(rows: Tensor, scale: float = 1.0, chosen: Sequence[int] = chosen) -> list[Tensor]:
+                given = list(leaves)
+                for at in chosen:
+                    one = leaves[at].detach()[rows.to(leaves[at].device)]
+                    given[at] = one * scale if one.is_floating_point() else one
+                args_, kwargs_ = pytree.tree_unflatten(given, tree)
+                with rng.isolated(0, self.parameters[0].device), Even():
+                    return answers(self.model(*args_, **kwargs_))
+
+            try:
+                with self._aside() as again, torch.no_grad():
+                    self._by_rows(call, size, again)
+                break
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                if chosen is not sized or len(sized) < 2:
+                    raise ModelError(
+                        f"the model does not run on fewer examples than the {size} of the batch ({str(error)[:150]})",
+                        want="a model of any number of examples", fix="Give the examples along the first dimension of each input",
+                    ) from error
         self._same_parameters(before)
         if rest := changed - self.allowed:
             raise _learnt(rest)
 
-    def _compare(self, loss: Callable[[Tensor], Tensor], picks: Tensor, again: Callable[[], None]) -> None:
-        def slopes(rows: Tensor) -> tuple[bool, list[Tensor]]:
-            with rng.isolated(0, self.parameters[0].device), Even(), torch.enable_grad():
-                value = one_number(loss(rows))
-                found = torch.autograd.grad(value, self.parameters, allow_unused=True)
+    def _by_rows(self, call: Callable[..., list[Tensor]], size: int, again: Callable[[], None]) -> None:
+        def run(rows: Tensor, scale: float = 1.0) -> list[Tensor]:
+            found = call(rows, scale)
             again()
-            made = [torch.zeros(()) if one is None else one.detach() for one in found] or [torch.zeros(())]
-            return bool(value.isfinite().all()) and bool(_size(made).isfinite()), made
+            return found
 
+        run(torch.arange(1))
+        run(torch.arange(min(1, size - 1), min(3, size)), 1.5)
+        if size <= FIRST:  # as many as the trials of the model's layout run on
+            return
+        halves = torch.arange(size).split(size - size // 2)
+        for one, *parts in zip(run(torch.arange(size)), *map(run, halves), strict=True):
+            # Another dimension may be that of the examples.
+            along = one.dim() and [len(each) * size for each in parts] == [len(one) * len(rows) for rows in halves]
+            if along and not _near(one, torch.cat(parts)):
+                raise ModelError(
+                    f"the model's answers for {size} examples are not those for its halves: it mixes them, from some number on",
+                    want="a model that keeps the examples of a batch apart", fix="Take the operation over the batch out",
+                )
+
+    def _slopes(self, loss: Callable[[], Tensor], again: Callable[[], None]) -> tuple[bool, list[Tensor]]:
+        with rng.isolated(0, self.parameters[0].device), Even(), torch.enable_grad():
+            value = one_number(loss())
+            found = torch.autograd.grad(value, self.parameters, allow_unused=True)
+        again()
+        made = [torch.zeros(()) if one is None else one.detach() for one in found] or [torch.zeros(())]
+        return bool(value.isfinite().all()) and bool(_size(made).isfinite()), made
+
+    def _halves(self, slopes: Callable[[Tensor], tuple[bool, list[Tensor]]], rows: Tensor, usual: float) -> None:
+        """Compare the gradient of a batch with those of its halves; `usual` is the norm that one example's has."""
+        good, left = slopes(rows)
+        if not good:
+            return  # an example that is not finite; the batch is looked at another time
+        scale = usual * (len(rows) if self.reduction == "sum" else 1)
+        scale = max(scale, float(_size(left)))
+        for half in rows.split(len(rows) - len(rows) // 2):
+            good, made = slopes(half)
+            if not good:
+                raise _mixing(len(rows), "although that of a half of them is not finite")
+            scale = max(scale, float(_size(made)))
+            share = 1.0 if self.reduction == "sum" else len(half) / len(rows)
+            left = [a - b * share for a, b in zip(left, made, strict=True)]
+        away = float(_size(left))
+        if away > _tolerance(left[0]) * scale + torch.finfo(left[0].dtype).tiny ** 0.5:
+            raise _mixing(len(rows), f"from those of its halves by {away:.3g}, where an example's has a norm of {usual:.3g}")
+
+    def _compare(
+        self, slopes: Callable[[Tensor], tuple[bool, list[Tensor]]], picks: Tensor, again: Callable[[], None]
+    ) -> float | None:
+        """Compare the gradient of a few examples with those of each alone; return one example's norm, if that is known."""
         def alone(row: Tensor) -> tuple[bool, list[Tensor]]:
             try:
                 return slopes(row)
@@ -150,15 +209,16 @@ class Watch:
                 raise _mixing(len(picks), "although the loss of one of them alone is not finite")
         if not good:
             if len(kept) < 2 or len(kept) == len(picks):
-                return  # an example that is not finite adds nothing in the step; the others are looked at another time
+                return None  # an example that is not finite adds nothing in the step; the others are looked at another time
             good, whole = slopes(torch.cat(kept))
             if not good:
-                return
+                return None
         share = 1.0 if self.reduction == "sum" else 1 / len(kept)
         away = float(_size([a - b * share for a, b in zip(whole, total, strict=True)]))
         least = torch.finfo(whole[0].dtype).tiny ** 0.5
         if away > _tolerance(whole[0]) * size * share + least:
             raise _mixing(len(kept), f"by {away:.3g}, where those of each alone have a norm of {size * share:.3g} together")
+        return size / len(kept)
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[Callable[[], None]]:
@@ -237,6 +297,13 @@ def _tolerance(like: Tensor) -> float:
     if torch.is_autocast_enabled(like.device.type) or like.dtype in (torch.float16, torch.bfloat16):
         return 0.1
     return 1e-2 if like.is_cuda else 1e-3
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or not one.is_floating_point():
+        return torch.equal(one, other)
+    one, other = one.nan_to_num(0, 0, 0), other.nan_to_num(0, 0, 0)
+    return float((one - other).abs().amax()) <= _tolerance(one) * float(one.abs().amax()) if one.numel() else True
 
 
 def _picks(x: Tensor, y: Tensor, number: int, draw: torch.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ class Batches:
         """Return how many batches that is: an epoch is n over the expected batch, rounded up."""
         if (epochs is None) == (steps is None):
             raise UsageError(f"epochs is {epochs} and steps is {steps}", want="one of the two")
+        if not math.isfinite(epochs or 0) or (steps or 0) % 1 != 0:
+            raise UsageError(f"epochs is {epochs} and steps is {steps}", want="a finite number of epochs, or whole steps")
         number = steps if steps is not None else round((epochs or 0) * steps_per_epoch(self.batch_size / self.n))
         if number < 0:
             raise UsageError(f"{number} steps are asked for", want="at least 0")
@@ -116,11 +119,20 @@ class Batches:
         self._last = state.get("last", self.options.sampling if self.drawn else None)
 
     def _hand_out(self, number: int) -> Iterator[Tensor]:
+        passed: list[int] = []  # sizes of the batches that no step was made on
         try:
-            for _ in range(number):
+            for made in range(number):
                 batch = self._draw()
                 self._open = len(batch)
                 yield batch
+                passed += [len(batch)] * (self._open != -1)
+                if passed and len(passed) <= made:
+                    raise UsageError(
+                        f"no step was made on a batch of {passed[0]} examples, and one on others",
+                        want="a step on every batch that is drawn",
+                        fix="Hand every batch to private.step, an empty one too: its step is noise alone. To leave out a step "
+                        "because of what was drawn, or that none was, tells of the data, and no account covers it",
+                    )
         finally:
             self._open = None
 

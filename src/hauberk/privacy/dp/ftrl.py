@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import torch
@@ -58,6 +59,10 @@ class PrivateFtrl(Private):
         self, model: nn.Module, optimizer: torch.optim.Optimizer, data: Any, batch_size: int, noise: TreeNoise | BandedNoise,
         clip: float, delta: float | None, options: PrivateOptions,
     ) -> None:
+        if not isinstance(noise, (TreeNoise, BandedNoise)):
+            raise UsageError(f"the noise is {type(noise).__name__}", want="TreeNoise or BandedNoise")
+        if isinstance(clip, bool) or not isinstance(clip, (int, float)):
+            raise UsageError(f"the clip is a {type(clip).__name__}", want="a number: the clip of the whole run")
         if noise.step:
             raise UsageError(f"the noise has made {noise.step} steps already", want="fresh noise for every run")
         self.noise: CorrelatedNoise = noise
@@ -73,8 +78,8 @@ class PrivateFtrl(Private):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` returned."""
-        super().load_state_dict(state)
         self.noise.load_state_dict(state["noise"])
+        super().load_state_dict(state)
 
     def _said(self) -> list[str]:
         said = (
@@ -93,6 +98,7 @@ class _InOrder(Batches):
     def __init__(self, data: Any, n: int, batch_size: int, options: PrivateOptions, noise: TreeNoise | BandedNoise) -> None:
         super().__init__(data, n, batch_size, options)
         self.noise, self.per_epoch = noise, -(-n // batch_size)
+        # Not drawn from a secure source: the guarantee is for any order, and a resumed run has to find it again.
         self.order = torch.randperm(n, generator=rng.generator(options.seed or 0, "ftrl", "order"))
         if isinstance(noise, TreeNoise):
             if noise.steps != self.per_epoch:
@@ -119,6 +125,19 @@ class _InOrder(Batches):
         if isinstance(self.noise, TreeNoise):
             return Release(mechanism, noise, count=int(begun), population=self.noise.steps)
         return Release(mechanism, noise, count=int(begun), population=self.n)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far the draws are, and in which order."""
+        return {**super().state_dict(), "order": self._digest()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the draws were, in the same order: in another one an example would take part out of turn."""
+        if state.get("order") != self._digest():
+            raise ValueError("the run dealt its examples out in another order: give the options the same seed")
+        super().load_state_dict(state)
+
+    def _digest(self) -> str:
+        return hashlib.blake2b(self.order.numpy().tobytes(), digest_size=16).hexdigest()
 
     def expected(self, noise: float, mechanism: str) -> Release:
         """Return the whole tree or run, which the next step may begin."""

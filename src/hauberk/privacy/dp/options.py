@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch.nn import Parameter
 from hauberk.core.errors import UsageError
 from hauberk.privacy.dp.noise import Gaussian, Mechanism
 
+LEAST_SCALE = 1e-6
 ONCE = "each-once-per-pass"
 Multiplier = float | Callable[[int], float]
 
@@ -52,15 +54,26 @@ class PrivateOptions:
         ):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} is {getattr(self, name)!r}", want=" or ".join(map(repr, known)))
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise UsageError(f"micro_batch is {self.micro_batch}", want="at least 1, or None")
-        if not isinstance(self.loss_scale, torch.amp.GradScaler) and not 0 < self.loss_scale < math.inf:
-            raise UsageError(f"loss_scale is {self.loss_scale}", want="a finite number above 0")
+        for name, least in (("micro_batch", 1), ("seed", -math.inf)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, numbers.Integral) or value < least):
+                raise UsageError(f"{name} is {value!r}", want="a whole number" + (", at least 1, or None" if least == 1 else ""))
+        if not isinstance(self.loss_scale, torch.amp.GradScaler):
+            _checked_scale(float(self.loss_scale))
 
     @property
     def scale(self) -> float:
         """The scale of the losses, now."""
-        return float(self.loss_scale.get_scale() if isinstance(self.loss_scale, torch.amp.GradScaler) else self.loss_scale)
+        return _checked_scale(
+            float(self.loss_scale.get_scale() if isinstance(self.loss_scale, torch.amp.GradScaler) else self.loss_scale)
+        )
+
+
+def _checked_scale(value: float) -> float:
+    # Far below, the squares of scaled gradients are zero in float32, and nothing would be clipped.
+    if not LEAST_SCALE <= value < math.inf:
+        raise UsageError(f"loss_scale is {value}", want=f"a finite number above 0, at least {LEAST_SCALE:g}")
+    return value
 
 
 def population(data: Any) -> int:

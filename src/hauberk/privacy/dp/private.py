@@ -24,7 +24,7 @@ from hauberk.privacy.dp.apart import Watch, one_number
 from hauberk.privacy.dp.batches import Batches
 from hauberk.privacy.dp.clipping import L1, Clipping, Flat
 from hauberk.privacy.dp.engine import check_model, record
-from hauberk.privacy.dp.noise import Gaussian, SecureSource, SeededSource, Source
+from hauberk.privacy.dp.noise import Gaussian, Mechanism, SecureSource, SeededSource, Source
 from hauberk.privacy.dp.options import Multiplier, PrivateOptions, multiplier_at, noise_of, population, same_trained, trained
 
 
@@ -117,9 +117,10 @@ class Private(Gradients):
         return self._each_released(self.draws.batches(self.draws.steps(epochs, steps)))
 
     def _each_released(self, drawn: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        self._nothing_open()
         for batch in drawn:
-            self._nothing_open()
             yield batch
+            self._nothing_open()
 
     def _nothing_open(self) -> None:
         """Refuse to go on, or to tell of an ε, where a forward pass was recorded that no private gradient came of."""
@@ -237,9 +238,9 @@ class Private(Gradients):
         """Take up what `state_dict` returned; the next draws are those that would have followed."""
         if "ledger" not in state:
             raise ValueError("the run so far was not private, which no later step can make good")
-        self.ledger.load_state_dict(state["ledger"])
+        self.draws.load_state_dict(state["draws"])  # what may refuse comes first
         self.clipping.load_state_dict(state["clipping"])
-        self.draws.load_state_dict(state["draws"])
+        self.ledger.load_state_dict(state["ledger"])
         self.steps, self.empty_batches, self.dropped = state["steps"], state["empty_batches"], state["dropped"]
         self._by_hand = self._by_hand or bool(state.get("by_hand", False))
         # Noise that can be foretold in some steps is said of the whole run, however it goes on.
@@ -334,6 +335,13 @@ class Private(Gradients):
         except BaseException:
             self._forget()
             raise
+        try:
+            self._let_out(noise)
+        finally:
+            self._forget()  # also where it is interrupted: what is accounted for is not waited for any more
+
+    def _let_out(self, noise: Mechanism) -> None:
+        """Add the noise, and leave the private gradient in `.grad`."""
         seed = self.options.seed
         source: Source = SecureSource() if seed is None else SeededSource(seed, "noise", self.steps)
         made = []
@@ -347,7 +355,6 @@ class Private(Gradients):
         self.clipping.finish(lambda counted, deviation: self._noised(counted, deviation, source))
         self.empty_batches += distributed.count(self._seen) == 0
         self.steps += 1
-        self._forget()
 
     def _noised(self, counted: Tensor, deviation: float, source: Source) -> Tensor:
         distributed.add_up([counted], lambda total: Gaussian(deviation).add_(total, 1.0, source))

@@ -190,7 +190,7 @@ def _gauge(listed: Sequence[Release], delta: float, relation: str) -> float:
     """Return about how large ε is where no Rényi bound is known, to choose a grid by: replacing a record moves twice as far."""
     if relation != "replace-one":
         return math.inf
-    near = [one if one.is_pure else dataclasses.replace(one, noise=one.noise / 2) for one in listed]
+    near = [dataclasses.replace(one, noise=one.noise * 2 if one.is_pure else one.noise / 2) for one in listed]
     return renyi.rdp_epsilon(near, delta, "add-remove", quick=True)
 
 
@@ -250,7 +250,7 @@ def _notes(listed: Sequence[Release], accountant: str, relation: str) -> list[st
         notes.append("not amplified: one release per record and pass, whatever the order")
     if any(one.sampling == "any" for one in listed):
         notes.append("not amplified: how records came into batches is not known, and every release is counted for every record")
-    if relation == "replace-one" and any(one.mechanism not in ("pure", "randomized-response") for one in listed):
+    if relation == "replace-one" and any(one.mechanism != "randomized-response" for one in listed):
         notes.append("a replaced record moves the answer by twice what one adds")
     if accountant == "gdp":
         notes.append("a central-limit estimate: the true loss may be several times as large")

@@ -130,7 +130,8 @@ def pure_epsilon(release: Release, relation: str) -> float:
         epsilon = 1 / release.noise
     else:
         return math.inf
-    away = 1.0 if release.is_pure else distance(relation)
+    # Randomised response answers about a replaced label; every other ε is that of a record added or removed.
+    away = 1.0 if release.mechanism == "randomized-response" else distance(relation)
     if release.sampling == "full" or release.rate == 1 or epsilon > 700:
         return epsilon * away
     q = release.rate

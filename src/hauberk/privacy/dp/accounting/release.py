@@ -27,8 +27,9 @@ class Release:
     Arguments:
         mechanism: `gaussian`, `laplace`, `discrete-gaussian`, `discrete-laplace`, `randomized-response`, `tree` (DP-FTRL), or
             `pure` (a plain ε).
-        noise: standard deviation (Gaussians, each node of a tree) or scale (Laplace) over C. For `pure` and
-            `randomized-response` it is the ε of one answer.
+        noise: standard deviation (Gaussians, each node of a tree) or scale (Laplace) over C. For `pure` it is
+            the ε of one answer when a record is added or removed (replacing one costs twice that), for `randomized-response`
+            the ε of one answer when a label is replaced.
         sampling: how the records of a step are chosen. `poisson`: each with probability `rate` on its own.
             `without-replacement`: a fixed number of them, drawn afresh at every step. `shuffled`: dealt out once per pass,
             in any order, as an ordinary loader does; nothing is known to be amplified there. `full`: all of them. `any`: some

@@ -77,6 +77,8 @@ def divergences(
         asked = tuple(alpha for alpha in orders if alpha <= (32 if quick else 1024))
         known = _event("SampledWithoutReplacementDpEvent", release.noise / away, "REPLACE_ONE", asked, q)
         return np.minimum(plain, np.concatenate([known, plain[len(asked):]]))
+    if relation == "replace-one" and release.mechanism == "discrete-gaussian":
+        return plain  # sampling never adds to a divergence, which is quasi-convex; no tighter bound is known here
     if relation == "replace-one":
         raise UsageError(
             "the Rényi accountant was asked about Poisson sampling under replace-one", want="add-remove, or accountant 'pld'",

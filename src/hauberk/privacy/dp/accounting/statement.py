@@ -142,7 +142,8 @@ def read_statement(path: str | Path) -> PrivacyStatement:
     place = Path(path)
     try:
         if not place.is_file():
-            raise DataError(f"{place} is not there", want="a privacy statement", fix="Write one: hauberk account --output")
+            what = "is a folder" if place.is_dir() else "is not there"
+            raise DataError(f"{place} {what}", want="a privacy statement", fix="Write one: hauberk account --output")
         size = place.stat().st_size
         if size > LARGEST:
             raise UnsafeFile(f"{place} has {size} bytes", want=f"a privacy statement of at most {LARGEST}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -26,10 +27,12 @@ def dp_sgd(
         lr: learning rate.
 
     Raises:
-        UsageError: for a rate outside (0, 1].
+        UsageError: for a rate outside (0, 1], or a learning rate that is not finite or not above 0.
     """
     if not 0 < rate <= 1:
         raise UsageError(f"the sampling rate is {rate}", want="a share above 0, at most 1")
+    if not 0 < lr < math.inf:
+        raise UsageError(f"the learning rate is {lr}", want="a finite number above 0, such as 0.1")
 
     def train(model: nn.Module, data: Split, seed: int) -> Private:
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)

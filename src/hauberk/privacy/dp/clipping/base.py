@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from hauberk.core.errors import UsageError
 
+LEAST = 1e-9  # of a clip: far smaller gradients have squares that are zero in float32, and nothing would clip them
 Norms = Mapping[Parameter, Tensor]
 Weights = Tensor | dict[Parameter, Tensor]
 Noised = Callable[[Tensor, float], Tensor]
@@ -25,8 +26,8 @@ class Clipping:
         if isinstance(clip, bool) or not isinstance(clip, (int, float)):
             raise UsageError(f"the clip is {clip!r}, {type(clip).__name__}", want="a number above 0, or a clipping strategy",
                              fix="Pass clip=1.0, or one of hauberk.privacy.dp.clipping")
-        if not 0 < clip < float("inf"):
-            raise UsageError(f"the clip is {clip}", want="a finite norm above 0")
+        if not LEAST <= clip < float("inf"):
+            raise UsageError(f"the clip is {clip}", want=f"a finite norm above 0, at least {LEAST:g}", fix="Scale the loss up")
         self.clip = float(clip)
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from hauberk.core.errors import UsageError, nearest
-from hauberk.privacy.dp.clipping.base import Clipping, Norms, shrunk, whole
+from hauberk.privacy.dp.clipping.base import LEAST, Clipping, Norms, shrunk, whole
 
 
 class PerLayer(Clipping):
@@ -25,8 +25,8 @@ class PerLayer(Clipping):
     def __init__(self, clip: float | Mapping[str, float] = 1.0) -> None:
         self.given = dict(clip) if isinstance(clip, Mapping) else None
         values = list(self.given.values()) if self.given is not None else [float(clip)]  # type: ignore[arg-type]
-        if not values or not all(0 < value < math.inf for value in values):
-            raise UsageError(f"the clips are {values}", want="finite norms above 0")
+        if not values or not all(LEAST <= value < math.inf for value in values):
+            raise UsageError(f"the clips are {values}", want=f"finite norms above 0, at least {LEAST:g}")
         super().__init__(math.sqrt(sum(value**2 for value in values)))
         self.groups: list[tuple[list[Parameter], float]] = []
 

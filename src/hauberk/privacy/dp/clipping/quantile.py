@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from hauberk.core.errors import UsageError
-from hauberk.privacy.dp.clipping.base import Clipping, Noised, Norms, shrunk, whole
+from hauberk.privacy.dp.clipping.base import LEAST, Clipping, Noised, Norms, shrunk, whole
 
 
 class Quantile(Clipping):
@@ -35,9 +35,9 @@ class Quantile(Clipping):
         update: Literal["geometric", "linear"] = "geometric", count_noise: float | None = None, least: float = 1e-6,
     ) -> None:
         super().__init__(clip)
-        if not 0 <= quantile <= 1 or not 0 < rate < math.inf or not 0 < least <= clip:
+        if not 0 <= quantile <= 1 or not 0 < rate < math.inf or not LEAST <= least <= clip:
             raise UsageError(f"quantile is {quantile}, rate {rate}, least {least}",
-                             want="a quantile in [0, 1], a rate above 0, a least clip above 0 and not above the first one")
+                             want="a quantile in [0, 1], a rate above 0, a least clip from 1e-9 up to the first one")
         if update not in ("geometric", "linear"):
             raise UsageError(f"update is '{update}'", want="'geometric' or 'linear'")
         if count_noise is not None and not 0 < count_noise < math.inf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,12 @@ class BandedNoise(CorrelatedNoise):
 
     def _scale(self) -> float:
         return self.noise_multiplier * self.moved
+
+    def _plan(self) -> dict[str, Any]:
+        return {
+            "kind": "banded", "noise_multiplier": self.noise_multiplier, "strategy": self.strategy, "steps": self.steps,
+            "participations": self.participations, "separation": self.separation,
+        }
 
     def _check(self, step: int) -> None:
         if step >= self.steps:

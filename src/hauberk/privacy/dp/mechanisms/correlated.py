@@ -48,6 +48,10 @@ class CorrelatedNoise(abc.ABC):
         """Return the noise that the step adds, in units of a draw, and bring the memory up to date."""
 
     @abc.abstractmethod
+    def _plan(self) -> dict[str, Any]:
+        """Return what may not change while the noise runs, as plain values."""
+
+    @abc.abstractmethod
     def _check(self, step: int) -> None:
         """Raise UsageError where there is no such step."""
 
@@ -69,10 +73,19 @@ class CorrelatedNoise(abc.ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs. It holds noise: keep it as secret as the data."""
-        return {"step": self.step, "sensitivity": self._sensitivity, "memory": [list(one) for one in self._memory]}
+        return {
+            "plan": self._plan(), "step": self.step, "sensitivity": self._sensitivity,
+            "memory": [list(one) for one in self._memory],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            UsageError: for that of noise with another plan: what the steps before were counted as would no longer be true.
+        """
+        if (before := state.get("plan")) != self._plan():
+            raise UsageError(f"the noise so far was planned as {before}", want=f"noise of the same plan, not {self._plan()}")
         self.step, self._sensitivity = int(state["step"]), state["sensitivity"]
         self._memory = [list(one) for one in state["memory"]]
 

@@ -58,6 +58,9 @@ def dp_fedavg(
     if not 0 < clip < math.inf or not 0 < rate <= 1 or population < 1:
         raise UsageError(f"clip is {clip}, rate {rate}, population {population}",
                          want="a finite clip above 0, a rate above 0 and at most 1, at least 1 client")
+    if len(updates) > population:
+        raise DataError(f"there are {len(updates)} updates of {population} clients", want="at most one of each client",
+                        fix="Add the updates of one client up: what is hidden is a client")
     noise, drawn = Gaussian(noise_multiplier), source or SecureSource()
     total = {name: torch.zeros(one.shape, dtype=torch.float64, device=one.device) for name, one in like.items()}
     clipped = 0

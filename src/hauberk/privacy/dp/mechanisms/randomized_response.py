@@ -71,6 +71,8 @@ def rr_with_prior(labels: Tensor, prior: Tensor, epsilon: float, *, source: Sour
     """
     classes = prior.shape[-1] if prior.ndim else 0
     labels = _checked(labels, classes, epsilon)
+    if prior.shape not in ((classes,), (len(labels), classes)):
+        raise DataError(f"the prior has shape {tuple(prior.shape)} for {len(labels)} labels", want="(n, K) or (K,)")
     each = prior.double().expand(len(labels), classes)
     if not bool(((each >= 0) & ((each.sum(1, keepdim=True) - 1).abs() < 1e-3)).all()):
         raise DataError("the prior has entries that are no probabilities, or a sum that is not 1", want="(n, K) or (K,)")
@@ -173,6 +175,8 @@ def _checked(labels: Tensor, classes: int, epsilon: float) -> Tensor:
         raise UsageError(f"there are {classes} classes", want="at least 2")
     if not epsilon >= 0:
         raise UsageError(f"ε is {epsilon}", want="a number of 0 or more")
+    if not isinstance(labels, Tensor):
+        raise DataError(f"the labels are a {type(labels).__name__}", want="a tensor", fix="Pass torch.as_tensor(labels)")
     if labels.ndim != 1 or labels.is_floating_point() or bool(((labels < 0) | (labels >= classes)).any()):
         problem = f"the labels have shape {tuple(labels.shape)} and dtype {labels.dtype}, or are out of range"
         raise DataError(problem, want=f"whole numbers from 0 to {classes - 1}, shape (n,)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor
 
@@ -45,6 +46,9 @@ class TreeNoise(CorrelatedNoise):
 
     def _scale(self) -> float:
         return self.noise_multiplier
+
+    def _plan(self) -> dict[str, Any]:
+        return {"kind": "tree", "noise_multiplier": self.noise_multiplier, "steps": self.steps, "efficient": self.efficient}
 
     def _check(self, step: int) -> None:
         if step >= self.steps * self.trees:

@@ -21,8 +21,8 @@ class Answers:
 
     Arguments:
         labels: shape (n,), int64; -1 where no answer was given.
-        releases: what the ledger records. One record is in one teacher's shard: adding, removing or replacing it moves one vote
-            from one class to another, which is the unit here.
+        releases: what the ledger records. One record is in one teacher's shard: adding or removing it moves one vote from one
+            class to another, which is the unit here. Replacing it may move two, as its successor may belong to another teacher.
     """
 
     labels: Tensor

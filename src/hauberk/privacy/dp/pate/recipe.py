@@ -14,7 +14,7 @@ from hauberk.core import rng
 from hauberk.core.data import Split
 from hauberk.core.errors import DataError, UsageError
 from hauberk.core.target import evaluating
-from hauberk.core.train import fit
+from hauberk.core.train import class_logits, fit
 from hauberk.privacy.dp.accounting import PrivacyLedger, Spent
 from hauberk.privacy.dp.noise import Source
 from hauberk.privacy.dp.pate.aggregate import Aggregator, Answers, count_votes
@@ -40,7 +40,7 @@ class Pate:
     votes: Tensor
 
     def epsilon(self, delta: float, *, accountant: str = "pld") -> Spent:
-        """Return the data-independent ε at δ: what one record of one teacher's shard gives away at most; publishable."""
+        """Return the data-independent ε at δ: what adding or removing one record gives away at most; publishable."""
         return self.ledger.epsilon(delta, accountant=accountant)
 
 
@@ -66,10 +66,16 @@ def pate(
 
     Paper: Papernot et al. 2017, arXiv:1610.05755; 2018, arXiv:1802.08908.
     """
+    if not isinstance(public, Tensor):
+        raise DataError(f"the public inputs are a {type(public).__name__}", want="one tensor, without labels",
+                        fix="Pass the inputs alone: split.tensors()[0]")
+    if not callable(getattr(aggregator, "answer", None)):
+        raise UsageError(f"the aggregator is {aggregator!r}", want="LNMax, GNMax or ConfidentGNMax", fix="Pass GNMax(sigma=40.0)")
     ensemble = train_teachers(build, private, teachers, train=train, seed=seed)
     votes = count_votes(*ask(ensemble, public))
     answers = aggregator.answer(votes, source=source)
     student = train_student(build, public, answers, train=train, seed=seed)
+    _apart(student, ensemble)
     return Pate(student, answers, PrivacyLedger(answers.releases), votes)
 
 
@@ -90,14 +96,17 @@ def train_teachers(build: Build, private: Split, teachers: int, *, train: Train 
     """
     if teachers < 2:
         raise UsageError(f"{teachers} teachers were asked for", want="at least 2; tens or hundreds give useful privacy")
+    if not isinstance(private, Split):
+        raise DataError(f"the private data is a {type(private).__name__}", want="a Split", fix="Pass Split(x, y)")
     if len(private) < teachers:
         raise DataError(f"there are {len(private)} samples for {teachers} teachers", want="at least one each")
     place = _places(private, teachers, rng.derive_seed(seed, "pate", "shards"))
     shards = [(place == number).nonzero().flatten() for number in range(teachers)]
-    return [
-        _trained(build, Split(*private.take(shard)), train, rng.derive_seed(seed, "pate", "teacher", number))
-        for number, shard in enumerate(shards)
-    ]
+    made: list[nn.Module] = []
+    for number, shard in enumerate(shards):
+        one = _trained(build, Split(*private.take(shard)), train, rng.derive_seed(seed, "pate", "teacher", number), made)
+        made.append(one)
+    return made
 
 
 def _places(private: Split, teachers: int, seed: int) -> Tensor:
@@ -115,7 +124,7 @@ def ask(teachers: Sequence[nn.Module], public: Tensor, *, batch_size: int = 1024
     for teacher in teachers:
         with torch.no_grad(), evaluating(teacher):
             place = next((one.device for one in teacher.parameters()), torch.device("cpu"))
-            logits = torch.cat([teacher(part.to(place)).cpu() for part in public.split(batch_size)])
+            logits = class_logits(torch.cat([teacher(part.to(place)).cpu() for part in public.split(batch_size)]))
         classes = logits.shape[1]
         found.append(logits.argmax(1))
     return torch.stack(found), classes
@@ -141,9 +150,27 @@ def train_student(build: Build, public: Tensor, answers: Answers, *, train: Trai
     return _trained(build, Split(public[kept], answers.labels[kept]), train, rng.derive_seed(seed, "pate", "student"))
 
 
-def _trained(build: Build, data: Split, train: Train, seed: int) -> nn.Module:
+def _trained(build: Build, data: Split, train: Train, seed: int, others: Sequence[nn.Module] = ()) -> nn.Module:
     with rng.isolated(seed):
-        model = build()
+        model = None if isinstance(build, nn.Module) else build()
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"build is, or returns, {type(build if model is None else model).__name__}",
+                             want="a function without arguments that returns a new model", fix="Pass lambda: MyModel()")
+        _apart(model, others)
         if len(data):  # a teacher without samples answers all the same
             train(model, data)
     return model.eval()
+
+
+def _apart(model: nn.Module, others: Sequence[nn.Module]) -> None:
+    """Refuse a model that learns into what one before has: it would carry the records of one shard to another."""
+    held = {part for one in others for part in _learnt(one)}
+    if held & _learnt(model) or any(model is one for one in others):
+        raise UsageError("build returned weights that it had returned before", want="a new, untrained model from every call",
+                         fix="Make the model inside of the function: lambda: MyModel(). A frozen part may be shared")
+
+
+def _learnt(model: nn.Module) -> set[int]:
+    """Return which tensors training may change: weights that are not frozen, and buffers such as running means."""
+    return {id(one) for one in model.parameters() if one.requires_grad} | {
+        id(one) for one in model.buffers() if one.is_floating_point()}
