@@ -21,7 +21,8 @@ from hauberk.privacy.inversion.trial import Trial, attempt, scalar_bounds
 RECOGNISED = 20.0  # dB: a digit or a face can be told
 ADVICE = (
     Advice("See what a defence on the gradient would do", "hauberk invert --defence private=0.1"),
-    Advice("Where gradients are shared, clip and noise them per sample, and send sums over many", "hauberk calibrate"),
+    Advice("Where gradients are shared, clip and noise them per sample, and send sums over many: find the noise",
+           "hauberk calibrate --epsilon 3 --delta 1e-5 --n 60000 --batch 256 --epochs 20"),
 )
 
 

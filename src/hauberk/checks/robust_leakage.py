@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hauberk.checks.context import Context
 from hauberk.checks.evasion_runs import main_norm, untargeted
+from hauberk.checks.membership import PRIVATE
 from hauberk.checks.privacy import both_sides
 from hauberk.core.access import Access
 from hauberk.core.finding import Advice, Curve, Finding, Series, Status, Table
@@ -34,7 +35,7 @@ SHARES = (0.0, 0.25, 0.5, 1.0)  # of the main radius
     advice=(
         Advice("Mix clean images into adversarial training, or stop it earlier, and look at this figure again",
                "hauberk study robustness-privacy --data DATA"),
-        Advice("Train with differential privacy", "hauberk.privacy.dp.make_private(model, optimizer, data, …)"),
+        PRIVATE,
     ),
 )
 def robustness_leakage(context: Context) -> Finding:
