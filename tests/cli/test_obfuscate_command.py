@@ -89,9 +89,13 @@ def test_another_structure_is_an_exported_program_that_answers_the_same(hauberk:
     (("w.pt", "--method", "lock", "--key-file", "net.py", "--output", "o.safetensors"), "64 hexadecimal digits"),
     (("w.pt", "--names", "n.json", "--output", "w.safetensors"), "w.safetensors exists already"),
     (("net.py:build", "--method", "mix", "--output", "o.safetensors"), "--data is missing"),
+    (("w.pt", "--method", "lock", "--key-file", "k", "--new-key", "--report", "r", "--output", "o.safetensors"), "--report is given"),
+    (("w.pt", "--method", "lock", "--key-file", "k", "--new-key", "--names", "n", "--output", "o.safetensors"), "--names is given"),
+    (("n.onnx", "--method", "lock", "--method", "mix", "--output", "o.onnx"), "lock is asked for before mix"),
+    (("missing.pt", "--method", "lock", "--key-file", "k", "--new-key", "--output", "o.safetensors"), "missing.pt"),
     (("missing.pt", "--names", "n.json", "--output", "o.safetensors"), "missing.pt"),
 ])
 def test_each_wrong_use_has_one_clear_error(hauberk: Run, folder: Path, words: tuple[str, ...], told: str) -> None:
     run = hauberk("obfuscate", *words)
-    assert run.exit_code == 2 and told in run.stderr and run.stderr.count("\n") == 1
-    assert not (folder / "o.safetensors").exists() and not (folder / "n.json").exists()
+    assert run.exit_code == 2 and told in run.stderr and run.stderr.count("\n") == 1 + ("missing.pt" in words and "k" in words)
+    assert not any((folder / name).exists() for name in ("o.safetensors", "n.json", "k"))
