@@ -239,9 +239,9 @@ def test_what_torch_would_read_otherwise_is_refused(tmp_path: Path) -> None:
         (ordered + a + tensor() + b"s", "holds collections.OrderedDict"),  # torch sees b as well
         (b"}(" + a + tensor() + b + tensor(b"Int") + b"u", "described in two ways"),  # torch gives both the first type
         (b"}(" + a + tensor() + b + tensor(numel=2, length=2) + b"u", "described in two ways"),
-        (stored(b"Int", b"0") + b"0}" + a + tensor() + b"s", "described in two ways"),  # named, and dropped: torch keeps the type
+        (stored(b"Int", b"0") + b"0}" + a + tensor() + b"s", "described in two ways"),  # torch keeps it
         (b"}" + a + tensor().replace(b"tQ", b"tQ}" + key + again_stored + b"sb") + b"s", "changed after it was named"),
-        (b"ccollections\nOrderedDict\n)R(" + a + tensor() + b"u}X\x04\x00\x00\x00keysccollections\nOrderedDict\nsb", "holds coll"),
+        (b"ccollections\nOrderedDict\n)R" + a + tensor() + b"s}X\x04\x00\x00\x00keysccollections\nOrderedDict\nsb", "holds c"),
         (b"}" + a + tensor(numel=2) + b"s", "beyond its storage"), (b"}" + a + tensor(key=b"1") + b"s", "cannot be read"),
         (b"cbuiltins\nprint\n)R0}" + a + tensor() + b"s", "names builtins.print"),  # called, and the result dropped
         (b"cos\nsystem\n0}" + a + tensor() + b"s", "names os.system"),

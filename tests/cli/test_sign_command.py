@@ -101,7 +101,7 @@ def test_a_policy_decides(shop: Path) -> None:
     run(*sign)
     assert "not there: privacy, watermark" in run("verify", "net.pt", "--policy", "policy.toml", code=1).output
     for noise, code in (("1.5", 0), ("0.5", 1)):
-        run("account", "--noise", noise, "--n", "60000", "--batch", "256", "--epochs", "1", "--output", "privacy.json")
+        run("account", "--noise", noise, "--n", "60000", "--batch", "256", "--epochs", "1", "--output", "privacy.json", "--force")
         run(*sign, "--watermark", "mark.key", "--privacy-statement", "privacy.json")
         found = run("verify", "net.pt", "--policy", "policy.toml", code=code)
     assert "claims ε" in found.output
