@@ -80,6 +80,9 @@ def test_another_structure_is_an_exported_program_that_answers_the_same(hauberk:
     assert torch.allclose(torch.export.load(folder / "s.pt2").module()(x), module(x), atol=1e-5)
 
 
+LOCK = ("w.pt", "--method", "lock", "--key-file", "k", "--new-key")
+
+
 @pytest.mark.parametrize(("words", "told"), [
     (("w.pt", "--method", "mix", "--output", "o.safetensors"), "mix does not apply to bare weights. Expected rename | lock."),
     (("w.pt", "--output", "o.safetensors"), "--names is missing"),
@@ -89,8 +92,8 @@ def test_another_structure_is_an_exported_program_that_answers_the_same(hauberk:
     (("w.pt", "--method", "lock", "--key-file", "net.py", "--output", "o.safetensors"), "64 hexadecimal digits"),
     (("w.pt", "--names", "n.json", "--output", "w.safetensors"), "w.safetensors exists already"),
     (("net.py:build", "--method", "mix", "--output", "o.safetensors"), "--data is missing"),
-    (("w.pt", "--method", "lock", "--key-file", "k", "--new-key", "--report", "r", "--output", "o.safetensors"), "--report is given"),
-    (("w.pt", "--method", "lock", "--key-file", "k", "--new-key", "--names", "n", "--output", "o.safetensors"), "--names is given"),
+    ((*LOCK, "--report", "r", "--output", "o.safetensors"), "--report is given"),
+    ((*LOCK, "--names", "n", "--output", "o.safetensors"), "--names is given"),
     (("n.onnx", "--method", "lock", "--method", "mix", "--output", "o.onnx"), "lock is asked for before mix"),
     (("missing.pt", "--method", "lock", "--key-file", "k", "--new-key", "--output", "o.safetensors"), "missing.pt"),
     (("missing.pt", "--names", "n.json", "--output", "o.safetensors"), "missing.pt"),
