@@ -88,7 +88,7 @@ def unlock(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Undo lock with the key, and rename with its map."""
+    """Undo lock, and decoys of code, with the key, and rename with its map."""
     if output.exists() and not force:
         raise UsageError(f"{output} exists already", want="a new file", fix="Use --force to write over it")
     if key is None and names is None:
@@ -111,12 +111,21 @@ def unlock(
 def _unlocked(file: Path, key: Path | None, names: Path | None) -> bytes:
     import safetensors.torch
 
+    from hauberk.assets.obfuscate.decoys import SALT, without_decoys
     from hauberk.assets.obfuscate.files import load_locked, read_key, read_names
     from hauberk.assets.obfuscate.rename import restore
 
-    state = load_locked(file, read_key(key)) if key is not None else _read_weights(file, trust=False)
-    if names is not None:
-        state = restore(state, read_names(names))
+    table = read_names(names) if names is not None else None
+    plain = key is None or file.suffix.lower() == ".safetensors"
+    state = _read_weights(file, trust=False) if plain else {}
+    decoys = key is not None and (SALT in state or SALT in {old for old, _ in (table or {}).values()})
+    if key is not None and not decoys:
+        state = load_locked(file, read_key(key))
+    if table is not None:
+        state = restore(state, table)
+    if key is not None and decoys:
+        state = without_decoys(state, read_key(key))
+        remark("nothing in the file tells whether the key is the right one: see whether the model answers")
     return safetensors.torch.save({name: value.contiguous() for name, value in state.items()})
 
 

@@ -85,7 +85,7 @@ class Verification:
         made = {key: getattr(self, key) for key in plain}
         if self.statement is not None:
             facts = self.statement.facts
-            made["model"] = {"name": self.statement.name, "sha256": self.statement.root}
+            made["model"] = {"name": self.statement.name, "sha256": self.statement.sha256}
             made["facts"] = facts.model_dump(exclude_none=True) if facts is not None else {}
         return made
 
