@@ -99,6 +99,16 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
         semantic_digest(shards)
 
 
+def test_a_link_to_more_shards_is_refused(tmp_path: Path) -> None:
+    for name in ("model", "other"):
+        (tmp_path / name).mkdir()
+        save_file({name: torch.ones(2)}, tmp_path / name / "a.safetensors")
+    assert semantic_digest(tmp_path / "model").count == 1
+    (tmp_path / "model" / "more").symlink_to(tmp_path / "other")
+    with pytest.raises(UnsafeFile, match="is a link"):
+        semantic_digest(tmp_path / "model")
+
+
 def test_any_single_change_changes_it(tmp_path: Path) -> None:
     held = tensors()
 

@@ -198,6 +198,8 @@ def test_what_cannot_be_verified_is_not_verified(model: Path) -> None:
     assert not Verification("x", "y").ok  # not begun
     with pytest.raises(UsageError, match="nobody is trusted"):
         verify(model)
+    with pytest.raises(UsageError, match="no zone"):
+        verify(model, keys=[KEY.public], now=datetime.datetime(2026, 1, 1))
     with pytest.raises(UsageError, match="does not exist"):
         verify(model / "no", keys=[KEY.public])
     whole = json.loads(signed(model).read_text())

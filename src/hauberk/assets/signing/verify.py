@@ -112,6 +112,8 @@ def verify(
     place, wanted, time = Path(path), expect or Expect(), now or datetime.datetime.now(datetime.UTC)
     if not place.exists() and not place.is_symlink():
         raise UsageError(f"{place} does not exist", want="a model: a file or a folder")
+    if time.tzinfo is None:
+        raise UsageError("the time to judge by has no zone", want="an aware datetime, such as datetime.now(UTC)")
     if wanted.minimum_version:
         version_key(wanted.minimum_version)
     file = Path(signature) if signature is not None else signature_path(place)
