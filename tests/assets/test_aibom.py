@@ -141,7 +141,10 @@ def test_lists_of_unsafe_versions(tmp_path: Path) -> None:
     ]
     place.write_text('[{"package": "torch", "versions": ">=2,<2.6", "id": "X"}]')
     assert read_advisories(place) == [Advisory("torch", ">=2,<2.6", "X")]
-    for bad in ("", "# nothing\n", "torch <2.6\n", "torch 2.6 X\n", "[]", "[1]", '[{"package": "a", "versions": "<", "id": "x"}]',
+    place.write_text("\ufefftorch <2.6 X\n")  # as some editors save it: the first package must still be found
+    assert read_advisories(place) == [Advisory("torch", "<2.6", "X")]
+    for bad in ("torch >=1.0, <2.6 X", "", "# nothing\n",
+                "torch <2.6\n", "torch 2.6 X\n", "[]", "[1]", '[{"package": "a", "versions": "<", "id": "x"}]',
                 "[",                '[{"package": "a", "versions": " ", "id": "x"}]'):
         place.write_text(bad)
         with pytest.raises(DataError):

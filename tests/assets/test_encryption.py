@@ -287,7 +287,12 @@ def test_keys_from_files_and_the_environment(tmp_path: Path, monkeypatch: pytest
         made = passphrase_from(read) if len(read) == 11 else _raw(read, "")
         assert not any(read) and any(made._words if len(read) == 11 else made._key)  # what was read is wiped, what is kept is not
     (tmp_path / "odd").write_text("+1" * 16)  # no digits, whatever int() says of them
-    assert bytes(key_from_file(tmp_path / "odd")._key) == b"+1" * 16
+    (tmp_path / "words").write_text("tin whistle at dawn\n")  # would open to whoever tries words, with nothing to slow him
+    (tmp_path / "signs").write_text("пароль пароль")
+    monkeypatch.setenv("WORDS", "tin whistle at dawn")
+    for text in ("file:odd", "file:words", "file:signs", "env:WORDS"):
+        with pytest.raises(UsageError, match="holds text"):
+            named_key(text.replace("file:", f"file:{tmp_path}/"))
     (tmp_path / "short").write_bytes(b"secret")
     for attempt, words in (
         (lambda: key_from_file(tmp_path / "short"), "holds 6 bytes"), (lambda: key_from_file(tmp_path / "no"), "cannot be read"),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hauberk.assets.encryption import EncryptedReader, Identity, KeyService, RawKey, encrypt_stream
+from hauberk.assets.encryption import EncryptedReader, Identity, KeyService, RawKey, Recipient, encrypt_stream
 from hauberk.assets.encryption.header import read_header
 from hauberk.assets.encryption.suites import SUITES, Suite
 from hauberk.core.errors import HauberkError, ModelError, UnsafeFile, UsageError
@@ -202,3 +202,16 @@ def test_a_header_may_not_ask_for_more_than_the_limits() -> None:
     for text in (b"[" * 200_000, number, b"null", b'{"slots":[{}],"content":"other"}'):
         with pytest.raises(ModelError, match="is damaged"):
             EncryptedReader(parts.joined(text=text), KEY)
+
+
+def test_a_header_as_deep_as_the_interpreter_goes_ends_in_one_of_our_errors() -> None:
+    for depth in range(960, 1000):
+        text = ('{"content":"torch","slots":[{"kind":"x","v":' + "[" * depth + "]" * depth + "}]}").encode()
+        told = b"HBKE" + bytes([1, 1, 20, 0]) + bytes(32) + len(text).to_bytes(4, "big") + text
+        with pytest.raises(HauberkError):
+            read_header(io.BytesIO(told + hashlib.sha256(told).digest()[:8] + bytes(132)), "x")
+
+
+def test_a_public_key_that_shares_no_secret_is_refused() -> None:
+    with pytest.raises(UsageError, match="no point"):
+        Recipient(bytes(32))

@@ -20,6 +20,7 @@ from hauberk.assets.inspection import inspect_file
 from hauberk.assets.inspection.kinds import kind_of
 from hauberk.assets.inspection.objects import Row
 from hauberk.assets.signing.semantic import semantic_digest
+from hauberk.cli.inspect import describe
 from hauberk.core.errors import HauberkError, UsageError
 
 TYPES = {torch.float32: "F32", torch.int64: "I64", torch.bfloat16: "BF16"}
@@ -132,6 +133,12 @@ def test_gguf_has_its_table_of_contents(tmp_path: Path) -> None:
     place.write_bytes(body)
     found = inspect_file(place)
     assert found.facts == {"general.architecture": "llama", "n": "7"} and found.format == "gguf"
+    place.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + text("\nscan  \x1b[1m") + struct.pack("<I", 8) + text("safe"))
+    shown = describe(inspect_file(place), {"words": "none"})
+    ours, _, theirs = shown.partition("the file says of itself")  # its words cannot pass for what was found
+    assert "\x1b" not in shown and sum(row.startswith("scan") for row in ours.splitlines()) == 1
+    assert theirs.strip().startswith("scan") and all(row.startswith("  ") for row in theirs.splitlines() if row)
+    place.write_bytes(body)
     assert seen(place) == {("blk.0.attn_q.weight", "Q4_K", (32, 64)), ("norm.weight", "F32", (32,))}
 
 

@@ -12,7 +12,7 @@ from hauberk.assets.obfuscate import add_onnx_decoys, mix_onnx, new_key, onnx_se
 from hauberk.assets.obfuscate.files import lock_onnx, unlock_onnx
 from hauberk.assets.obfuscate.onnx_reader import read_onnx
 from hauberk.assets.obfuscate.similarity import graph_similarity, name_leakage, onnx_nodes
-from hauberk.core.errors import DataError, UsageError
+from hauberk.core.errors import DataError, ModelError, UsageError
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 runtime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -174,3 +174,115 @@ def test_files_round_trip(model: Any, tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text("[1]")
     with pytest.raises(DataError, match="no map of names"):
         read_names(tmp_path / "names.json")
+
+
+def _built(nodes: list[Any], shape: tuple[int, ...], out: tuple[int | None, ...], weights: dict[str, Any]) -> Any:
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    made = helper.make_model(helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", kind, shape)], [helper.make_tensor_value_info("y", kind, out)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
+    ), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(made)
+    return made
+
+
+def _drawn(*shape: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+def _ran(model: Any, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x})[0])
+
+
+def _within() -> Any:
+    """Branches that read a value and a weight of the graph around them, in an order that counts."""
+    make, info = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    inner = onnx.helper.make_graph(
+        [make("Softmax", ["r"], ["secret_soft"], axis=1), make("Mul", ["secret_soft", "wm"], ["p"])], "secret_then", [],
+        [info("p", 1, (3, 16))], value_info=[info("secret_soft", 1, (3, 16))],
+    )
+    other = onnx.helper.make_graph([make("Identity", ["r"], ["q"])], "secret_else", [], [info("q", 1, (3, 16))])
+    nodes = [
+        make("Gemm", ["x", "w", "b"], ["h"]), make("Relu", ["h"], ["r"]), make("Gemm", ["r", "v"], ["z"]),
+        make("If", ["c"], ["i"], then_branch=inner, else_branch=other), make("MatMul", ["i", "u"], ["j"]),
+        make("Add", ["z", "j"], ["y"]),
+    ]
+    return _built(nodes, (3, 8), (3, 8), {
+        "w": _drawn(8, 16), "b": _drawn(16), "v": _drawn(16, 8), "wm": _drawn(16), "u": _drawn(16, 8), "c": np.array(True),
+    })
+
+
+def _one_bias() -> Any:
+    make = onnx.helper.make_node
+    nodes = [make("Gemm", ["x", "w", "b"], ["h"]), make("Relu", ["h"], ["r"]), make("Gemm", ["r", "v"], ["y"])]
+    return _built(nodes, (3, 8), (3, 8), {"w": _drawn(8, 16), "b": _drawn(1), "v": _drawn(16, 8)})
+
+
+def _norm_then_last_axis() -> Any:
+    make = onnx.helper.make_node
+    nodes = [make("BatchNormalization", ["x", "s", "t", "m", "n"], ["h"]), make("MatMul", ["h", "w"], ["y"])]
+    return _built(nodes, (3, 8, 8), (3, 8, 4), {
+        "s": _drawn(8) ** 2, "t": _drawn(8), "m": _drawn(8), "n": _drawn(8) ** 2 + 1, "w": _drawn(8, 4),
+    })
+
+
+def _places_of_maxima() -> Any:
+    make = onnx.helper.make_node
+    nodes = [
+        make("Conv", ["x", "w"], ["h"], pads=[1, 1, 1, 1]),
+        make("MaxPool", ["h"], ["p", "i"], kernel_shape=[2, 2], strides=[2, 2]),
+        make("Conv", ["p", "v"], ["q"], pads=[1, 1, 1, 1]),
+        make("MaxUnpool", ["q", "i"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
+    ]
+    return _built(nodes, (1, 3, 8, 8), (1, 16, 8, 8), {"w": _drawn(16, 3, 3, 3), "v": _drawn(16, 16, 3, 3)})
+
+
+@pytest.mark.parametrize("build", [_within, _one_bias, _norm_then_last_axis, _places_of_maxima])
+def test_what_reads_units_in_their_order_keeps_the_answers(build: Any) -> None:
+    model = build()
+    x = _drawn(*(one.dim_value for one in model.graph.input[0].type.tensor_type.shape.dim))
+    before = _ran(model, x)
+    for made in (mix_onnx(model, key=KEY)[0], split_onnx(model), strip_onnx(model), strip_onnx(split_onnx(model))):
+        assert np.abs(_ran(made, x) - before).max() <= 1e-5 * np.abs(before).max()
+    assert b"secret" not in strip_onnx(model).SerializeToString()  # nor within branches
+
+
+def test_functions_leave_no_names() -> None:
+    make = onnx.helper.make_node
+    model = _built([make("Relu", ["x"], ["y"])], (3, 8), (3, 8), {})
+    function = onnx.helper.make_function(
+        "secret.domain", "SecretBlock", ["a"], ["z"],
+        [make("Relu", ["a"], ["secret_inner"]), make("Neg", ["secret_inner"], ["z"])],
+        [onnx.helper.make_opsetid("", 17)],
+    )
+    model.functions.append(function)
+    model.opset_import.append(onnx.helper.make_opsetid("secret.domain", 1))
+    model.graph.node[0].CopyFrom(make("SecretBlock", ["x"], ["y"], domain="secret.domain"))
+    made = strip_onnx(model)
+    assert np.array_equal(_ran(made, _drawn(3, 8)), _ran(model, _drawn(3, 8)))
+    assert b"ecret_inner" not in made.SerializeToString() and b"SecretBlock" not in made.SerializeToString()
+
+
+def test_a_lock_that_leaves_the_weights_in_the_open_is_refused() -> None:
+    make = onnx.helper.make_node
+    quantised = _built([make("DequantizeLinear", ["q", "s"], ["w"]), make("MatMul", ["x", "w"], ["y"])], (3, 8), (3, 16), {
+        "q": np.arange(128, dtype=np.int8).reshape(8, 16), "s": np.float32(0.1) * np.ones((), np.float32),
+    })
+    held = onnx.numpy_helper.from_array(_drawn(8, 16), "w")
+    constant = _built([make("Constant", [], ["w"], value=held), make("MatMul", ["x", "w"], ["y"])], (3, 8), (3, 16), {})
+    bare = _built([make("Relu", ["x"], ["y"])], (3, 8), (3, 8), {})
+    for model in (quantised, constant, bare):
+        with pytest.raises(ModelError, match="would stay in the open"):
+            lock_onnx(model, KEY)
+
+
+def test_a_lock_leaves_numbers_that_decide_a_size() -> None:
+    make = onnx.helper.make_node
+    nodes = [make("Conv", ["x", "w"], ["h"]), make("Resize", ["h", "", "sizes"], ["y"], mode="nearest")]
+    sizes = np.array([1, 1, 2, 3], np.float32)
+    model = _built(nodes, (1, 3, 8, 8), (1, 8, None, None), {"w": _drawn(8, 3, 3, 3), "sizes": sizes})
+    x = _drawn(1, 3, 8, 8)
+    locked = lock_onnx(model, KEY)
+    assert _ran(locked, x).shape == (1, 8, 12, 18) and not np.allclose(_ran(locked, x), _ran(model, x))
+    assert np.allclose(_ran(unlock_onnx(locked, KEY), x), _ran(model, x), rtol=1e-4, atol=1e-5)

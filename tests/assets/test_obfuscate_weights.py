@@ -17,7 +17,7 @@ from hauberk.assets.obfuscate.fx_reader import read, traced
 from hauberk.assets.obfuscate.preserve import gap
 from hauberk.assets.obfuscate.report import attack_report, size_ratio
 from hauberk.assets.obfuscate.similarity import fx_nodes, graph_similarity, name_leakage
-from hauberk.core.errors import DataError, UsageError
+from hauberk.core.errors import DataError, ModelError, UsageError
 
 KEY = bytes(range(32))
 
@@ -192,6 +192,38 @@ def test_a_scattered_graph_is_another_graph_with_the_same_answers() -> None:
     alike = graph_similarity(fx_nodes(traced(module, x)), fx_nodes(made))
     assert alike < 0.6 and graph_similarity(fx_nodes(made), fx_nodes(made)) == pytest.approx(1.0)
     assert size_ratio(module.state_dict(), made.state_dict()) <= 1.0
+
+
+def test_computed_weights_and_odd_examples_keep_the_answers_or_are_named() -> None:
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    computed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 16)), nn.ReLU(), nn.Linear(16, 3)).eval()
+    assert mix(computed, x).difference < 1e-5 and gap(computed, obfuscate.scatter(computed, x, smallest=1), x) < 1e-5
+    for way in (mix, obfuscate.scatter, obfuscate.rename_module):
+        with pytest.raises(ModelError, match="does not take the example"):
+            way(computed, torch.zeros(3, 9))
+
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x + 1
+
+    with pytest.raises(ModelError, match="answers with a tuple"):
+        mix(Two(), x)
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.linspace(-1, 1, 32).view(4, 8))
+        self.block = nn.TransformerEncoderLayer(8, 2, 16)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+
+
+def test_fresh_weights_keep_nothing_that_was_learnt() -> None:
+    module = _random(Positions())
+    made = fresh(module, 1)
+    before, again = dict(module.named_parameters()), dict(fresh(module, 1).named_parameters())
+    assert not [name for name, value in made.named_parameters() if torch.equal(value, before[name])]
+    assert all(torch.equal(value, again[name]) for name, value in made.named_parameters())
 
 
 def test_similarity_of_hand_counted_graphs() -> None:

@@ -99,6 +99,16 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
         semantic_digest(shards)
 
 
+def test_a_link_to_more_shards_is_refused(tmp_path: Path) -> None:
+    for name in ("model", "other"):
+        (tmp_path / name).mkdir()
+        save_file({name: torch.ones(2)}, tmp_path / name / "a.safetensors")
+    assert semantic_digest(tmp_path / "model").count == 1
+    (tmp_path / "model" / "more").symlink_to(tmp_path / "other")
+    with pytest.raises(UnsafeFile, match="is a link"):
+        semantic_digest(tmp_path / "model")
+
+
 def test_any_single_change_changes_it(tmp_path: Path) -> None:
     held = tensors()
 
@@ -216,6 +226,10 @@ def tensor(kind: bytes = b"Float", key: bytes = b"0", numel: int = 4, length: in
     return TENSOR % (kind, key, numel, length)
 
 
+def stored(kind: bytes, key: bytes) -> bytes:
+    return STORED[1:] % (kind, key, 4)
+
+
 def test_what_torch_would_read_otherwise_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.arange(4.0)}, tmp_path / "good.pt")
 
@@ -228,12 +242,16 @@ def test_what_torch_would_read_otherwise_is_refused(tmp_path: Path) -> None:
     place = tmp_path / "made.pt"
     assert torch.equal(torch.load(place, weights_only=True)["a"], torch.arange(4.0))
     ordered = b"ccollections\nOrderedDict\n](](" + b + tensor() + b"ee\x85R"
+    key, again_stored = b"X\x03\x00\x00\x00key", stored(b"Float", b"0")[:-1]
     again = b"(" + STORED[1:] % (b"Float", b"0", 4) + b"K\x00K\x02\x85K\x01\x85tb"
     for pickled, said in (
         (b"}" + a + tensor() + again + b"s", "changed after it was made"),
         (ordered + a + tensor() + b"s", "holds collections.OrderedDict"),  # torch sees b as well
-        (b"}(" + a + tensor() + b + tensor(b"Int") + b"u", "describes otherwise"),  # torch gives both the first type
-        (b"}(" + a + tensor() + b + tensor(numel=2, length=2) + b"u", "describes otherwise"),
+        (b"}(" + a + tensor() + b + tensor(b"Int") + b"u", "described in two ways"),  # torch gives both the first type
+        (b"}(" + a + tensor() + b + tensor(numel=2, length=2) + b"u", "described in two ways"),
+        (stored(b"Int", b"0") + b"0}" + a + tensor() + b"s", "described in two ways"),  # torch keeps it
+        (b"}" + a + tensor().replace(b"tQ", b"tQ}" + key + again_stored + b"sb") + b"s", "changed after it was named"),
+        (b"ccollections\nOrderedDict\n)R" + a + tensor() + b"s}X\x04\x00\x00\x00keysccollections\nOrderedDict\nsb", "holds c"),
         (b"}" + a + tensor(numel=2) + b"s", "beyond its storage"), (b"}" + a + tensor(key=b"1") + b"s", "cannot be read"),
         (b"cbuiltins\nprint\n)R0}" + a + tensor() + b"s", "names builtins.print"),  # called, and the result dropped
         (b"cos\nsystem\n0}" + a + tensor() + b"s", "names os.system"),
@@ -257,6 +275,11 @@ def test_broken_safetensors_are_refused(tmp_path: Path) -> None:
         assert changed != whole
         place.write_bytes(changed)
         with pytest.raises(HauberkError):
+            semantic_digest(place)
+    for shape, end in ((f"[{'9223372036854775807,' * 200_000}0]", 0), (f"[{'9' * 4300}]", "9" * 4300)):
+        header = f'{{"a":{{"dtype":"U8","shape":{shape},"data_offsets":[0,{end}]}}}}'.encode()  # hours, or no number to print
+        place.write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(ModelError):
             semantic_digest(place)
 
 

@@ -198,8 +198,17 @@ def test_what_cannot_be_verified_is_not_verified(model: Path) -> None:
     assert not Verification("x", "y").ok  # not begun
     with pytest.raises(UsageError, match="nobody is trusted"):
         verify(model)
+    with pytest.raises(UsageError, match="no zone"):
+        verify(model, keys=[KEY.public], now=datetime.datetime(2026, 1, 1))
     with pytest.raises(UsageError, match="does not exist"):
         verify(model / "no", keys=[KEY.public])
+    whole = json.loads(signed(model).read_text())
+    for change in (lambda made: made["dsseEnvelope"]["signatures"][0], lambda made: made["verificationMaterial"]["publicKey"]):
+        broken = json.loads(json.dumps(whole))
+        change(broken).update({"keyid": "\ud800"} if "sig" in change(broken) else {"hint": "\ud800"})
+        signature_path(model).write_text(json.dumps(broken))
+        found = check(model)
+        assert not found and json.dumps(found.to_dict(), ensure_ascii=False).encode()  # half a surrogate pair cannot be printed
     (model.parent / "empty").mkdir()
     with pytest.raises(UsageError, match="holds no file"):
         sign(model.parent / "empty", KEY)

@@ -69,6 +69,27 @@ def test_names_and_shapes_go_and_come_back_by_their_map(hauberk: Run, folder: Pa
     assert all(torch.equal(back[name], value) for name, value in before.items()) and len(back) == len(before)
 
 
+def test_decoys_are_undone_by_the_key(hauberk: Run, folder: Path) -> None:
+    layers = "nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 6))"
+    (folder / "wide.py").write_text(f"from torch import nn\n\ndef build():\n    return {layers}\n")
+    made: dict[str, object] = {}
+    exec((folder / "wide.py").read_text(), made)
+    state = made["build"]().state_dict()  # type: ignore[operator]
+    torch.save(state, folder / "wide.pt")
+    words = ("wide.py:build", "--weights", "wide.pt", "--method", "decoys", "--method", "rename")
+    run = hauberk("obfuscate", *words, "--key-file", "key", "--new-key", "--names", "names.json", "--output", "d.safetensors")
+    assert run.exit_code == 0, run.stderr
+    more = ("--names", "names.json", "--output")
+    assert hauberk("unlock", "d.safetensors", *more, "b.safetensors").exit_code == 0
+    branches = safetensors.torch.load_file(folder / "b.safetensors")
+    assert branches.keys() != state.keys() and "selector_salt" in branches
+    for words in (("d.safetensors", "--names", "names.json"), ("b.safetensors",)):
+        run = hauberk("unlock", *words, "--key-file", "key", "--output", "o.safetensors", "--force")
+        assert run.exit_code == 0 and "whether the key is the right one" in run.stderr
+        back = safetensors.torch.load_file(folder / "o.safetensors")
+        assert back.keys() == state.keys() and all(torch.equal(back[name], value) for name, value in state.items())
+
+
 def test_another_structure_is_an_exported_program_that_answers_the_same(hauberk: Run, folder: Path) -> None:
     code = ("net.py:build", "--weights", "w.pt", "--data", "sklearn:digits")
     run = hauberk("obfuscate", *code, "--method", "split", "--output", "s.pt2")
@@ -80,6 +101,9 @@ def test_another_structure_is_an_exported_program_that_answers_the_same(hauberk:
     assert torch.allclose(torch.export.load(folder / "s.pt2").module()(x), module(x), atol=1e-5)
 
 
+LOCK = ("w.pt", "--method", "lock", "--key-file", "k", "--new-key")
+
+
 @pytest.mark.parametrize(("words", "told"), [
     (("w.pt", "--method", "mix", "--output", "o.safetensors"), "mix does not apply to bare weights. Expected rename | lock."),
     (("w.pt", "--output", "o.safetensors"), "--names is missing"),
@@ -89,9 +113,13 @@ def test_another_structure_is_an_exported_program_that_answers_the_same(hauberk:
     (("w.pt", "--method", "lock", "--key-file", "net.py", "--output", "o.safetensors"), "64 hexadecimal digits"),
     (("w.pt", "--names", "n.json", "--output", "w.safetensors"), "w.safetensors exists already"),
     (("net.py:build", "--method", "mix", "--output", "o.safetensors"), "--data is missing"),
+    ((*LOCK, "--report", "r", "--output", "o.safetensors"), "--report is given"),
+    ((*LOCK, "--names", "n", "--output", "o.safetensors"), "--names is given"),
+    (("n.onnx", "--method", "lock", "--method", "mix", "--output", "o.onnx"), "lock is asked for before mix"),
+    (("missing.pt", "--method", "lock", "--key-file", "k", "--new-key", "--output", "o.safetensors"), "missing.pt"),
     (("missing.pt", "--names", "n.json", "--output", "o.safetensors"), "missing.pt"),
 ])
 def test_each_wrong_use_has_one_clear_error(hauberk: Run, folder: Path, words: tuple[str, ...], told: str) -> None:
     run = hauberk("obfuscate", *words)
-    assert run.exit_code == 2 and told in run.stderr and run.stderr.count("\n") == 1
-    assert not (folder / "o.safetensors").exists() and not (folder / "n.json").exists()
+    assert run.exit_code == 2 and told in run.stderr and run.stderr.count("\n") == 1 + ("missing.pt" in words and "k" in words)
+    assert not any((folder / name).exists() for name in ("o.safetensors", "n.json", "k"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def test_from_a_key_to_a_verified_model(shop: Path) -> None:
     found = run("verify", "net.safetensors", "--key", "maker.pub")
     assert "verified: net.safetensors" in found.output and "version 1.2" in found.output and "verdict safe" in found.output
     told = json.loads(run("verify", "net.safetensors", "--key", "maker.pub", "--output-format", "json").output)
+    assert told["model"]["sha256"] == hashlib.sha256(Path("net.safetensors").read_bytes()).hexdigest()  # as every tool gives it
     assert told["ok"] is True and told["facts"]["scan"]["verdict"] == "safe" and told["model"]["name"] == "net"
     assert "tensors alone" in run(
         "verify", "net.pt", "--signature", "net.safetensors.sig", "--key", "maker.pub", "--content", "tensors"
@@ -101,7 +103,7 @@ def test_a_policy_decides(shop: Path) -> None:
     run(*sign)
     assert "not there: privacy, watermark" in run("verify", "net.pt", "--policy", "policy.toml", code=1).output
     for noise, code in (("1.5", 0), ("0.5", 1)):
-        run("account", "--noise", noise, "--n", "60000", "--batch", "256", "--epochs", "1", "--output", "privacy.json")
+        run("account", "--noise", noise, "--n", "60000", "--batch", "256", "--epochs", "1", "--output", "privacy.json", "--force")
         run(*sign, "--watermark", "mark.key", "--privacy-statement", "privacy.json")
         found = run("verify", "net.pt", "--policy", "policy.toml", code=code)
     assert "claims ε" in found.output

@@ -58,7 +58,7 @@ def read_advisories(path: str | Path) -> list[Advisory]:
     try:
         if place.stat().st_size > LARGEST:
             raise UnsafeFile(f"{place} has {place.stat().st_size} bytes", want=f"at most {LARGEST}")
-        text = place.read_text(encoding="utf-8")
+        text = place.read_text(encoding="utf-8-sig")  # with a mark before it, the first name would fit no package
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the list {place} cannot be read ({error})", want="lines of package, versions, id") from error
     found = _table(text, place) if text.lstrip().startswith("[") else _lines(text, place)
@@ -121,7 +121,8 @@ def _table(text: str, place: Path) -> list[Advisory]:
 def _checked(one: Advisory, where: str) -> Advisory:
     try:
         if one.versions != "*":
-            if not one.versions.strip():
+            # A comma at an end means that the rest stands behind a blank, and would be taken for the identifier.
+            if not all(part.strip() for part in one.versions.split(",")):
                 raise InvalidSpecifier("empty")
             SpecifierSet(one.versions)
     except InvalidSpecifier as error:

@@ -60,11 +60,15 @@ def describe(made: Inspection, signed: dict[str, Any], *, everything: bool = Fal
         ("file", f"{made.path}, {made.size:,} bytes"), ("SHA-256", made.digest), ("format", made.format),
         ("encryption", "encrypted; its key is needed to say more" if made.encrypted else "none"), ("signature", signed["words"]),
         ("scan", "not looked into: encrypted" if made.encrypted else scan),
-        *(("note", one) for one in made.notes), *((key, value) for key, value in list(made.facts.items())[:8]),
+        *(("note", one) for one in made.notes),
     ]
     if made.tensors:
         rows.append(("parameters", f"{made.parameters:,} in {len(made.tensors)} tensors ({types})"))
-    lines = [f"{key[:14]:<14} {line(value, 300)}" for key, value in rows]
+    lines = [f"{key:<14} {line(value, 300)}" for key, value in rows]
+    if made.facts:
+        # Apart from what was found: the file chooses these words, and a row of them must not pass for one of ours.
+        lines += ["", "the file says of itself"]
+        lines += [f"  {line(key, 28):<28} {line(value, 300)}" for key, value in list(made.facts.items())[:8]]
     layers = made.layers()
     if layers:
         source = "classes named in the file" if made.classes else "inferred from names and shapes"
@@ -79,7 +83,7 @@ def describe(made: Inspection, signed: dict[str, Any], *, everything: bool = Fal
         shown_tensors = made.tensors if everything else made.tensors[:8]
         lines += ["", "tensors"]
         for one in shown_tensors:
-            lines.append(f"  {line(one.name, 60):<60} {one.dtype:<6} {'×'.join(map(str, one.shape)) or 'scalar'}")
+            lines.append(f"  {line(one.name, 60):<60} {line(one.dtype, 20):<6} {'×'.join(map(str, one.shape)) or 'scalar'}")
         more = len(made.tensors) - len(shown_tensors)
         lines += [f"  … and {more} more (-v)"] if more else []
     return "\n".join(lines)

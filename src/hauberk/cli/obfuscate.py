@@ -64,12 +64,17 @@ def obfuscate(
     kind = "module" if named_in_code(model) else "onnx" if model.lower().endswith(".onnx") else "weights"
     _refuse(wanted, kind, output, (names, report), force, data)
     secret = _key(wanted, key, new_key)
-    if kind == "onnx":
-        _onnx(Path(model), wanted, secret, output)
-    elif kind == "weights":
-        _weights(Path(model), wanted, secret, output, names, shapes, trust)
-    else:
-        _module(model, weights, wanted, secret, output, names, shapes, trust, _samples(data, train, label), report)
+    try:
+        if kind == "onnx":
+            _onnx(Path(model), wanted, secret, output)
+        elif kind == "weights":
+            _weights(Path(model), wanted, secret, output, names, shapes, trust)
+        else:
+            _module(model, weights, wanted, secret, output, names, shapes, trust, _samples(data, train, label), report)
+    except BaseException:
+        if secret is not None and new_key and key is not None and not output.exists():
+            key.unlink(missing_ok=True)  # it locked nothing, and would stand in the way of the next try
+        raise
     typer.echo(f"{output} is written")
 
 
@@ -83,7 +88,7 @@ def unlock(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Undo lock with the key, and rename with its map."""
+    """Undo lock, and decoys of code, with the key, and rename with its map."""
     if output.exists() and not force:
         raise UsageError(f"{output} exists already", want="a new file", fix="Use --force to write over it")
     if key is None and names is None:
@@ -106,12 +111,21 @@ def unlock(
 def _unlocked(file: Path, key: Path | None, names: Path | None) -> bytes:
     import safetensors.torch
 
+    from hauberk.assets.obfuscate.decoys import SALT, without_decoys
     from hauberk.assets.obfuscate.files import load_locked, read_key, read_names
     from hauberk.assets.obfuscate.rename import restore
 
-    state = load_locked(file, read_key(key)) if key is not None else _read_weights(file, trust=False)
-    if names is not None:
-        state = restore(state, read_names(names))
+    table = read_names(names) if names is not None else None
+    plain = key is None or file.suffix.lower() == ".safetensors"
+    state = _read_weights(file, trust=False) if plain else {}
+    decoys = key is not None and (SALT in state or SALT in {old for old, _ in (table or {}).values()})
+    if key is not None and not decoys:
+        state = load_locked(file, read_key(key))
+    if table is not None:
+        state = restore(state, table)
+    if key is not None and decoys:
+        state = without_decoys(state, read_key(key))
+        remark("nothing in the file tells whether the key is the right one: see whether the model answers")
     return safetensors.torch.save({name: value.contiguous() for name, value in state.items()})
 
 
@@ -132,6 +146,15 @@ def _refuse(wanted: list[Method], kind: str, output: Path, others: tuple[Path | 
         raise UsageError("split is asked for with other methods", want="split alone for code: it takes names away, too")
     if {Method.LOCK, Method.DECOYS} <= set(wanted):
         raise UsageError("lock and decoys are both asked for", want="one of them")
+    for one in wanted[:-1]:
+        if kind == "onnx" and one in (Method.LOCK, Method.DECOYS):
+            raise UsageError(f"{one.value} is asked for before {wanted[-1].value}", want=f"{one.value} last",
+                             fix="What comes after would change what the key undoes")
+    if others[0] is not None and (Method.RENAME not in wanted or kind == "onnx"):
+        raise UsageError("--names is given", want="rename of weights or code: there is no other map", fix="Leave --names out")
+    if others[1] is not None and (kind != "module" or not data or not {Method.LOCK, Method.DECOYS} & set(wanted)):
+        raise UsageError("--report is given", want="code as MODEL, --data, and lock or decoys: attacks are made on those",
+                         fix="Leave --report out")
     for path in (output, *others):
         if path is not None and path.exists() and not force:
             raise UsageError(f"{path} exists already", want="a new file", fix="Use --force to write over it")

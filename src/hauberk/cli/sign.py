@@ -198,7 +198,7 @@ def describe(found: Verification) -> str:
         facts = statement.facts
         version = f", version {facts.version}" if facts is not None and facts.version else ""
         rows.append(("model", f"{statement.name}{version}, {len({one.name for one in statement.resources})} files"))
-        rows.append(("SHA-256", statement.root))
+        rows.append(("SHA-256" if len(statement.resources) == 1 and not statement.shard else "over all", statement.sha256))
         who = f"{found.signer} " if found.signer else ""
         rows.append(("signer", f"{who}({found.algorithm}, key {found.key[:16]}…)"))
         if facts is not None:

@@ -143,7 +143,7 @@ def read_header(source: BinaryIO, name: str) -> tuple[Header, int]:
 def _told(header: Header) -> bytes:
     try:
         return header.told
-    except UsageError:  # what was read is within the limits, but would not be when written in the one allowed way
+    except (UsageError, RecursionError):  # within the limits as read, but not when written in the one allowed way
         return b""
 
 

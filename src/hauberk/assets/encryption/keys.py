@@ -189,7 +189,7 @@ def key_from_file(path: str | Path) -> RawKey:
     """Return the key in a file: raw bytes, or hexadecimal digits.
 
     Raises:
-        UsageError: when it cannot be read, or is no key.
+        UsageError: when it cannot be read, or is no key: words are none, as nothing would stretch them.
     """
     return _raw(secret_from_file(path, strip=False), f"the key file {path}")
 
@@ -240,12 +240,25 @@ def _raw(held: bytearray, where: str) -> RawKey:
         for at in range(len(key)):
             key[at] = int(text[2 * at : 2 * at + 2], 16)
     try:
+        if len(key) >= SHORTEST and key == held and _words(held):
+            raise UsageError(
+                f"{where} holds text", want="16 to 64 random bytes, or their hexadecimal digits",
+                fix="Words are a passphrase: --passphrase-file, --passphrase-env or Passphrase(text), which stretch them",
+            )
         if not SHORTEST <= len(key) <= LONGEST:
             raise UsageError(f"{where} holds {len(key)} bytes", want="16 to 64 bytes, or their hexadecimal digits")
         return RawKey(key)
     finally:
         for one in (held, text, key):
             wipe(one)
+
+
+def _words(held: bytearray) -> bool:
+    """Return whether bytes are text: 16 random ones are with a probability of 1e-7, 32 with 1e-14."""
+    try:
+        return "".join(held.decode("utf-8").split()).isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def _masked(data_key: bytearray, bound: bytes) -> bytearray:

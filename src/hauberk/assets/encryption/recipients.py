@@ -43,6 +43,7 @@ class Recipient:
         try:
             self._x = X25519PublicKey.from_public_bytes(public[:_X])
             self._ml = MLKEM768PublicKey.from_public_bytes(public[_X:]) if len(public) > _X else None
+            X25519PrivateKey.generate().exchange(self._x)  # refuses points of low order, whose shared secret anybody knows
         except ValueError as error:
             raise UsageError("the public key is no point or lattice key", want="one that hauberk recipient made") from error
 

@@ -21,6 +21,7 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LARGEST_JSON = 100 << 20
+_MOST_AXES = 64  # as torch has it; a product of millions of lengths would take hours
 Entry = tuple[torch.dtype, tuple[int, ...], int, int]  # type, shape, begin and end in the data
 
 
@@ -130,6 +131,8 @@ def _entries(reader: EncryptedReader) -> tuple[dict[str, Entry], int]:
         for name, one in held.items():
             if name != "__metadata__":
                 begin, end = map(_whole, one["data_offsets"])
+                if len(one["shape"]) > _MOST_AXES:
+                    raise ValueError(f"{len(one['shape'])} axes")
                 found[name] = (DTYPES[one["dtype"]], tuple(map(_whole, one["shape"])), begin, end)
         spans = sorted((begin, end) for _, _, begin, end in found.values())
         exact = all(end - begin == math.prod(shape) * dtype.itemsize for dtype, shape, begin, end in found.values())
@@ -142,7 +145,7 @@ def _entries(reader: EncryptedReader) -> tuple[dict[str, Entry], int]:
 
 
 def _whole(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise ValueError(f"{str(value)[:20]} is no size")
     return value
 

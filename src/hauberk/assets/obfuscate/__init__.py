@@ -2,6 +2,7 @@
 
 from hauberk.assets.obfuscate.decoys import add_decoys as add_decoys
 from hauberk.assets.obfuscate.decoys import choose as choose
+from hauberk.assets.obfuscate.decoys import without_decoys as without_decoys
 from hauberk.assets.obfuscate.draws import new_key as new_key
 from hauberk.assets.obfuscate.keyed import Locked as Locked
 from hauberk.assets.obfuscate.keyed import lock_weights as lock_weights

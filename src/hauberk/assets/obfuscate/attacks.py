@@ -101,15 +101,20 @@ def few_shot(module: nn.Module, samples: Samples, *, steps: int = 100, lr: float
 
 
 def fresh(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Return a copy with weights drawn anew, as its layers do it; layers that cannot keep theirs."""
+    """Return a copy with weights drawn anew, as its layers do it; where they cannot, normally, as wide as they were."""
     from hauberk.core.rng import isolated
 
     made = copy.deepcopy(module)
-    with isolated(seed):
+    before = {name: value.detach().clone() for name, value in made.named_parameters()}
+    with isolated(seed), torch.no_grad():
         for part in made.modules():
-            reset = getattr(part, "reset_parameters", None)
+            reset = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
             if callable(reset):
                 reset()
+        for name, value in made.named_parameters():
+            # What no layer drew (positions, tokens, parametrised weights) holds what was learnt: it may not stay.
+            if value.is_floating_point() and value.numel() > 1 and torch.equal(value, before[name]) and bool(value.std() > 0):
+                value.copy_(torch.randn(value.shape, dtype=torch.float64) * value.double().std() + value.double().mean())
     return made
 
 

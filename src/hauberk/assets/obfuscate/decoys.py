@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.assets.obfuscate.draws import Draws, new_key
-from hauberk.core.errors import UsageError
+from hauberk.core.errors import DataError, UsageError
 
 SALT = "selector_salt"
 _MARK = "branches_"
@@ -60,6 +60,26 @@ def choose(module: nn.Module, key: bytes) -> nn.Module:
     for name, index in branch_choices(module, key, salt).items():
         set_branch(module, name, index)
     return module
+
+
+def without_decoys(state: Mapping[str, Tensor], key: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a saved module with decoys under the names they had, chosen by the key.
+
+    Raises:
+        DataError: for tensors without decoys. Nothing tells whether the key is the right one.
+    """
+    found = state.get(SALT)
+    if found is None or found.dtype != torch.uint8 or found.ndim != 1:
+        raise DataError("the tensors have no decoys", want="what was saved of a module that add_decoys made")
+    salt, made = bytes(found.tolist()), dict[str, Tensor]()
+    for name, value in state.items():
+        owner, _, part = name.rpartition(".")
+        if part.startswith(_MARK) and value.ndim:
+            plain = f"{owner}.{part.removeprefix(_MARK)}".lstrip(".")
+            made[plain] = value[Draws(key, salt, f"branch\0{plain}").below(len(value))]
+        elif name != SALT:
+            made[name] = value
+    return made
 
 
 def branch_names(module: nn.Module) -> dict[str, int]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hauberk.assets.obfuscate.draws import as_key, new_key
 from hauberk.assets.obfuscate.keyed import Locked, lock_weights, unlock_weights
-from hauberk.assets.obfuscate.onnx_keyed import onnx_tensors, with_onnx_tensors
-from hauberk.core.errors import DataError, UsageError
+from hauberk.assets.obfuscate.onnx_keyed import onnx_tensors, unreached, with_onnx_tensors
+from hauberk.core.errors import DataError, ModelError, UsageError
 from hauberk.core.files import cannot_write, write_whole
 
 MARK = "hauberk.lock"
@@ -93,10 +93,23 @@ def load_locked(path: Path, key: bytes) -> dict[str, Tensor]:
 
 
 def lock_onnx(model: Any, key: bytes, *, octaves: float = 3.0) -> Any:
-    """Return an ONNX model whose weights are under a key; it runs anywhere and answers at random."""
+    """Return an ONNX model whose weights are under a key; it runs anywhere and answers at random.
+
+    Raises:
+        ModelError: where more than a hundredth of the weights is of a kind that would stay in the open.
+        UsageError: as `lock_weights`.
+    """
     import onnx
 
-    locked = lock_weights(onnx_tensors(model), key, octaves=octaves)
+    tensors, left = onnx_tensors(model), unreached(model)
+    held, opened = sum(one.numel() for one in tensors.values()), sum(left.values())
+    if not held or opened > 0.01 * held:
+        most = f", such as '{max(left, key=lambda one: left[one])[:60]}'" if left else ""
+        raise ModelError(
+            f"{opened} of {held + opened} weights would stay in the open{most}", want="floating-point initializers",
+            fix="Encrypt the file: hauberk encrypt",
+        )
+    locked = lock_weights(tensors, key, octaves=octaves)
     made = with_onnx_tensors(model, locked.state)
     onnx.helper.set_model_props(made, {**{one.key: one.value for one in model.metadata_props}, MARK: _facts(locked, octaves)})
     return made

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized
 
 from hauberk.assets.obfuscate.channels import Channels, Value
 from hauberk.core.errors import ModelError
@@ -58,12 +59,24 @@ def traced(module: nn.Module, example: Tensor) -> fx.GraphModule:
         graph = fx.symbolic_trace(copy.deepcopy(module).eval())
     except Exception as error:
         raise ModelError(
-            f"{type(module).__name__} cannot be traced ({type(error).__name__}: {str(error).splitlines()[0][:120]})",
+            f"{type(module).__name__} cannot be traced ({type(error).__name__}: {first_words(error)})",
             want="a module whose path does not depend on the data", fix="Export it to ONNX and obfuscate that file",
         ) from error
     with torch.no_grad():
+        try:
+            graph(example)
+        except Exception as error:  # whatever a layer says of an input that it does not take
+            raise ModelError(
+                f"{type(module).__name__} does not take the example, of shape {tuple(example.shape)} ({first_words(error)})",
+                want="a batch of its inputs",
+            ) from error
         ShapeProp(graph).propagate(example)
     return graph
+
+
+def first_words(error: Exception) -> str:
+    """Return what an error says, on one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def read(graph: fx.GraphModule) -> Channels:
@@ -114,6 +127,9 @@ class _Reader:
 
     def _module(self, node: fx.Node, value: Value) -> Value:
         module, channels = self.modules[str(node.target)], self.channels
+        if is_parametrized(module):  # its weight is computed, and what it is computed from is not to be edited
+            channels.opaque(value)
+            return self._fixed(node)
         name, bias = self._name(module, "weight"), self._name(module, "bias")
         if isinstance(module, nn.Linear) and self._last(node, value):
             return channels.mix(value, name, bias, module.out_features, axis=-1 if _rank(node) > 2 else 1)
@@ -176,7 +192,8 @@ class _Reader:
 
     def _last(self, node: fx.Node, value: Value) -> bool:
         """Whether the units of a value lie along the last axis of what a layer reads."""
-        return value.axis == -1 or _rank(node) == 2 or not self.channels.moves(value.units)
+        fixed = not self.channels.moves(value.units) and not self.channels.moves(value.scale)
+        return value.axis == -1 or _rank(node) == 2 or fixed
 
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:

@@ -12,7 +12,7 @@ from hauberk.assets.obfuscate.channels import Channels
 from hauberk.assets.obfuscate.draws import new_key
 from hauberk.assets.obfuscate.keyed import SALT_BYTES
 from hauberk.assets.obfuscate.mixing import mixed
-from hauberk.assets.obfuscate.onnx_reader import read_onnx
+from hauberk.assets.obfuscate.onnx_reader import names_read, read_onnx
 
 
 def strip_onnx(model: Any) -> Any:
@@ -28,14 +28,13 @@ def strip_onnx(model: Any) -> Any:
 
     made = onnx.ModelProto()
     made.CopyFrom(model)
+    if made.functions:  # a function has a name, and so have all that is in it
+        import onnx.inliner
+
+        made = onnx.inliner.inline_local_functions(made)
     graph = made.graph
-    for holder, parts in ((made, ("producer_name", "producer_version", "domain", "doc_string")), (graph, ("doc_string",))):
-        for part in parts:
-            holder.ClearField(part)
-    made.ClearField("metadata_props")
-    graph.ClearField("value_info")
-    graph.ClearField("metadata_props")
-    graph.name = "g"
+    for part in ("producer_name", "producer_version", "domain", "doc_string", "metadata_props"):
+        made.ClearField(part)
     kept = {one.name for one in (*graph.input, *graph.output)} - {one.name for one in graph.initializer}
     names: dict[str, str] = {"": ""}
     _renamed(graph, names, kept)
@@ -92,7 +91,7 @@ def split_onnx(model: Any, *, smallest: int = 8) -> Any:
     for node in graph.node:
         axis = _output_axis(node, weights)
         total = weights[node.input[1]].dims[axis] if axis is not None else 0
-        if axis is None or total < smallest:
+        if axis is None or total < max(smallest, 4):  # fewer leave a part empty
             nodes.append(node)
             continue
         cut = total // 4 + secrets.randbelow(total // 2)
@@ -114,7 +113,7 @@ def split_onnx(model: Any, *, smallest: int = 8) -> Any:
         nodes.append(onnx.helper.make_node("Concat", parts, [node.output[0]], axis=1))
     graph.ClearField("node")
     graph.node.extend(nodes)
-    used = {name for node in graph.node for name in node.input}
+    used = {name for node in graph.node for name in names_read(node)} | {one.name for one in graph.output}
     kept = [onnx.TensorProto.FromString(one.SerializeToString()) for one in graph.initializer if one.name in used]
     graph.ClearField("initializer")
     graph.initializer.extend([*kept, *fresh])
@@ -124,28 +123,31 @@ def split_onnx(model: Any, *, smallest: int = 8) -> Any:
 def _output_axis(node: Any, weights: dict[str, Any]) -> int | None:
     """Return which axis of a layer's weight its outputs lie along; None where it is not split."""
     names = [name for name in node.input[1:] if name]
-    if node.op_type not in ("Conv", "Gemm") or not names or any(name not in weights for name in names):
+    known = node.domain in ("", "ai.onnx") and node.op_type in ("Conv", "Gemm")
+    if not known or not names or any(name not in weights for name in names):
         return None
     options = {one.name: one for one in node.attribute}
     if node.op_type == "Conv":
         return 0 if "group" not in options or options["group"].i == 1 else None
-    if len(names) > 1 and len(weights[names[1]].dims) != 1:
-        return None
-    return 0 if "transB" in options and options["transB"].i else 1
+    axis = 0 if "transB" in options and options["transB"].i else 1
+    if len(names) > 1 and list(weights[names[1]].dims) != [weights[names[0]].dims[axis]]:
+        return None  # one number for all outputs, or a table of them
+    return axis
 
 
 def _renamed(graph: Any, names: dict[str, str], kept: set[str]) -> None:
-    """Rename a graph and the graphs within it in place."""
-    for thing in (*graph.initializer, *graph.input, *graph.output):
+    """Rename a graph and the graphs within it in place, and take away what else is told of it."""
+    graph.name = "g"
+    for part in ("doc_string", "value_info", "metadata_props", "quantization_annotation"):
+        graph.ClearField(part)
+    for thing in (*graph.initializer, *(one.values for one in graph.sparse_initializer), *graph.input, *graph.output):
         if thing.name not in kept:
             thing.name = names.setdefault(thing.name, secrets.token_hex(6))
         thing.ClearField("doc_string")
-    for axis, one in enumerate(one for info in graph.input for one in info.type.tensor_type.shape.dim):
+        thing.ClearField("metadata_props")
+    for one in (one for info in (*graph.input, *graph.output) for one in info.type.tensor_type.shape.dim):
         if one.dim_param:
-            one.dim_param = names.setdefault(f"\0axis {one.dim_param}", f"d{axis}")
-    for one in (one for info in graph.output for one in info.type.tensor_type.shape.dim):
-        if one.dim_param:
-            one.dim_param = names.setdefault(f"\0axis {one.dim_param}", f"e{len(names)}")
+            one.dim_param = names.setdefault(f"\0axis {one.dim_param}", f"d{len(names)}")
     for node in graph.node:
         node.name = ""
         node.ClearField("doc_string")
@@ -165,7 +167,7 @@ def _reordered(graph: Any) -> None:
 
     waiting = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
     made_by = {name: at for at, node in enumerate(waiting) for name in node.output if name}
-    needs = {at: {made_by[name] for name in _read(node) if name in made_by} for at, node in enumerate(waiting)}
+    needs = {at: {made_by[name] for name in names_read(node) if name in made_by} for at, node in enumerate(waiting)}
     graph.ClearField("node")
     while needs:
         ready = [at for at, left in needs.items() if not left]
@@ -174,14 +176,3 @@ def _reordered(graph: Any) -> None:
         del needs[chosen]
         for left in needs.values():
             left.discard(chosen)
-
-
-def _read(node: Any) -> set[str]:
-    """Return the names a node reads, inside its graphs too."""
-    found = set(node.input)
-    for option in node.attribute:
-        for inner in ([option.g] if option.HasField("g") else []) + list(option.graphs):
-            for one in inner.node:
-                found |= _read(one)
-            found |= {one.name for one in inner.output}
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +16,49 @@ from hauberk.assets.obfuscate.draws import Draws, as_key
 from hauberk.core.errors import UsageError
 
 SELECTOR = "selector"
+_TYPES = (1, 10, 11)  # float, float16, double
+_OTHERS = (2, 3, *range(16, 24))  # 8 bits and fewer, bfloat16
+# What reads floating-point numbers that are no weights: scrambled, the model would not run, or burst the memory.
+_SETTINGS = ("Resize", "Upsample", "Range", "Pad", "Clip", "Dropout", "NonMaxSuppression", "OneHot")
 
 
 def onnx_tensors(model: Any) -> dict[str, Tensor]:
-    """Return the floating-point weights of an ONNX model by name."""
+    """Return the floating-point weights of an ONNX model by name; numbers that decide a size or a range are none."""
     from onnx import numpy_helper
 
-    found = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer if one.data_type in (1, 10, 11)}
+    settings = {name for node in model.graph.node if node.op_type in _SETTINGS for name in node.input}
+    found = {
+        one.name: numpy_helper.to_array(one) for one in model.graph.initializer
+        if one.data_type in _TYPES and one.name not in settings
+    }
     return {name: torch.from_numpy(array.copy()) for name, array in found.items()}
+
+
+def unreached(model: Any) -> dict[str, int]:
+    """Return the weights of an ONNX model that `onnx_tensors` does not: by name, how many numbers each holds.
+
+    They are of another type (bfloat16, quantised), in constants, in graphs within, in attributes such as a tree's, or sparse.
+    """
+    found = {one.name: math.prod(one.dims) for one in model.graph.initializer if one.data_type in _OTHERS}
+    found |= {one.values.name: math.prod(one.values.dims) for one in model.graph.sparse_initializer}
+    graphs, nodes = [model.graph], [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if not nodes:
+            graph = graphs.pop()
+            nodes = list(graph.node)
+            if graph is not model.graph:
+                found |= {one.name: math.prod(one.dims) for one in graph.initializer if one.data_type in (*_TYPES, *_OTHERS)}
+            continue
+        node = nodes.pop()
+        for option in node.attribute:
+            name = f"{node.op_type} {option.name} {len(found)}"
+            for held in ([option.t] if option.HasField("t") else []) + list(option.tensors):
+                if held.data_type in (*_TYPES, *_OTHERS):
+                    found[name] = found.get(name, 0) + math.prod(held.dims)
+            if option.floats:
+                found[name] = len(option.floats)
+            graphs += ([option.g] if option.HasField("g") else []) + list(option.graphs)
+    return found
 
 
 def with_onnx_tensors(model: Any, tensors: Mapping[str, Tensor]) -> Any:

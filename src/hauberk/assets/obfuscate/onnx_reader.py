@@ -38,10 +38,13 @@ class _Reader:
                 self.values[one.name] = self._fixed(one.name)
 
     def visit(self, node: Any) -> None:
-        found = self._value(node, [self.values[name] for name in node.input if name in self.values])
+        # A second output, such as the places of maxima, tells of the order of units in ways that are not followed.
+        plain = not any(node.output[1:])
+        found = self._value(node, [self.values[name] for name in node.input if name in self.values]) if plain else None
         if found is None:
-            self.frozen |= {name for name in node.input if name in self.weights}
-            self.channels.opaque(*(self.values[name] for name in node.input if name in self.values))
+            names = names_read(node)  # graphs within a node read what lies outside without naming it as an input
+            self.frozen |= {name for name in names if name in self.weights}
+            self.channels.opaque(*(self.values[name] for name in sorted(names) if name in self.values))
             for name in node.output:
                 self.values[name] = self._fixed(name)
             return
@@ -82,9 +85,11 @@ class _Reader:
             return channels.channelwise(value, (names[0], names[1]), (names[2], names[3]), linear=False)
         if node.op_type == "Gemm":
             plain = all(options[one].f == 1.0 for one in ("alpha", "beta") if one in options)
-            if not plain or ("transA" in options and options["transA"].i) or (bias and len(self.weights[bias]) != 1):
+            if not plain or ("transA" in options and options["transA"].i):
                 return None
             turned = "transB" in options and options["transB"].i == 1
+            if bias and self.weights[bias] != (shape[0 if turned else 1],):  # one number for all units, or a table of them
+                return None
             return channels.mix(
                 value, weight, bias, shape[0 if turned else 1], out_axis=0 if turned else 1, in_axis=1 if turned else 0
             )
@@ -123,7 +128,8 @@ class _Reader:
 
     def _last(self, node: Any, value: Value) -> bool:
         shape = self.shapes.get(node.input[0])
-        return value.axis == -1 or (shape is not None and len(shape) == 2) or not self.channels.moves(value.units)
+        fixed = not self.channels.moves(value.units) and not self.channels.moves(value.scale)
+        return value.axis == -1 or (shape is not None and len(shape) == 2) or fixed
 
     def _alike(self, node: Any) -> bool:
         one, other = (self.shapes.get(name) for name in node.input[:2])
@@ -133,6 +139,17 @@ class _Reader:
         shape = self.shapes.get(name) or ()
         size = shape[1] if len(shape) > 1 and shape[1] is not None else 1
         return self.channels.fresh(size, fixed=True)
+
+
+def names_read(node: Any) -> set[str]:
+    """Return the names a node reads, inside its graphs too."""
+    found = set(node.input)
+    for option in node.attribute:
+        for inner in ([option.g] if option.HasField("g") else []) + list(option.graphs):
+            for one in inner.node:
+                found |= names_read(one)
+            found |= {one.name for one in inner.output}
+    return found
 
 
 def _dims(info: Any) -> tuple[int | None, ...] | None:

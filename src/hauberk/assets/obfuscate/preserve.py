@@ -85,7 +85,10 @@ def gap(one: nn.Module, other: nn.Module, x: Tensor) -> float:
     for module in (one, other):
         modes = {part: part.training for part in module.modules()}
         module.eval()
-        answers.append(module(x).double())
+        answer = module(x)
+        if not isinstance(answer, Tensor):
+            raise ModelError(f"the module answers with a {type(answer).__name__}", want="one that answers with a tensor")
+        answers.append(answer.double())
         for part, mode in modes.items():
             part.training = mode
     return float((answers[0] - answers[1]).abs().max() / answers[0].abs().max().clamp(min=1e-30))

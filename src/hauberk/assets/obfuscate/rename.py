@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from hauberk.assets.obfuscate.draws import Draws, new_key
 from hauberk.assets.obfuscate.fx_reader import traced
@@ -113,7 +114,8 @@ def _reached(graph: fx.GraphModule, target: str) -> Any:
     found: Any = graph
     for step in target.split("."):
         found = getattr(found, step)
-    return copy.copy(found) if isinstance(found, nn.Module) else found
+    whole = not isinstance(found, nn.Module) or is_parametrized(found)  # torch does not copy those
+    return found if whole else copy.copy(found)
 
 
 def _put(root: nn.Module, name: str, thing: Any) -> None:

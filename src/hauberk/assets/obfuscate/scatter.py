@@ -8,9 +8,12 @@ import secrets
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import fusion
+from torch.nn.utils.parametrize import is_parametrized
 
 from hauberk.assets.obfuscate.fx_reader import traced
+from hauberk.assets.obfuscate.preserve import gap
 from hauberk.assets.obfuscate.rename import rename_module
+from hauberk.core.errors import ModelError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -27,7 +30,7 @@ def scatter(module: nn.Module, example: Tensor, *, smallest: int = 8) -> fx.Grap
         smallest: layers with fewer outputs stay whole.
 
     Raises:
-        ModelError: for a module that cannot be traced.
+        ModelError: for a module that cannot be traced, or whose answers moved by more than 1e-3 of the largest.
     """
     graph = traced(module, example)
     _fold_norms(graph)
@@ -40,7 +43,12 @@ def scatter(module: nn.Module, example: Tensor, *, smallest: int = 8) -> fx.Grap
             _split(graph, node, smallest)
     graph.graph.lint()
     graph.recompile()
-    return rename_module(graph, example)
+    made = rename_module(graph, example)
+    difference = gap(module, made, example)
+    if not difference <= 1e-3:
+        raise ModelError(f"the answers moved by {difference:.3g} of the largest", want="a module that computes the same twice",
+                         fix="Rename or lock it instead")
+    return made
 
 
 def _fold_norms(graph: fx.GraphModule) -> None:
@@ -58,6 +66,8 @@ def _fold_norms(graph: fx.GraphModule) -> None:
         if before.op != "call_module" or len(before.users) != 1 or used[id(modules[str(before.target)])] != 1:
             continue
         layer = modules[str(before.target)]
+        if is_parametrized(layer) or is_parametrized(norm):
+            continue
         folded: nn.Module
         if isinstance(layer, _CONVOLUTIONS):
             folded = fusion.fuse_conv_bn_eval(layer, norm)
@@ -73,10 +83,10 @@ def _fold_norms(graph: fx.GraphModule) -> None:
 
 def _split(graph: fx.GraphModule, node: fx.Node, smallest: int) -> None:
     layer = graph.get_submodule(str(node.target))
-    if not isinstance(layer, (nn.Linear, *_CONVOLUTIONS)) or getattr(layer, "groups", 1) != 1:
+    if not isinstance(layer, (nn.Linear, *_CONVOLUTIONS)) or getattr(layer, "groups", 1) != 1 or is_parametrized(layer):
         return
     total = len(layer.weight)
-    if total < smallest:
+    if total < max(smallest, 4):  # fewer leave a part empty
         return
     cut = total // 4 + secrets.randbelow(total // 2)
     with graph.graph.inserting_after(node):

@@ -113,6 +113,8 @@ def _table(value: Any, name: str, needed: set[str], allowed: set[str] | None = N
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise Refused(f"{name} of the signature is no text")
+    if any("\ud800" <= mark <= "\udfff" for mark in value):
+        raise Refused(f"{name} of the signature is not Unicode")
     return value
 
 

@@ -39,7 +39,7 @@ def data_claim(path: str | Path) -> DataClaim:
     if not place.exists():
         raise DataError(f"the training data {place} is not there", want="a file or a folder")
     resources = hash_files(list_files(place))
-    digest = resources[0].digest.hex() if place.is_file() else root_digest(resources)
+    digest = resources[0].digest.hex() if len(resources) == 1 else root_digest(resources)  # as a bill of materials has it
     return DataClaim(digest=digest, files=max(len(resources), 1), name=place.name)
 
 

@@ -42,6 +42,12 @@ class Statement:
         """SHA-256 over all digests."""
         return root_digest(self.resources)
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the one file, as every tool gives it, or over the digests of many."""
+        one = self.resources[0] if len(self.resources) == 1 and self.shard is None else None
+        return one.digest.hex() if one is not None else self.root
+
     def to_json(self) -> bytes:
         """Return the payload that is signed."""
         algorithm = "sha256" if self.shard is None else f"sha256-sharded-{self.shard}"

@@ -85,7 +85,7 @@ class Verification:
         made = {key: getattr(self, key) for key in plain}
         if self.statement is not None:
             facts = self.statement.facts
-            made["model"] = {"name": self.statement.name, "sha256": self.statement.root}
+            made["model"] = {"name": self.statement.name, "sha256": self.statement.sha256}
             made["facts"] = facts.model_dump(exclude_none=True) if facts is not None else {}
         return made
 
@@ -112,6 +112,8 @@ def verify(
     place, wanted, time = Path(path), expect or Expect(), now or datetime.datetime.now(datetime.UTC)
     if not place.exists() and not place.is_symlink():
         raise UsageError(f"{place} does not exist", want="a model: a file or a folder")
+    if time.tzinfo is None:
+        raise UsageError("the time to judge by has no zone", want="an aware datetime, such as datetime.now(UTC)")
     if wanted.minimum_version:
         version_key(wanted.minimum_version)
     file = Path(signature) if signature is not None else signature_path(place)
@@ -160,19 +162,24 @@ def _stated(statement: Statement, bundle: Bundle, key: VerifyingKey, wanted: Exp
     version = facts.version if facts is not None else None
     if wanted.minimum_version and (version is None or version_key(version) < version_key(wanted.minimum_version)):
         problems.append(f"its version is {version or 'not stated'}, and {wanted.minimum_version} is the least")
-    if bundle.key_id and not hmac.compare_digest(bundle.key_id.encode(), key.id.encode()):
+    if bundle.key_id and not _same(bundle.key_id, key.id):
         problems.append("the envelope names another key than the one that signed")
     if facts is None:
         return problems
     # What we sign says twice who signed; a bundle that says it once has been changed.
     ids = (bundle.hint, bundle.key_id, facts.key)
-    if not all(hmac.compare_digest(one.encode(), key.id.encode()) for one in ids) or facts.algorithm != key.algorithm:
+    if not all(_same(one, key.id) for one in ids) or facts.algorithm != key.algorithm:
         problems.append("the statement names another key than the one that signed")
     if parse_moment(facts.signed) > now + SKEW:
         problems.append(f"it was signed on {facts.signed}, which is still to come")
     if facts.expires is not None and parse_moment(facts.expires) <= now:
         problems.append(f"the signature expired on {facts.expires}")
     return problems
+
+
+def _same(one: str, other: str) -> bool:
+    """Return whether two texts are one. Text out of JSON may hold half a pair of surrogates, which UTF-8 does not write."""
+    return hmac.compare_digest(one.encode("utf-8", "surrogatepass"), other.encode("utf-8", "surrogatepass"))
 
 
 def _files(place: Path, signature: Path, statement: Statement, result: Verification) -> None:

@@ -27,7 +27,11 @@ def tensors_in(path: str | Path) -> list[TensorSpec]:
     place = Path(path)
     files = [place]
     if place.is_dir():
-        files = sorted(one for one in place.rglob("*") if one.suffix.lower() in WEIGHTS and one.is_file())
+        inside = sorted(place.rglob("*"))
+        links = [one for one in inside if one.is_symlink() and one.is_dir()]
+        if links:  # what reads the folder may follow it, to shards that were not looked at
+            raise UnsafeFile(f"{links[0]} is a link", want="plain files and folders")
+        files = [one for one in inside if one.suffix.lower() in WEIGHTS and one.is_file()]
         if not files:
             raise ModelError(f"{place} holds no weights", want=f"files that end in {', '.join(WEIGHTS)}")
     found: dict[str, TensorSpec] = {}

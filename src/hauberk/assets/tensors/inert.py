@@ -48,10 +48,15 @@ class Made:
 
 
 class Stored:
-    """A stand-in for what lies outside the pickle: the storage of a tensor."""
+    """A stand-in for what lies outside the pickle: the storage of a tensor. It stays what it was when it was named."""
+
+    __slots__ = ("key",)
 
     def __init__(self, key: Any) -> None:
         self.key = key
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a storage that is changed after it was named")
 
 
 class _Follower(pickle._Unpickler):
@@ -62,12 +67,18 @@ class _Follower(pickle._Unpickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
         self.names: dict[str, type[Made]] = {}
+        self.stored: dict[Any, tuple[Any, ...]] = {}
 
     def find_class(self, module: str, name: str) -> type[Made]:
         full = f"{module}.{name}"
         return self.names.setdefault(full, type("Made", (Made,), {"of": full}))
 
     def persistent_load(self, key: Any) -> Stored:
+        if isinstance(key, tuple) and len(key) == 5 and key[0] == "storage" and isinstance(key[2], str):
+            # torch keeps the first storage of a key, and its type, for all that name the key later.
+            said = (getattr(key[1], "of", None), key[4])
+            if self.stored.setdefault(key[2], said) != said:
+                raise pickle.UnpicklingError("one storage is described in two ways")
         return Stored(key)
 
     def get_extension(self, code: int) -> None:

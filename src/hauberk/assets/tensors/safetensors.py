@@ -11,6 +11,7 @@ from hauberk.assets.tensors.spec import BITS, TensorSpec, stretch
 from hauberk.core.errors import ModelError
 
 LARGEST_HEADER = 100_000_000
+MOST_AXES = 64  # as torch has it; a product of millions of lengths would take hours
 
 
 def read_safetensors(path: Path) -> list[TensorSpec]:
@@ -45,7 +46,7 @@ def read_safetensors(path: Path) -> list[TensorSpec]:
 
 def _entry(path: Path, name: str, entry: dict[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
     dtype, shape, (start, end) = entry.get("dtype"), entry.get("shape"), entry["data_offsets"]
-    if dtype not in BITS or not isinstance(shape, list) or not all(_count(one) for one in shape):
+    if dtype not in BITS or not isinstance(shape, list) or len(shape) > MOST_AXES or not all(_count(one) for one in shape):
         raise _broken(path, f"tensor '{name[:80]}' of a type or shape that cannot be read")
     if (end - start) * 8 != math.prod(shape) * BITS[dtype]:
         raise _broken(path, f"tensor '{name[:80]}' whose shape does not fit its {end - start} bytes")
@@ -60,7 +61,7 @@ def _start(path: Path, entry: Any) -> tuple[int, int]:
 
 
 def _count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -94,7 +94,8 @@ class Archive:
         metadata = made.args[7 if third else 6] if len(made.args) > (7 if third else 6) else None
         if metadata:
             raise self._wrong(name, "is a view that torch would still change (conjugate or negative)")
-        if not isinstance(stored, Stored) or not _counts(shape) or not _counts(stride) or not _counts((offset,)):
+        placed = isinstance(stored, Stored) and isinstance(stored.key, tuple)
+        if not placed or not _counts(shape) or not _counts(stride) or not _counts((offset,)):
             raise self._wrong(name, "is described in a way that is not torch's")
         kind, typed, key, _, numel = stored.key
         storage = typed.of
@@ -169,7 +170,9 @@ def read_torch(path: Path) -> list[TensorSpec]:
 def _pairs(value: Any, path: Path) -> list[tuple[str, Any]]:
     pairs = list(value.items()) if isinstance(value, dict) else None
     if isinstance(value, Made) and value.of == "collections.OrderedDict" and not value.entries and not value.args:
-        pairs = value.pairs
+        # torch puts the state into the object's attributes: any other could stand before its methods.
+        plain = value.state is None or (isinstance(value.state, dict) and set(value.state) <= {"_metadata"})
+        pairs = value.pairs if plain else None
     if pairs is None or not all(isinstance(key, str) for key, _ in pairs):
         what = value.of if isinstance(value, Made) else type(value).__name__
         raise ModelError(f"{path} holds {what[:80]}", want="tensors by name: a state dict", fix="Save model.state_dict()")
