@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hauberk.core import image_quality
 from hauberk.core.errors import DataError, UsageError
 from hauberk.core.finding import Interval
 from hauberk.core.kinds import Reconstruction
@@ -111,22 +112,7 @@ def ssim(x: Tensor, z: Tensor, width: float = 1.0) -> Tensor:
     """
     if x.ndim != 4 or min(x.shape[-2:]) < 3:
         return torch.full((len(x),), math.nan, dtype=torch.float64)
-    side = min(WINDOW, *x.shape[-2:])
-    side -= 1 - side % 2
-    a, b = x.double(), z.double()
-    count = side * side
-
-    def mean(image: Tensor) -> Tensor:
-        return functional.avg_pool2d(image, side, stride=1)
-
-    mean_a, mean_b = mean(a), mean(b)
-    unbiased = count / (count - 1)
-    var_a, var_b = (unbiased * (mean(one * one) - middle * middle) for one, middle in ((a, mean_a), (b, mean_b)))
-    both = unbiased * (mean(a * b) - mean_a * mean_b)
-    small, smaller = (0.01 * width) ** 2, (0.03 * width) ** 2
-    above = (2 * mean_a * mean_b + small) * (2 * both + smaller)
-    below = (mean_a.square() + mean_b.square() + small) * (var_a + var_b + smaller)
-    return (above / below).flatten(1).mean(1)
+    return image_quality.ssim(x, z, bounds=(0.0, width), window=WINDOW)
 
 
 def _loss_and_norm(module: nn.Module, parameters: list[nn.Parameter], x: Tensor, y: Tensor) -> tuple[float, float]:
