@@ -104,6 +104,22 @@ def test_the_perceptron_is_the_same_as_any_architecture(monkeypatch: pytest.Monk
         torch.testing.assert_close(a.state_dict(), c.state_dict(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_model_with_fewer_steps_an_epoch_does_not_drift_on_its_momentum(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = records()
+    index = [torch.arange(16), torch.arange(16, 33), torch.arange(5, 21)]  # 2, 3 and 2 batches of 8
+    with isolated(0):
+        models = [perceptron() for _ in range(3)]
+    other = [copy.deepcopy(one) for one in models]
+    schedule = Schedule(epochs=3, batch_size=8)
+    if not plain:
+        monkeypatch.setattr(perceptrons, "plain", lambda model: False)
+    stacked.fit_stacked(models, x, y, index, schedule=schedule, lr=0.01)
+    one_by_one(other, x, y, index, schedule, 0.01)
+    for a, b in zip(models, other, strict=True):
+        torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=1e-5, atol=1e-5)
+
+
 def test_sums_of_rows_are_the_product_with_sparse_records() -> None:
     draw = torch.Generator().manual_seed(0)
     x, weight = (torch.rand(30, 40, generator=draw) < 0.1).float(), torch.randn(3, 40, 7, generator=draw)

@@ -60,14 +60,23 @@ def fit_stacked(
     sparse = perceptrons.Sparse.of(x) if all(perceptrons.plain(one) for one in models) else None
     together = width(models) if batched and _stackable(models, x, y) else 1
     with rng.isolated(rng.derive_seed(schedule.seed, "stacked"), x.device):
-        groups = [range(first, min(first + together, len(models))) for first in range(0, len(models), together)]
+        groups = _groups([-(-len(one) // schedule.batch_size) for one in index], together)
         for group in progress.track(groups, f"{len(models)} models, {together} at once"):
             own = [models[k] for k in group]
             quick = perceptrons.stack(own, x, sparse)
             learner = quick or (_Stack(own, x) if len(own) > 1 else _Alone(own[0], x))
-            _fit(learner, y, [index[k] for k in group], list(group), schedule, lr)
+            _fit(learner, y, [index[k] for k in group], group, schedule, lr)
             for one in own:
                 one.eval()
+
+
+def _groups(steps: Sequence[int], together: int) -> list[list[int]]:
+    """Return which models are trained at once: at most so many, all of as many steps an epoch.
+
+    A model that waits for others to finish their epoch would take steps of its own momentum.
+    """
+    alike = [[k for k, count in enumerate(steps) if count == one] for one in dict.fromkeys(steps)]
+    return [one[first : first + together] for one in alike for first in range(0, len(one), together)]
 
 
 def width(models: Sequence[nn.Module]) -> int:
@@ -117,10 +126,7 @@ def _shuffled(rows: Tensor, seed: int, number: int, epoch: int) -> Tensor:
 
 
 def _weights(lengths: list[int], size: int) -> list[Tensor]:
-    """Return what each record counts for, (k, b) by step: equal shares of its batch, and 0 for what fills a shorter order up.
-
-    A model that has run out of records takes a step of weight 0.
-    """
+    """Return what each record counts for, (k, b) by step: equal shares of its batch, 0 for what fills a shorter order up."""
     there = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     return [part / part.sum(1, keepdim=True).clamp(min=1) for part in there.split(size, 1)]
 
