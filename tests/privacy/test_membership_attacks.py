@@ -235,6 +235,46 @@ def test_reference_modules_learn_their_own_half_and_start_anew(learnt: tuple[nn.
             train_references(wrong, pool, count=2)
 
 
+def test_copies_of_a_record_are_left_out_together() -> None:
+    x, y = noise(20, 6)
+    again = torch.tensor([3, 3, 7, 0])
+    pool = torch.cat([x, x[again]]), torch.cat([y, y[again]])
+    model = nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 3))
+    made = train_references(model, pool, count=2, schedule=Schedule(epochs=1, batch_size=8))
+    assert torch.equal(made.inside[:, 20:], made.inside[:, again]) and torch.equal(made.inside[0], ~made.inside[1])
+    scores = lira(model, (x[:10], y[:10]), (x[10:], y[10:]), references=made)  # each record has a model without it, and with it
+    assert bool(scores.members.isfinite().all())
+    with pytest.raises(DataError, match="24 copies of one record"):
+        train_references(model, (x[:1].expand(24, -1), y[:1].expand(24)), count=2)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Sequential(nn.Linear(10, 3)), lambda: RandomForestClassifier(2)])
+def test_a_pool_that_cannot_be_learnt_is_refused_in_words(make: object) -> None:
+    x, y = noise(20, 7)
+    model = make()  # type: ignore[operator]
+    wrong = [(x, y[:10]), (x, y - 9), (x, y.float())]
+    if isinstance(model, nn.Module):
+        wrong += [(x, y + 9), (x[:, :4], y)]
+    for pool in wrong:
+        with pytest.raises(DataError):
+            train_references(model, pool, count=2)
+
+
+def test_labels_that_the_model_does_not_have_are_refused_from_inside_too() -> None:
+    x, y = noise(8, 8)
+    for label in (-1, 3):
+        with pytest.raises(DataError, match="labels span"):
+            gradient_norm_membership(nn.Linear(10, 3), (x, torch.full_like(y, label)), (x, y))
+
+
+@pytest.mark.parametrize("classes", [2, 5, 12])
+def test_shadows_may_have_other_classes_than_the_target(classes: int) -> None:
+    x, y = noise(40, 9)
+    made = train_references(nn.Linear(10, classes), (x, y % 2), count=2, schedule=Schedule(epochs=1, batch_size=8))
+    scores = shadow_membership(nn.Linear(10, 4), (x[:20], y[:20]), (x[20:], y[20:]), references=made)
+    assert len(scores.members) == 20 and bool(scores.members.isfinite().all())
+
+
 def test_estimators_are_targets_and_references_too() -> None:
     x, y = noise(120, 3)
     members, others = (x[:60], y[:60]), (x[60:], y[60:])

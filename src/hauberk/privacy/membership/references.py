@@ -15,11 +15,11 @@ from hauberk.core import rng
 from hauberk.core.errors import DataError, ModelError, UsageError
 from hauberk.core.overlap import fingerprints
 from hauberk.core.parallel import run_tasks
-from hauberk.core.stacked import fit_stacked
+from hauberk.core.stacked import fit_stacked, logits_of
 from hauberk.core.target import Target
 from hauberk.core.train import Schedule
 from hauberk.privacy.membership.estimators import Fitting, fit_estimator, fresh_estimator
-from hauberk.privacy.membership.signals import Records
+from hauberk.privacy.membership.signals import Records, foreign, paired
 
 USUAL = Schedule(epochs=40, batch_size=64)
 Signal = Callable[[Tensor, Tensor], Tensor]  # of logits (n, classes) and labels (n,)
@@ -129,18 +129,21 @@ def train_references(
     Raises:
         ModelError: for a module whose weights cannot be drawn anew.
         UsageError: for an odd count, or something that cannot be trained.
-        DataError: for fewer than 4 records.
+        DataError: for fewer than 4 records, records that the module does not take, or labels that are not classes of it.
     """
-    x, y = records[0].detach().cpu(), records[1].cpu()
+    x, y = paired((records[0].detach().cpu(), records[1].cpu()))
     if len(x) < 4:
         raise DataError(f"the pool holds {len(x)} records", want="4 or more: each model is trained on half of them")
-    inside = halves(len(x), count, seed=schedule.seed)
+    if int(y.min()) < 0:
+        raise foreign(y)
+    inside = _halves_of(x, y, count, schedule.seed)
     index = [one.nonzero()[:, 0] for one in inside]
     seeds = [rng.derive_seed(schedule.seed, "reference", k) % 2**32 for k in range(count)]
     made = [_make(make, seed) for seed in seeds]
     if all(isinstance(one, nn.Module) for one in made):
         held = next(iter(made[0].parameters()), x)
         placed = x.to(held.device, held.dtype)
+        _refuse_misfits(made[0], placed, y)
         fit_stacked(made, placed, y.to(held.device).long(), index, schedule=schedule, lr=lr)
         models = [Target(one) for one in made]
     elif not any(isinstance(one, nn.Module) for one in made):
@@ -151,6 +154,29 @@ def train_references(
         raise UsageError("the factory returns modules and estimators in turn", want="one kind")
     logits = torch.stack([one.logits(x).float() for one in models])
     return References(models, x, y, inside, logits)
+
+
+def _halves_of(x: Tensor, y: Tensor, count: int, seed: int) -> Tensor:
+    """Return the halves of a pool in which copies of one record stay together: else no model is trained without it."""
+    kinds = torch.unique(_keys(x, y), return_inverse=True)[1]
+    distinct = int(kinds.max()) + 1
+    if distinct == len(x):
+        return halves(len(x), count, seed=seed)
+    if distinct < 2:
+        raise DataError(f"the pool holds {len(x)} copies of one record", want="records that differ")
+    return halves(distinct, count, seed=seed)[:, kinds]
+
+
+def _refuse_misfits(module: nn.Module, x: Tensor, y: Tensor) -> None:
+    try:
+        told = logits_of([module], x[:2]).shape[2]
+    except (RuntimeError, ValueError) as error:
+        raise DataError(
+            f"the model does not take records of shape {tuple(x.shape[1:])} ({str(error).splitlines()[0]})",
+            want="records as the model was made for",
+        ) from error
+    if int(y.max()) >= told:
+        raise foreign(y, told)
 
 
 def own_references(sides: Sequence[Records], *, count: int = 4) -> References:

@@ -17,6 +17,7 @@ from hauberk.privacy.membership.loss import TAGS
 from hauberk.privacy.membership.references import References, own_references
 from hauberk.privacy.membership.signals import Records
 
+MOST = 10  # log-odds of an answer that are looked at
 FEW = 40  # answers of a class and side below which the class is judged by the classifier of all classes
 
 
@@ -60,11 +61,12 @@ def shadow_membership(
         references = own_references(sides)
     k, n, width = references.logits.shape
     chosen = features.drawn(k, n, seed, 4 * features.MOST)
-    rows = vectors(references.logits.reshape(k * n, width)[chosen])
+    wide = min(width, MOST)
+    rows = vectors(references.logits.reshape(k * n, width)[chosen], wide)
     side = references.inside.reshape(-1)[chosen].numpy().astype(float)
     label = references.y[chosen % n].numpy()
     general = fitted(classifier, *features.thinned(rows, side, seed), grid=None, seed=seed)
-    scores = [judged(general, vectors(logits)) for logits, _ in asked]
+    scores = [judged(general, vectors(logits, wide)) for logits, _ in asked]
     for one in np.unique(label):
         own = label == one
         if min(side[own].sum(), (1 - side[own]).sum()) < FEW:
@@ -74,13 +76,17 @@ def shadow_membership(
             mine = (y == int(one)).cpu().numpy()
             if mine.any():
                 model = model or fitted(classifier, *features.thinned(rows[own], side[own], seed), grid=None, seed=seed)
-                score[torch.from_numpy(mine)] = judged(model, vectors(logits[torch.from_numpy(mine)]))
+                score[torch.from_numpy(mine)] = judged(model, vectors(logits[torch.from_numpy(mine)], wide))
     return signals.both_sides(*scores)
 
 
-def vectors(logits: Tensor) -> Floats:
-    """Return the log-odds of the classes, sorted from the likeliest down, the first ten of them, shape (n, min(classes, 10))."""
+def vectors(logits: Tensor, width: int) -> Floats:
+    """Return the log-odds of the classes, sorted from the likeliest down, the first of them, shape (n, width).
+
+    What is missing of fewer classes is filled up with the lowest: shadows need not have as many as the target.
+    """
     log_p, log_rest = signals.log_probabilities(logits.double())
     odds = torch.nan_to_num(log_p - log_rest, nan=-50.0).clamp(-50, 50)
-    made: Floats = odds.sort(1, descending=True).values[:, :10].cpu().numpy()
+    odds = odds.sort(1, descending=True).values[:, :width]
+    made: Floats = torch.nn.functional.pad(odds, (0, width - odds.shape[1]), value=-50.0).cpu().numpy()
     return made

@@ -26,10 +26,14 @@ def answers(target: Target, records: Records) -> tuple[Tensor, Tensor]:
     x, y = paired(records)
     logits = target.logits(x.detach()).double()
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
-        raise DataError(
-            f"labels span {int(y.min())} to {int(y.max())}", want=f"classes 0 to {logits.shape[1] - 1} of the model"
-        )
+        raise foreign(y, logits.shape[1])
     return logits, y.to(logits.device).long()
+
+
+def foreign(y: Tensor, classes: int | None = None) -> DataError:
+    """Return the error of labels that are not classes of the model."""
+    last = "on" if classes is None else f"to {classes - 1}"
+    return DataError(f"labels span {int(y.min())} to {int(y.max())}", want=f"classes 0 {last} of the model")
 
 
 def paired(records: Records) -> Records:

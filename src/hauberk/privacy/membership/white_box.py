@@ -107,6 +107,8 @@ def gradient_norms(view: Target, side: Records) -> tuple[Tensor, Tensor]:
     The adversary works on a copy of the weights. Each record is charged as one query and one gradient of the target.
     """
     x, y = signals.paired(side)
+    if len(y) and int(y.min()) < 0:
+        raise signals.foreign(y)
     own = copy.deepcopy(view.module).requires_grad_(True)  # weights that are frozen take part as well
     norms, answers = [], []
     for part, labels in zip(x.detach().split(PART), y.split(PART), strict=True):
@@ -119,6 +121,8 @@ def gradient_norms(view: Target, side: Records) -> tuple[Tensor, Tensor]:
         with evaluating(own), record(own) as tape:
             held = next(own.parameters())
             logits = class_logits(own(part.to(held.device, held.dtype)))
+            if int(labels.max()) >= logits.shape[1]:
+                raise signals.foreign(y, logits.shape[1])
             # In float64 from the logits on: a float32 softmax of a sure model has no gradient left.
             loss = signals.cross_entropy(logits.double(), labels.to(logits.device).long()).sum()
         tape.backward(loss, reduction="sum")
