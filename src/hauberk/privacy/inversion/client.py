@@ -97,13 +97,15 @@ def client_update(
         bounds: lowest and highest input.
 
     Raises:
-        DataError: for an empty batch, or labels of another length.
+        DataError: for an empty batch, labels of another length or that are not classes of the model, or samples it does not take.
         UsageError: for local steps below 1 or a rate that is not above 0.
     """
     if not len(x) or len(x) != len(y):
         raise DataError(f"there are {len(x)} samples and {len(y)} labels", want="as many labels as samples, at least one")
-    if local is not None and (local.steps < 1 or local.lr <= 0):
-        raise UsageError(f"local steps are {local.steps} at a rate of {local.lr}", want="at least 1, at a rate above 0")
+    if local is not None and (local.steps < 1 or not local.lr > 0 or (local.batch_size or 1) < 1 or local.batch_size == 0):
+        told = f"local steps are {local.steps} of {local.batch_size} samples at a rate of {local.lr}"
+        raise UsageError(told, want="at least 1 of at least 1 sample, at a rate above 0")
+    _refuse_misfits(module, x, y)
     parameters = {name: one.detach().requires_grad_() for name, one in module.named_parameters()}
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     with isolated(0), serving(module, training), watching(module, seen if training else None), torch.enable_grad():
@@ -112,6 +114,22 @@ def client_update(
     statistics = {name: (mean.detach(), variance.detach()) for name, (mean, variance) in seen.items()} if training else None
     labels = (y if y.ndim == 1 else y.argmax(1)).detach().clone() if know_labels else None
     return ClientUpdate(kept, tuple(x.shape[1:]), len(x), labels, bounds, local, training, statistics)
+
+
+def _refuse_misfits(module: nn.Module, x: Tensor, y: Tensor) -> None:
+    if y.ndim == 1 and (y.is_floating_point() or int(y.min()) < 0):
+        raise DataError(f"the labels have dtype {y.dtype}, the least is {float(y.min()):g}", want="class labels from 0 on")
+    try:
+        with isolated(0, x.device), evaluating(module), torch.no_grad():
+            told = module(x[:1])
+    except (RuntimeError, ValueError) as error:
+        raise DataError(
+            f"the model refuses samples of shape {tuple(x.shape[1:])} ({str(error).splitlines()[0]})",
+            want="samples as the model takes them, on its device and of its dtype",
+        ) from error
+    classes = told.shape[1] if isinstance(told, Tensor) and told.ndim == 2 else 0
+    if classes and (int(y.max()) >= classes if y.ndim == 1 else y.shape[1] != classes):
+        raise DataError(f"labels of shape {tuple(y.shape)} reach {float(y.max()):g}", want=f"those of {classes} classes")
 
 
 def simulate(

@@ -14,6 +14,7 @@ from hauberk.core import image_quality
 from hauberk.core.errors import DataError, UsageError
 from hauberk.core.finding import Interval
 from hauberk.core.kinds import Reconstruction
+from hauberk.core.rng import isolated
 from hauberk.core.stats import wilson
 from hauberk.privacy.inversion.client import serving
 
@@ -80,8 +81,12 @@ def closeness(
     width = float(bounds[1]) - float(bounds[0])
     parameters = [one for one in module.parameters() if one.is_floating_point()]
     with serving(module, training=False):
+        # A model that draws at random draws alike for both, and leaves the global state as it was.
         with torch.no_grad():
-            told = (module(z).double() - module(x).double()).square().flatten(1).mean(1)
+            with isolated(0, x.device):
+                own = module(x).double()
+            with isolated(0, x.device):
+                told = (module(z).double() - own).square().flatten(1).mean(1)
         loss, norm = (torch.full((len(x),), math.nan, dtype=torch.float64) for _ in range(2))
         for k in range(len(x) if y is not None else 0):
             assert y is not None
@@ -120,7 +125,7 @@ def _loss_and_norm(module: nn.Module, parameters: list[nn.Parameter], x: Tensor,
     for one in frozen:
         one.requires_grad_(True)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), isolated(0, x.device):
             loss = functional.cross_entropy(module(x), y)
             slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
     finally:

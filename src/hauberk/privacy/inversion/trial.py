@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from hauberk.core.errors import ModelError, UsageError, nearest
 from hauberk.core.kinds import Reconstruction
 from hauberk.core.rng import generator
 from hauberk.privacy.inversion.client import ClientUpdate, LocalSteps, client_update
-from hauberk.privacy.inversion.defences import DEFENCES, soteria
+from hauberk.privacy.inversion.defences import DEFENCES, private, soteria
 from hauberk.privacy.inversion.metrics import Closeness, closeness
 
 NAMES = (*DEFENCES, "soteria")
@@ -73,12 +74,33 @@ def attempt(
     for client, first in enumerate(range(0, len(x), group)):
         part = slice(first, first + group)
         plain = client_update(twin, x[part], y[part], local=local, bounds=bounds)
-        sent.append(_defended(twin, x[part], plain, defence, seed, client))
-    found = attack(twin, sent, seed=seed, **given)
+        sent.append(_defended(twin, (x[part], y[part]), plain, defence, seed, client))
+    found = _found(twin, x, y, sent, group, attack, {**given, "seed": seed})
     return Trial(x, y, found, closeness(twin, x, found, y=y, bounds=bounds or (0.0, 1.0), group=group))
 
 
-def _defended(module: nn.Module, x: Tensor, update: ClientUpdate, defence: str, seed: int, client: int) -> ClientUpdate:
+def _found(
+    module: nn.Module, x: Tensor, y: Tensor, sent: list[ClientUpdate], group: int, attack: Callable[..., Reconstruction],
+    given: dict[str, Any],
+) -> Reconstruction:
+    """Return what the attack makes of the updates; one that is zero to the last bit tells nothing, and counts as gray."""
+    told = [any(bool(one.any()) for one in update.gradients.values()) for update in sent]
+    if all(told):
+        return attack(module, sent, **given)
+    bounds = sent[0].bounds
+    found = torch.full_like(x, 0.0 if bounds is None else (bounds[0] + bounds[1]) / 2)
+    loss = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
+    if any(told):
+        made = attack(module, [update for update, live in zip(sent, told, strict=True) if live], **given)
+        rows = torch.tensor(told, device=x.device).repeat_interleave(group)
+        found[rows] = made.x.reshape(-1, *x.shape[1:]).to(found)
+        loss[rows] = loss[rows] if made.loss is None else made.loss.to(loss)
+    return Reconstruction(found, y, loss)
+
+
+def _defended(
+    module: nn.Module, samples: tuple[Tensor, Tensor], update: ClientUpdate, defence: str, seed: int, client: int
+) -> ClientUpdate:
     if not defence:
         return update
     name, given, text = defence.partition("=")
@@ -89,7 +111,11 @@ def _defended(module: nn.Module, x: Tensor, update: ClientUpdate, defence: str, 
     except ValueError as error:
         raise UsageError(f"the strength of the defence is '{text}'", want="a number, as in prune=0.9") from error
     if name == "soteria":
-        changed = soteria(update.gradients, strength, module=module, x=x)
+        changed = soteria(update.gradients, strength, module=module, x=samples[0])
+    elif name == "private" and update.local is None:
+        # The samples of a batch are clipped one by one; an update of several steps as one, which protects the client.
+        rows = [client_update(module, *(one[k : k + 1] for one in samples)).gradients for k in range(update.n)]
+        changed = private(rows, strength, generator=generator(seed, "defence", client))
     else:
         changed = DEFENCES[name][0](update.gradients, strength, generator=generator(seed, "defence", client))
     return dataclasses.replace(update, gradients=changed)

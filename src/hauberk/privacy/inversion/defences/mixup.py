@@ -31,11 +31,13 @@ def mixup(
         Blends, shape (n, ...), and label probabilities, shape (n, classes).
 
     Raises:
-        DataError: for fewer than two samples.
+        DataError: for fewer than two samples, or labels that are not classes.
         UsageError: for a strength below 0.
     """
     if len(x) < 2:
         raise DataError(f"there are {len(x)} samples", want="at least 2 to blend")
+    if y.is_floating_point() or not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise DataError(f"labels span {float(y.min()):g} to {float(y.max()):g}", want=f"classes 0 to {classes - 1}")
     if not strength >= 0:
         raise UsageError(f"strength is {strength}", want="0 or more")
     drawn = given(generator, 0, "mixup")
