@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_the_words_follow_the_intervals() -> None:
     rows = [low, _row(0.15, [10.0, 11.0, 12.0, 13.0], [1.0, 1.1, 1.2, 1.3]), high, _row(0.6, [17.0, 16.0, 15.0, 18.0], [5.0] * 4)]
     told = verdict.on_radii(rows, False)
     assert "from 0.00 to 0.15 it rises; from 0.15 to 0.30 it rises; from 0.30 to 0.60 it does not surely change" in told
-    assert "follows the size of the gradient" in told
+    assert "goes with the size of the gradient" in told
     idle = dataclasses.replace(rows[3], eps=0.9, clean=(10, 100))
     assert "At 0.90 training failed" in verdict.on_radii([*rows, idle], False)
 
@@ -49,9 +50,17 @@ def test_means_have_intervals_that_hold_them() -> None:
     mean, span = mean_interval([1.0, 2.0, 3.0, 4.0])
     assert mean == 2.5 and span.low < 2.5 < span.high and span.low >= 1.0 and span.high <= 4.0
     assert paired_interval([2.0, 3.0], [1.0, 2.0])[1].low == 1.0  # the same for every image: no spread
+    assert mean_interval([3.0])[0] == 3.0 and mean_interval([3.0])[1].high == math.inf  # one image tells nothing of others
     assert spearman([1.0, 2.0, 3.0], [1.0, 4.0, 9.0]) == pytest.approx(1.0) and math.isnan(spearman([1.0, 1.0], [1.0, 2.0]))
     assert (radius(8 / 255, True), radius(0.3, False)) == ("8/255", "0.30")
     assert chosen_epochs(4, 2) == (1, 4) and chosen_epochs(14, 4) == (1, 5, 10, 14) and chosen_epochs(3, 1) == (3,)
+
+
+def test_intervals_of_six_images_hold_the_mean_nearly_as_often_as_they_say() -> None:
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(300, 6, generator=draw, dtype=torch.float64).tolist()
+    held = sum(span.low <= 0 <= span.high for _, span in map(mean_interval, rows))
+    assert held >= 273  # 91 %; plain percentiles hold 86 %
 
 
 def test_the_radius_grows_over_the_first_half_and_where_it_was_after_a_break() -> None:
@@ -98,6 +107,19 @@ def test_finished_parts_are_taken_up_and_others_refused(tmp_path: Path) -> None:
     (tmp_path / "t.safetensors").write_bytes(b"\xff" * 20)
     with pytest.raises(DataError, match="Delete it"):
         shelf.tensors("t", dict)
+    shelf.tensors("w", lambda: {"strange": torch.ones(2)})
+    with pytest.raises(DataError, match="Delete it"):
+        shelf.weights("w", torch.nn.Linear(1, 1), lambda: None)
+    (tmp_path / "study.json").unlink()
+    with pytest.raises(UsageError, match="not its settings"):
+        Shelf(tmp_path, {"seed": 2})
+
+
+def test_other_images_of_the_same_name_are_other_images() -> None:
+    x, y = torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 0, 1])
+    one, other = Images((x, y), (x, y), 2, "mnist.npz"), Images((1 - x, y), (x, y), 2, "mnist.npz")
+    assert one.digest == Images((x.clone(), y), (x, y), 2, "else").digest != other.digest
+    assert one.digest != Images((x, 1 - y), (x, y), 2, "mnist.npz").digest
 
 
 def test_victims_are_of_every_class_in_turn() -> None:
@@ -138,8 +160,29 @@ def test_a_whole_study_is_reported_and_goes_on_where_it_was_broken_off(tmp_path:
         run_study("sklearn:digits", tmp_path, seed=1)
 
 
+def test_what_was_said_of_a_training_outlives_a_break_before_its_weights_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(effects, "ROWS", [Defended("said", lambda *_: "ε = 1")])
+    chosen = settings.Settings(TINY, "small-cnn", (0.0, 0.3), 0.3)
+    pair = torch.rand(4, 1, 28, 28), torch.tensor([0, 1, 0, 1])
+    images = Images(pair, pair, 2, "")
+
+    def broken_off(shelf: Shelf, name: str, make: Callable[[], dict[str, torch.Tensor]]) -> None:
+        make()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Shelf, "tensors", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            effects._trained(chosen, Shelf(tmp_path, {}), images, "said", pair, "target")
+    for _ in range(2):
+        assert effects._trained(chosen, Shelf(tmp_path, {}), images, "said", pair, "target")[1] == "ε = 1"
+
+
 def test_defences_are_set_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [row for row in ROWS if row.name in ("standard", "DP-SGD", "standard, gradients pruned to a tenth")]
+    names = ("standard", "DP-SGD", "standard, gradients pruned to a tenth", "DP-SGD, gradients clipped and noised as in training")
+    rows = sorted((row for row in ROWS if row.name in names), key=lambda row: names.index(row.name))
     monkeypatch.setattr(effects, "ROWS", [*rows, Defended("adversarial training", smoothed)])
     scale = dataclasses.replace(TINY, references=2, seeds=1)
     chosen = settings.Settings(scale, "small-cnn", (0.0, 0.3), 0.3)
@@ -151,6 +194,8 @@ def test_defences_are_set_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
     assert standard[1:6] == pruned[1:6] and standard[6] != pruned[6]  # one model; only what it sends differs
     assert private[-1].startswith("ε = ") and standard[-1] == "-" and private[4] == "6.25%"  # one of sixteen non-members
     assert found.n == 2 and "variance-prior" in found.threat
+    sent = next(line for line in lines if line[0].startswith("DP-SGD, gradients"))
+    assert sent[1:6] == private[1:6] and sent[6] != private[6]
 
 
 @pytest.mark.slow  # five trainings of three models each; the row by row machinery is tried above

@@ -14,6 +14,7 @@ from hauberk.core.rng import derive_seed, generator
 from hauberk.core.train import Loss, Schedule, cross_entropy, fit
 from hauberk.privacy.dp import PrivateOptions, make_private
 from hauberk.privacy.inversion.defences import gaussian_noise, prune
+from hauberk.privacy.inversion.defences import private as clipped_and_noised
 from hauberk.study.inverting import Defence
 from hauberk.study.settings import Settings
 from hauberk.study.training import Growing
@@ -103,6 +104,12 @@ def noisy(gradients: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     return gaussian_noise(gradients, 1.0, generator=generator(derive_seed(0, "sent", index)))
 
 
+def privately(gradients: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """Clip the gradient and add the noise of a step of private training, as who trains so would send it."""
+    drawn = generator(derive_seed(0, "sent privately", index))
+    return clipped_and_noised(gradients, NOISE_MULTIPLIER, norm=CLIP, generator=drawn)
+
+
 def _schedule(epochs: int, seed: int, size: int = BATCH) -> Schedule:
     return Schedule(epochs=epochs, batch_size=size, seed=seed)
 
@@ -113,6 +120,7 @@ ROWS = (
     Defended("adversarial training", robust),
     Defended("mixed training", mixed),
     Defended("DP-SGD", private),
+    Defended("DP-SGD, gradients clipped and noised as in training", private, privately, "DP-SGD"),
     Defended("standard, gradients pruned to a tenth", plain, pruned, "standard"),
     Defended("standard, gradients with as much noise", plain, noisy, "standard"),
     Defended("adversarial training, gradients pruned to a tenth", robust, pruned, "adversarial training"),

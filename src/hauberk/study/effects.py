@@ -65,7 +65,8 @@ def side_effects(settings: Settings, shelf: Shelf, images: Images) -> Finding:
         notes=[
             f"trained on {settings.scale.forgets} members; TPR at 0.1 % false positives, or the lowest rate that as many "
             "non-members resolve, with its 95 % interval; other intervals: Wilson's for shares, resampled images for PSNR",
-            "where gradients are changed before they are sent, inversion alone differs: the model is the same",
+            "where gradients are changed before they are sent, inversion alone differs: the model is the same; the row of DP-SGD "
+            "alone shares its gradients as they are, which its training never does",
         ],
     )
 
@@ -99,14 +100,14 @@ def _trained(
     row = next(one for one in ROWS if one.name == name)
     seed = derive_seed(settings.seed, "effects", name, which) % 2**31
     module = images.network(settings.network, seed).to(settings.device)
-    told: dict[str, Any] = {}
+    place = f"effects-{_slug(name)}-{which}"
 
     def train() -> None:
-        told["told"] = row.train(module, Split(*pair), settings, seed)
+        told = row.train(module, Split(*pair), settings, seed)
+        shelf.figures(f"{place}-told", lambda: {"told": told})  # kept before the weights: a break between them loses neither
 
-    shelf.weights(f"effects-{_slug(name)}-{which}", module, train)
-    kept = shelf.figures(f"effects-{_slug(name)}-{which}-told", lambda: told)
-    return module, str(kept.get("told", ""))
+    shelf.weights(place, module, train)
+    return module, str(shelf.figures(f"{place}-told", dict).get("told", ""))
 
 
 def _figures(settings: Settings, shelf: Shelf, images: Images, name: str, module: nn.Module) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def run_study(
         size, network_for(network, images), RADII[kind], HEADLINE[kind], PATH[kind], seed, _device(device)
     )
     place = Path(folder)
-    shelf = Shelf(place / "parts", {**settings.fingerprint(), "data": images.name})
+    shelf = Shelf(place / "parts", {**settings.fingerprint(), "data": images.name, "digest": images.digest})
     report = Report(_findings(settings, shelf, images.on(settings.device)), {
         "study": {
             "name": NAMES[0], "scale": size.name, "network": settings.network, "radii": [round(one, 4) for one in settings.radii],
@@ -127,10 +127,11 @@ def _findings(settings: Settings, shelf: Shelf, images: Images) -> list[Finding]
         {"standard": standard.figures["psnr"], "robust": robust.figures["psnr"]},
     )
     notes = [
-        f"{scale.images} images, {scale.iterations} iterations, {scale.seeds} starts; intervals resample the images (95 %), PSNR "
-        "is the mean over starts, other figures are of the first",
+        f"{len(victims[1])} images, {scale.iterations} iterations, {scale.seeds} starts; intervals resample the images (95 %), "
+        "PSNR is the mean over starts, other figures are of the first",
         f"the adversary of training walks {scale.attack_steps} steps of {settings.path / scale.attack_steps:.3g} at most, "
         f"{settings.path:.3g} together, as the talk's did: at larger radii it does not reach the edge",
+        f"accuracy under PGD is at ε = {tables.radius(settings.headline, images.colour)} on every model, wherever it was trained",
         "gradients are those of single images in evaluation mode, their labels known: the worst case for a client",
     ]
     first = tables.against(

@@ -38,6 +38,11 @@ class Shelf:
                 f"{folder} holds a study with other settings ({', '.join(odd)})", want="the same, to go on with it",
                 fix="Choose another --output, or delete the folder",
             )
+        if held is None and [*folder.glob("*.json"), *folder.glob("*.safetensors")]:
+            raise UsageError(
+                f"{folder} holds parts of a study, but not its settings ({STUDY})", want="a folder as it was written",
+                fix="Choose another --output, or delete the folder",
+            )
         if held is None:
             write_whole(folder / STUDY, json.dumps(plain, indent=1) + "\n")
 
@@ -68,7 +73,10 @@ class Shelf:
             train()
             return module.state_dict()
 
-        module.load_state_dict(self.tensors(name, make))
+        try:
+            module.load_state_dict(self.tensors(name, make))
+        except RuntimeError as error:
+            raise _broken(self.folder / f"{name}.safetensors", str(error).splitlines()[0]) from error
         return module.eval()
 
     def path(self, name: str) -> Path:

@@ -10,16 +10,24 @@ import numpy as np
 from hauberk.core.finding import Interval
 from hauberk.core.rng import numpy_generator
 
-DRAWS = 4000
+DRAWS = 10_000
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, Interval]:
-    """Return the mean and its 95 % interval by resampling the images (bootstrap, percentiles)."""
+    """Return the mean and its 95 % interval by resampling the images (bootstrap); without ends for fewer than two.
+
+    The percentiles are those at which the interval of a normal sample is as wide as Student's (expanded percentiles, Hesterberg
+    2015, The American Statistician 69(4)): the plain ones hold the mean of six images in 86 % of samples, not in 95.
+    """
+    from scipy import stats
+
     table = np.asarray(values, dtype=np.float64)
-    if not len(table):
-        return math.nan, Interval(-math.inf, math.inf, "bootstrap")
-    draws = numpy_generator(seed, "mean").integers(0, len(table), (DRAWS, len(table)))
-    low, high = np.quantile(table[draws].mean(1), [0.025, 0.975])
+    n = len(table)
+    if n < 2:
+        return float(table.mean()) if n else math.nan, Interval(-math.inf, math.inf, "bootstrap")
+    draws = numpy_generator(seed, "mean").integers(0, n, (DRAWS, n))
+    tail = float(stats.norm.sf(stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1))))
+    low, high = np.quantile(table[draws].mean(1), [tail, 1 - tail])
     return float(table.mean()), Interval(float(low), float(high), "bootstrap")
 
 

@@ -45,7 +45,7 @@ def on_radii(rows: Sequence[Row], colour: bool) -> str:
     told = f"mean PSNR: {'; '.join(risen)}. Rank correlation of mean PSNR with the radius {by_radius:.2f} over {len(rows)} models"
     told += f", and of each image's PSNR with the norm of its gradient {within:.2f} over {len(norms)} images"
     if within > 0.5:
-        told += ": the leak follows the size of the gradient, which adversarial training keeps large, as under-training does"
+        told += ": the leak goes with the size of the gradient, which whatever keeps a model unsure keeps large"
     elif within == within:
         told += ": the size of the gradient alone does not explain the leak"
     if idle:
