@@ -52,6 +52,16 @@ def test_firmness_around_training_records_gives_them_away_where_the_clean_loss_d
     assert any("more than the clean one by +0." in note for note in found.notes) and found.n == 288
 
 
+def test_splits_that_differ_in_themselves_do_not_fail_the_model(tmp_path: object) -> None:
+    data = _data(0.0)
+    assert data.train is not None
+    x, y = data.test.tensors()
+    apart = Data(Split((x + torch.tensor([0.0, 40.0])).clamp(0, 60), y), train=data.train, bounds=(0.0, 60.0), classes=2, name="grid")
+    found = _finding(Plateau(data.train.tensors()[0]), apart, 0.2, tmp_path)
+    assert found.status is Status.WARN and found.value is not None and found.value > 0.95
+    assert any("the inputs alone separate" in note for note in found.notes)
+
+
 def test_a_model_that_knows_no_record_gives_none_away(tmp_path: object) -> None:
     data = _data(0.25)
     found = _finding(Plateau(torch.tensor([[12.5, 12.5]])), data, 0.2, tmp_path)

@@ -180,11 +180,11 @@ def verdict(exposed: Exposure, blind: tuple[float, Interval] | None = None) -> S
     """Grade an exposure; `blind` is the area, with its interval, of a classifier that never saw the model."""
     ahead = exposed.tpr_interval.low > 10 * exposed.fpr or exposed.ahead > 10
     if exposed.auc_interval.low > 0.7 or (ahead and exposed.chance < 1e-3):
-        return Status.WARN if blind is not None and _explained(exposed, *blind) else Status.FAIL
+        return Status.WARN if blind is not None and explained(exposed, *blind) else Status.FAIL
     return Status.WARN if exposed.auc_interval.low > 0.55 or exposed.chance < 0.01 else Status.PASS
 
 
-def _explained(exposed: Exposure, area: float, spread: Interval) -> bool:
+def explained(exposed: Exposure, area: float, spread: Interval) -> bool:
     """Whether the inputs alone tell the sides apart as well as the attack does: then nothing is shown about the model."""
     if spread.low <= 0.5:
         return False
