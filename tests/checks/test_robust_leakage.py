@@ -56,7 +56,8 @@ def test_splits_that_differ_in_themselves_do_not_fail_the_model(tmp_path: object
     data = _data(0.0)
     assert data.train is not None
     x, y = data.test.tensors()
-    apart = Data(Split((x + torch.tensor([0.0, 40.0])).clamp(0, 60), y), train=data.train, bounds=(0.0, 60.0), classes=2, name="grid")
+    away = Split((x + torch.tensor([0.0, 40.0])).clamp(0, 60), y)
+    apart = Data(away, train=data.train, bounds=(0.0, 60.0), classes=2, name="grid")
     found = _finding(Plateau(data.train.tensors()[0]), apart, 0.2, tmp_path)
     assert found.status is Status.WARN and found.value is not None and found.value > 0.95
     assert any("the inputs alone separate" in note for note in found.notes)

@@ -130,6 +130,13 @@ class TestProperties:
             else:
                 assert verdict.interval.low < 0.55 and verdict.p > 1e-3
 
+    def test_always_saying_what_most_models_have_tells_nothing(self) -> None:
+        truth = torch.arange(40) < 36
+        verdict = judge_property(torch.ones(40), truth)
+        assert verdict.accuracy == verdict.chance == 0.9 and not verdict.leaks and verdict.p > 0.4
+        assert judge_property(truth.double(), truth).leaks  # 40 of 40
+        assert judge_property(torch.tensor([1.0, 0.0] * 20), torch.tensor([True, False] * 20)).leaks
+
     def test_shadows_are_trained_by_turns_on_either_pool(self) -> None:
         seen = []
 

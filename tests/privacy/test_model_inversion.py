@@ -31,6 +31,7 @@ from hauberk.privacy.model_inversion import (
 )
 from hauberk.privacy.model_inversion.batch_norm import statistics_distance
 from hauberk.privacy.model_inversion.decoder import features_at
+from hauberk.privacy.model_inversion.shadow import train_shadow
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -173,6 +174,29 @@ class TestShadow:
             other[2].weight.mul_(2)
         again = shadow_inversion(other, features, layer="1", auxiliary=auxiliary, epochs=3, steps=10)
         assert not torch.equal(again.x, results[0].x), "the second part is what the adversary holds"
+
+    def test_statistics_and_weights_of_the_first_part_are_not_known(self) -> None:
+        norms = [nn.BatchNorm1d(width, affine=False).double() for width in (6, 8)]
+        model = nn.Sequential(norms[0], linear(6, 8), nn.ReLU(), norms[1], linear(8, 3, 1))
+        for part, shift in ((model[0], 5.0), (model[3], 7.0)):
+            part.running_mean.add_(shift)  # type: ignore[operator, union-attr]
+        seen = features_at(model, drawn(20, 6), "2")
+        shadow = train_shadow(model, seen, layer="2", auxiliary=(drawn(60, 6, seed=1), torch.arange(60) % 3), epochs=1)
+        assert float(shadow[0].running_mean.abs().max()) < 1  # type: ignore[index]
+        assert float(shadow[3].running_mean.min()) == float(shadow[3].running_mean.max()) == 7  # type: ignore[index]
+        assert float(model[0].running_mean.min()) == 5  # type: ignore[operator, union-attr]
+
+        class Token(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.token = nn.Parameter(torch.ones(6))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x + self.token.to(x)
+
+        held = nn.Sequential(Token(), linear(6, 8), linear(8, 3, 1))
+        with pytest.raises(ModelError, match="has weights and no reset_parameters"):
+            train_shadow(held, features_at(held, drawn(20, 6), "1"), layer="1", auxiliary=(drawn(9, 6), torch.arange(9) % 3))
 
     def test_digits_come_back_nearer_than_their_mean(self, digits: Data, digits_model: nn.Module) -> None:
         assert digits.train is not None

@@ -34,7 +34,7 @@ ADVICE = (
     paper="Geiping et al. 2020, arXiv:2003.14053; Zhu et al. 2019, arXiv:1906.08935",
 )
 def gradient_inversion(context: Context) -> Finding:
-    """Share of samples that a search brings back to 20 dB, and nearer than a guess: by the angle of gradients, at last by DLG too."""
+    """Share of samples brought back to 20 dB, and nearer than a guess: by the angle of gradients, in the end by DLG too."""
     classes = context.need_classes()
     context.need_images()
     trials = context.shared("gradient inversion", lambda target: _try(target, context, classes))

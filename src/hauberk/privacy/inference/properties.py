@@ -23,23 +23,25 @@ Meta = Literal["deepsets", "sorted"]
 
 @dataclasses.dataclass(frozen=True)
 class PropertyVerdict:
-    """How well a property is told from 50 %.
+    """How well a property is told from a guess.
 
     Arguments:
         n: models judged.
         accuracy, interval: share told right (Wilson).
-        p: that a fair coin does as well (exact, one-sided).
+        p: that a guess does as well (exact, one-sided).
+        chance: share that is right by always saying the commoner of the two: one half where as many models have the property.
     """
 
     n: int
     accuracy: float
     interval: Interval
     p: float
+    chance: float = 0.5
 
     @property
     def leaks(self) -> bool:
-        """Whether the accuracy is surely above one half."""
-        return clopper_pearson(round(self.accuracy * self.n), self.n).low > 0.5
+        """Whether the accuracy is surely above chance."""
+        return clopper_pearson(round(self.accuracy * self.n), self.n).low > self.chance
 
 
 def property_inference(
@@ -90,8 +92,10 @@ def judge_property(scores: Tensor, truth: Tensor) -> PropertyVerdict:
     if not n or len(scores) != n:
         raise DataError(f"there are {len(scores)} scores and {n} truths", want="one each, at least one")
     right = int(((scores > 0.5) == truth.bool()).sum())
-    chance = float(binomtest(right, n, 0.5, alternative="greater").pvalue)
-    return PropertyVerdict(n, right / n, wilson(right, n), chance)
+    held = int(truth.bool().sum())
+    chance = max(held, n - held) / n
+    p = float(binomtest(right, n, chance, alternative="greater").pvalue)
+    return PropertyVerdict(n, right / n, wilson(right, n), p, chance)
 
 
 def shadow_models(

@@ -7,6 +7,7 @@ import dataclasses
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from hauberk.core import rng
 from hauberk.core.access import Access
@@ -50,7 +51,7 @@ def shadow_inversion(
         `x` of shape (n, ...), and `loss` of shape (n,): the relative squared distance of the features *in the shadow*.
 
     Raises:
-        ModelError: for a layer that is not there, or with nothing to learn before it.
+        ModelError: for a layer that is not there, with nothing to learn before it, or behind weights that cannot be drawn anew.
         DataError: for no auxiliary data.
     """
     shadow = train_shadow(module, features, layer=layer, auxiliary=auxiliary, epochs=epochs, seed=seed)
@@ -73,10 +74,7 @@ def train_shadow(
     if not first:
         raise ModelError(f"nothing before layer '{layer}' has weights", want="a split behind layers that were trained")
     with rng.isolated(rng.derive_seed(seed, "shadow")):
-        for part in shadow.modules():
-            reset = getattr(part, "reset_parameters", None)
-            if callable(reset) and any(one is held for one in part.parameters(recurse=False) for held in first):
-                reset()
+        behind = _draw_anew(shadow, first, x[:2], layer)
     for one in shadow.parameters():
         one.requires_grad_(any(one is held for held in first))
     plan = Schedule(epochs=epochs, batch_size=64, seed=rng.derive_seed(seed, "shadow"))
@@ -84,11 +82,46 @@ def train_shadow(
     with tap(shadow, [layer]) as seen:
 
         def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+            for part in behind:  # the second part answers as it is served: its statistics are the adversary's to use, not to move
+                part.eval()
             value = cross_entropy(model, x, y)
             return value if len(x) < 2 else value + law.distance(seen.activations[layer])
 
         fit(shadow, Split(x, y), loss=loss, optimizer=torch.optim.Adam(first, lr=2e-3), schedule=plan)
     return shadow.eval()
+
+
+def _draw_anew(shadow: nn.Module, first: list[nn.Parameter], x: Tensor, layer: str) -> list[nn.Module]:
+    """Draw the weights of the first part anew, forget the statistics it keeps, and return the modules of the second part."""
+    for name, part in shadow.named_modules():
+        reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
+        if not any(one is held for one in part.parameters(recurse=False) for held in first):
+            continue
+        if not callable(reset):
+            raise ModelError(
+                f"the layer '{name or type(part).__name__}' ({type(part).__name__}) has weights and no reset_parameters",
+                want="layers that can be initialised anew", fix="Give the module a reset_parameters()",
+            )
+        reset()
+    # Which modules come before the layer is done is seen from a pass: normalisation without weights keeps statistics too.
+    passed: list[bool] = []
+    behind: list[nn.Module] = []
+
+    def look(part: nn.Module, _: object) -> None:
+        if passed:
+            behind.append(part)
+        elif isinstance(part, _NormBase) and not part.affine:
+            part.reset_running_stats()
+
+    handles = [dict(shadow.named_modules())[layer].register_forward_hook(lambda *_: passed.append(True))]
+    handles += [part.register_forward_pre_hook(look) for part in shadow.modules() if not [*part.children()]]
+    try:
+        with torch.no_grad(), evaluating(shadow):
+            shadow(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return behind
 
 
 @dataclasses.dataclass(frozen=True)
