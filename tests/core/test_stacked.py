@@ -174,6 +174,9 @@ def test_bad_input_is_refused() -> None:
     x, y = records()
     with pytest.raises(DataError, match="at least one each"):
         stacked.fit_stacked([perceptron()], x, y, [torch.arange(0)])
+    for rate in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="learning rate"):
+            stacked.fit_stacked([perceptron()], x, y, [torch.arange(9)], lr=rate)
     with pytest.raises(UsageError, match="epochs, batch_size and seed alone"):
         stacked.fit_stacked([perceptron()], x, y, [torch.arange(9)], schedule=Schedule(checkpoint="a"))
     with pytest.raises(UsageError, match="one architecture"):

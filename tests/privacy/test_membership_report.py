@@ -12,6 +12,8 @@ from hauberk.core.errors import DataError
 from hauberk.core.kinds import MembershipScores
 from hauberk.core.roc import auc_gain, beaten, roc
 from hauberk.privacy.membership import MembershipReport
+from hauberk.privacy.membership.measure import dealt_anew
+from hauberk.privacy.membership.signals import Records
 
 
 def drawn(shift: float, n: int = 300, seed: int = 0) -> MembershipScores:
@@ -32,6 +34,24 @@ def test_figures_agree_with_a_roc_and_go_into_plain_json() -> None:
     assert low < 0.5 < high and abs(told["shuffled"]["auc"] - 0.5) < 0.02
     tables = [one.title for one in report.evidence()]
     assert len(tables) == 4 and len(report.curve().series) == 2 and report.curve().log_x and report.curve().log_y
+
+
+def test_an_attack_that_peeks_at_the_sides_is_found_out() -> None:
+    draw = torch.Generator().manual_seed(3)
+    sides = [(torch.randn(200, 1, generator=draw), torch.zeros(200).long()) for _ in range(2)]
+
+    def fair(left: Records, right: Records) -> MembershipScores:
+        return MembershipScores(left[0][:, 0].double(), right[0][:, 0].double())
+
+    def peeking(left: Records, right: Records) -> MembershipScores:
+        return MembershipScores(left[0][:, 0].double() + 1, right[0][:, 0].double())
+
+    for attack, broken in ((fair, False), (peeking, True)):
+        report = MembershipReport({"it": attack(*sides)}, dealt=dealt_anew(attack, *sides, seed=0))
+        assert report.broken is broken and len(report.control_table().rows) == 2
+        dealt = report.to_dict()["dealt"]
+        assert (dealt["interval"]["low"] > 0.6) is broken and dealt["interval"]["confidence"] == 0.999
+    assert not MembershipReport({"it": peeking(*sides)}).broken  # scores alone cannot tell
 
 
 def test_equal_scores_give_one_half_everywhere() -> None:

@@ -32,6 +32,7 @@ from hauberk.privacy.membership import (
 )
 from hauberk.privacy.membership.loss import TAGS
 from hauberk.privacy.membership.matching import matched_schedule, operations
+from hauberk.privacy.membership.measure import dealt_anew
 from hauberk.privacy.membership.signals import Records
 
 PRIVATE = Advice(
@@ -68,8 +69,11 @@ def membership_references(context: Context) -> Finding:
         "LiRA, offline": lira(context.target, one, two, references=made.references, online=False),
         "RMIA, offline": rmia(context.target, one, two, references=made.references),
     }
+    dealt = dealt_anew(
+        lambda left, right: variance_prior(context.target, left, right, references=made.references), one, two, seed=context.seed
+    )
     return _finding(context, made.sides, scores, "an adversary who holds candidate records, knows the architecture, and trains "
-                    f"{len(made.references)} models like it")
+                    f"{len(made.references)} models like it", dealt)
 
 
 @check(
@@ -133,8 +137,10 @@ def membership_gradients(context: Context) -> Finding:
     return _finding(context, few, scores, "an adversary who holds candidate records and the weights")
 
 
-def _finding(context: Context, sides: Sides, scores: dict[str, MembershipScores], threat: str) -> Finding:
-    report = MembershipReport(scores, *_slices(context, sides), seed=context.seed)
+def _finding(
+    context: Context, sides: Sides, scores: dict[str, MembershipScores], threat: str, dealt: MembershipScores | None = None
+) -> Finding:
+    report = MembershipReport(scores, *_slices(context, sides), seed=context.seed, dealt=dealt)
     exposed = report.found[report.main]
     n = len(sides.members[1])
     if exposed.fpr > 1e-3:
@@ -149,9 +155,9 @@ def _finding(context: Context, sides: Sides, scores: dict[str, MembershipScores]
     blind = Table("Control: the inputs alone, without the model; .5 is right", ("AUC", "95 % range"), [
         (f"{area:.3f}", f"{spread.low:.3f} to {spread.high:.3f}"),
     ])
-    mean, deal = report.control
-    if not deal.low <= 0.5 <= deal.high:
+    if report.broken:
         status = Status.WARN
+        mean = report.control[0] if report.leak is None else report.leak[0]
         context.note(f"membership dealt at random gives an area of {mean:.3f}: the evaluation itself is broken")
     evidence: tuple[Evidence, ...] = (*report.evidence(sides.index, sides.members[1]), blind)
     area = exposed.roc.auc

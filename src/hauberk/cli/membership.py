@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,6 +68,8 @@ def membership(
         },
         threats=None, run={"seed": seed, "device": device},
     )
+    if references % 2:
+        raise UsageError(f"--references is {references}", want="an even number: models come in pairs, on complementary halves")
     if output is not None:
         _refuse_output(output, force)
     from hauberk.cli.watch import Watcher
@@ -106,6 +109,7 @@ def run(
     from hauberk.core.rng import generator
     from hauberk.methods import load_methods
     from hauberk.privacy.membership import MembershipReport
+    from hauberk.privacy.membership.measure import dealt_anew
 
     assert data.train is not None
     cards = [load_methods().get(name, "inference") for name in names or _usual(target, count)]
@@ -119,18 +123,20 @@ def run(
     outside = fresh[order.sort().values]
     sides = data.train.take(index), data.test.take(outside)
     made = _references(target, sides, count, epochs, lr, seed) if count else None
-    scores = {}
+    scores, again = {}, None
     for card in cards:
         extra = {"references": made} if made is not None and "references" in card.options else {}
         if made is None and "references" in card.options:
             remark(f"{card.name} has no --references: it trains four small perceptrons of its own, the weakest choice")
         scores[card.name] = card.function(target, *sides, **extra)
+        again = again or functools.partial(card.function, target, **extra)
     slices = {"class": (sides[0][1], sides[1][1])}
     words = {"class": data.class_names}
     for name in data.train.groups.keys() & data.test.groups.keys():
         slices[name] = (data.train.groups[name][index], data.test.groups[name][outside])
         words[name] = data.group_names.get(name, ())
-    return MembershipReport(scores, slices, words, seed), index, sides[0][1]
+    assert again is not None
+    return MembershipReport(scores, slices, words, seed, dealt_anew(again, *sides, seed=seed)), index, sides[0][1]
 
 
 def describe(evidence: tuple[Evidence, ...]) -> str:

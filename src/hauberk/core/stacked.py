@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -48,9 +49,11 @@ def fit_stacked(
         batched: False trains them one after another, as is done by itself where the layers cannot be stacked.
 
     Raises:
-        UsageError: for a schedule with patience, validation or checkpoint.
+        UsageError: for a schedule with patience, validation or checkpoint, or a rate that is not above 0.
         DataError: for a model without records, or a loss that is not finite.
     """
+    if not 0 < lr < math.inf:
+        raise UsageError(f"the learning rate is {lr}", want="a number above 0")
     if schedule.patience is not None or schedule.validation is not None or schedule.checkpoint is not None:
         raise UsageError("the schedule stops early or keeps a checkpoint", want="epochs, batch_size and seed alone")
     if len(index) != len(models) or any(not len(one) for one in index):

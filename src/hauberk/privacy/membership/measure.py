@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from hauberk.core.finding import Interval
 from hauberk.core.kinds import MembershipScores
 from hauberk.core.rng import generator, numpy_generator
 from hauberk.core.roc import Roc, auc_interval, roc
+from hauberk.privacy.membership.signals import Records
+
+Attack = Callable[[Records, Records], MembershipScores]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +84,23 @@ def shuffled_auc(scores: MembershipScores, *, seed: int, draws: int = 200) -> tu
     ]
     low, high = np.quantile(areas, [0.025, 0.975])
     return float(np.mean(areas)), Interval(float(low), float(high), "permutation")
+
+
+def dealt_anew(attack: Attack, members: Records, non_members: Records, *, seed: int) -> MembershipScores:
+    """Return what an attack says when the records of both sides are dealt to two sides at random: an area of .5 is right.
+
+    An attack is told the sides and must not use them. One that does (a lower threshold for who comes first, a model fitted to one
+    side) tells these sides apart as well, though nothing else does.
+
+    Arguments:
+        attack: `(members, non-members) -> scores`.
+        members, non_members: records, (x, y) each.
+        seed: of the deal.
+    """
+    x, y = (torch.cat([one, other.to(one.device)]) for one, other in zip(members, non_members, strict=True))
+    order, cut = torch.randperm(len(y), generator=generator(seed, "dealt anew")).to(y.device), len(members[1])
+    first, second = order[:cut], order[cut:]
+    return attack((x[first.to(x.device)], y[first]), (x[second.to(x.device)], y[second]))
 
 
 def blind_auc(members: Tensor, non_members: Tensor, *, seed: int, folds: int = 5) -> tuple[float, Interval]:

@@ -51,12 +51,15 @@ class MembershipReport:
         slices: by name, the slice of each record: codes of the members, shape (m,), and of the others, (k,).
         words: by slicing, what each code is called; codes without one are shown as numbers.
         seed: of the shuffled control.
+        dealt: what the main attack says of the same records when they are dealt to two sides at random (`dealt_anew`): an attack
+            whose scores depend on the side is found out by it. None leaves that control out.
     """
 
     scores: Mapping[str, MembershipScores]
     slices: Mapping[str, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
     words: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     seed: int = 0
+    dealt: MembershipScores | None = None
 
     def __post_init__(self) -> None:
         sizes = {(len(one.members), len(one.non_members)) for one in self.scores.values()}
@@ -80,6 +83,20 @@ class MembershipReport:
     def control(self) -> tuple[float, Interval]:
         """The mean area and its 95 % range when membership is dealt at random: .5 unless the evaluation is broken."""
         return shuffled_auc(self.scores[self.main], seed=self.seed)
+
+    @functools.cached_property
+    def leak(self) -> tuple[float, Interval] | None:
+        """The area, with its 99.9 % interval, of the main attack on a membership dealt at random; None where it was not tried."""
+        if self.dealt is None:
+            return None
+        sides = self.dealt.members.numpy(), self.dealt.non_members.numpy()
+        return roc(*sides).auc, auc_interval(*sides, confidence=0.999)
+
+    @property
+    def broken(self) -> bool:
+        """Whether a control is surely off .5: then the evaluation is broken, and its figures mean nothing."""
+        spans = [self.control[1], *([] if self.leak is None else [self.leak[1]])]
+        return not all(span.low <= 0.5 <= span.high for span in spans)
 
     @functools.cached_property
     def risk(self) -> Floats:
@@ -168,9 +185,11 @@ class MembershipReport:
     def control_table(self) -> Table:
         """Return the control."""
         mean, span = self.control
-        return Table("Control: .5 is right", ("control", "AUC", "95 % range"), [
-            ("membership dealt at random, 200 times", f"{mean:.3f}", f"{span.low:.3f} to {span.high:.3f}"),
-        ])
+        rows = [("membership dealt at random, 200 times", f"{mean:.3f}", f"{span.low:.3f} to {span.high:.3f}")]
+        if self.leak is not None:
+            area, reach = self.leak
+            rows.append((f"{self.main}, run on sides dealt at random", f"{area:.3f}", f"{reach.low:.3f} to {reach.high:.3f}"))
+        return Table("Control: .5 is right", ("control", "AUC", "95 % range (99.9 % of a run)"), rows)
 
     def evidence(self, position: Tensor | None = None, y: Tensor | None = None) -> tuple[Evidence, ...]:
         """Return all tables and the curve, as a finding shows them."""
@@ -196,6 +215,7 @@ class MembershipReport:
         plain = plain_values({
             "members": len(first.members), "non_members": len(first.non_members), "main": self.main, "attacks": attacks,
             "shuffled": {"auc": mean, "range": dataclasses.asdict(span)},
+            "dealt": None if self.leak is None else {"auc": self.leak[0], "interval": dataclasses.asdict(self.leak[1])},
             "slices": {by: [dataclasses.asdict(one) for one in self.sliced(by)] for by in self.slices},
             "most_exposed": [{"member": k, "score": float(first.members[k]), "fpr": self.risk[k]} for k in self.most_exposed()],
         })
