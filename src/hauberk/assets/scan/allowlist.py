@@ -131,7 +131,7 @@ _RUNNERS = """
     msvcrt _winapi readline rlcompleter xdrlib functools itertools string builtins __builtin__ sklearn.datasets sklearn.utils
 """
 _FRAMEWORKS = ("sklearn.", "pandas.", "torch.nn.functional.", "torch._C._nn.", "torch.jit.", "__torch__.")
-_SCRIPT = re.compile(r"__torch__(\.\w+)+")
+_SCRIPT = re.compile(r"__torch__(?!\.torch\.classes\.(?!quantized\.|xnnpack\.|sparse\.|mkldnn\.))(\.\w+)+")
 # Of these no name may be vouched for: whoever allows one allows everything.
 _NEVER = frozenset(
     """os posix nt posixpath ntpath subprocess _posixsubprocess sys builtins __builtin__ importlib _frozen_importlib imp runpy pty
