@@ -70,7 +70,8 @@ PICKLES = {
     + b"NNtQ}"
     + short("forward") + RELU + b"sb.\x80\x02].",
     "dtype": four(SAME + dtype("V8") + b"\x85R" + encode((3, "|", None, None, None, 8, 8, 63)) + b"b"),
-    "array": four(SAME + name("numpy._core.multiarray", "_reconstruct") + encode((Ref("numpy", "ndarray"), (0,), b"b")) + b"R\x85R"
+    "array": four(SAME + name("numpy._core.multiarray", "_reconstruct") + encode((Ref("numpy", "ndarray"), (0,), b"b"))
+    + b"R\x85R"
                   + b"(K\x01K\x09\x85" + dtype("O8") + b"\x89C\x01xtb"),
     "called class": four(name("numpy.random._pickle", "__generator_ctor") + b"K\x03" + LINEAR + b"\x86R"),
     "called class, old": four(name("numpy.random._pickle", "__randomstate_ctor") + b"K\x03" + LINEAR + b"\x86R"),
@@ -175,3 +176,15 @@ def test_keys_that_repeat_a_large_tuple_do_not_hold_up_the_scan() -> None:
     body = four(b"(" + b"N" * 9000 + b"t\x94}" + b"h\x00Ns" * 100_000)
     (issue,) = scan_bytes(body, limits=Limits(opcodes=200_000)).issues
     assert issue.level is Level.UNVERIFIABLE and "instructions" in issue.what
+
+
+def test_objects_with_functions_and_types_of_their_defaults_are_safe() -> None:
+    import torch
+    from sklearn.feature_selection import SelectKBest
+    from sklearn.frozen import FrozenEstimator
+    from sklearn.linear_model import LinearRegression
+
+    weights = [torch.nn.Parameter(torch.ones(2, 2))]
+    for made in (SelectKBest(), FrozenEstimator(LinearRegression()), torch.optim.Adafactor(weights), torch.float8_e8m0fnu):
+        found = scan_bytes(pickle.dumps(made))
+        assert found.safe, found.issues
