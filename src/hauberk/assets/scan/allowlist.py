@@ -40,7 +40,7 @@ def _names(module: str, names: str) -> set[str]:
 
 _LOSSES = (
     "CyHalfBinomialLoss CyHalfMultinomialLoss CyHalfSquaredError CyAbsoluteError CyPinballLoss CyHalfPoissonLoss CyHalfGammaLoss "
-    "CyExponentialLoss CyHuberLoss"
+    "CyExponentialLoss CyHuberLoss CyHalfTweedieLoss CyHalfTweedieLossIdentity"
 )
 CALLS = {
     *_names("builtins", "set frozenset list dict tuple int float bool str complex slice range bytearray bytes object"),
@@ -78,7 +78,7 @@ CALLS = {
 _TORCH_TYPES = (
     "float16 float32 float64 bfloat16 half float double int8 int16 int32 int64 short int long uint8 uint16 uint32 uint64 bool "
     "complex32 complex64 complex128 qint8 quint8 qint32 quint4x2 quint2x4 float8_e4m3fn float8_e5m2 float8_e4m3fnuz "
-    "float8_e5m2fnuz per_tensor_affine per_channel_affine per_tensor_symmetric per_channel_symmetric "
+    "float8_e5m2fnuz float8_e8m0fnu per_tensor_affine per_channel_affine per_tensor_symmetric per_channel_symmetric "
     "per_channel_affine_float_qparams strided sparse_coo sparse_csr contiguous_format channels_last channels_last_3d "
     "preserve_format"
 )
@@ -86,6 +86,9 @@ _STORAGES = "Float Double Half BFloat16 Int Long Short Char Byte Bool ComplexFlo
 VALUES = {
     *_names("torch", _TORCH_TYPES), *_names("torch", " ".join(f"{kind}Storage" for kind in _STORAGES.split())),
     *_names("torch.cuda", " ".join(f"{kind}Storage" for kind in _STORAGES.split())),
+    # Functions that estimators are given by default: referred to, never called while the file is loaded.
+    *_names("sklearn.feature_selection._univariate_selection", "f_classif f_regression f_oneway chi2 r_regression"),
+    *_names("sklearn.cluster._kmeans", "_kmeans_single_lloyd _kmeans_single_elkan"), "numpy.mean",
     *_names("torch.storage", "UntypedStorage TypedStorage"), *_names("torch", "UntypedStorage TypedStorage"),
     *_names(
         "numpy",
@@ -110,9 +113,9 @@ CLASS_PATTERNS = tuple(
     for pattern in (
         r"torch\.nn\.modules\.(activation|adaptive|batchnorm|channelshuffle|container|conv|distance|dropout|flatten|fold"
         r"|instancenorm|linear|loss|normalization|padding|pixelshuffle|pooling|rnn|sparse|transformer|upsampling)\.[A-Z]\w*",
-        r"torch\.optim\.[a-z_0-9]+\.[A-Z]\w*",
+        r"torch\.optim\.([a-z_0-9]+\.[A-Z]\w*|Adafactor|Muon)",
         r"sklearn\.(_loss|calibration|cluster|compose|covariance|cross_decomposition|decomposition|discriminant_analysis|dummy"
-        r"|ensemble|feature_extraction|feature_selection|gaussian_process|impute|isotonic|kernel_approximation|kernel_ridge"
+        r"|ensemble|feature_extraction|feature_selection|frozen|gaussian_process|impute|isotonic|kernel_approximation|kernel_ridge"
         r"|linear_model|manifold|mixture|model_selection|multiclass|multioutput|naive_bayes|neighbors|neural_network|pipeline"
         r"|preprocessing|random_projection|semi_supervised|svm|tree|metrics\._dist_metrics)(\.\w+)*\._?[A-Z]\w*",
     )
@@ -131,7 +134,7 @@ _RUNNERS = """
     msvcrt _winapi readline rlcompleter xdrlib functools itertools string builtins __builtin__ sklearn.datasets sklearn.utils
 """
 _FRAMEWORKS = ("sklearn.", "pandas.", "torch.nn.functional.", "torch._C._nn.", "torch.jit.", "__torch__.")
-_SCRIPT = re.compile(r"__torch__(\.\w+)+")
+_SCRIPT = re.compile(r"__torch__(?!\.torch\.classes\.(?!quantized\.|xnnpack\.|sparse\.|mkldnn\.))(\.\w+)+")
 # Of these no name may be vouched for: whoever allows one allows everything.
 _NEVER = frozenset(
     """os posix nt posixpath ntpath subprocess _posixsubprocess sys builtins __builtin__ importlib _frozen_importlib imp runpy pty

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from hauberk.assets.scan import numpy_state, rules
 from hauberk.assets.scan.allowlist import Use, canonical
 from hauberk.assets.scan.opcodes import Bounded, cut
-from hauberk.assets.scan.values import MARK, Global, Items, Made
+from hauberk.assets.scan.values import MARK, Global, Items, Made, check_keys
 from hauberk.assets.scan.verdict import Level, Stumble, Unverifiable
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ MAKING = frozenset(
 )
 LONGEST_NAME = 1000
 LARGEST_MEMO = 2**24  # the C reader makes room for every entry below
-_KEY_WEIGHT = 10_000
 
 
 class Machine:
@@ -49,7 +48,7 @@ class Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.persistent: list[Any] = []
-        self.version, self.at = 0, 0
+        self.version = self.at = self.frame_end = 0
 
     def run(self, stream: BinaryIO) -> Any:
         """Follow one pickle from the stream's place to its STOP and return a stand-in for what it would load.
@@ -77,6 +76,7 @@ class Machine:
             elif name == "STOP":
                 if len(self.stack) != 1 or self.stack[0] is MARK:
                     raise Stumble(f"the pickle ends with {len(self.stack)} objects on its stack, not one")
+                self._framed()
                 return self.stack[0]
             elif len(self.stack) > self.scan.limits.stack:
                 raise Unverifiable(f"more than {self.scan.limits.stack} objects on the stack")
@@ -110,6 +110,15 @@ class Machine:
         if not self.stack or self.stack[-1] is MARK:
             raise Stumble(f"the stack runs empty at byte {self.at}")
         return self.stack[-1]
+
+    def filled(self) -> Any:
+        """Return the topmost object, which is about to be filled; what is no object of the stream's own is an issue."""
+        target = self.top()
+        if isinstance(target, Global):
+            self.warn(Level.DANGEROUS, f"changes {target.full} itself, for all who use it")
+        elif isinstance(target, Made) and rules.unseen(target):
+            raise Unverifiable(f"what {target.of} gives is filled, and may be any object, at byte {self.at}")
+        return target
 
     def stored(self, values: list[Any]) -> list[Any]:
         """Return the values that are about to be stored or passed; a callable whose arguments go unseen is an issue."""
@@ -150,8 +159,7 @@ class Machine:
             if callee.full == "torch.storage._load_from_bytes":
                 self._nested(args)
             self._doubt(lambda: numpy_state.check_call(callee.full, args))
-        made_of = args[0].full if callee.full.startswith("copyreg.") and args and isinstance(args[0], Global) else callee.full
-        self.stack.append(Made(made_of, args))
+        self.stack.append(Made(rules.result_of(callee, args), args))
 
     def make(self, cls: object, args: object, named: object = None) -> None:
         """Push an object made without its constructor, and judge its class."""
@@ -192,8 +200,13 @@ class Machine:
             raise Stumble(f"pickle protocol {arg} is not known")
         self.version = arg
 
-    def _frame(self, _: int) -> None:
-        return
+    def _frame(self, arg: int) -> None:
+        self.frame_end = max(self.frame_end, self.at + 9 + arg)
+
+    def _framed(self) -> None:
+        """Readers take a frame as a whole: what comes after this opcode is to them behind the frame, not behind the opcode."""
+        if self.frame_end > self.at + 1:
+            raise Unverifiable(f"a frame reaches {self.frame_end - self.at - 1} bytes beyond byte {self.at}")
 
     def _global(self, arg: str) -> None:
         module, _, name = arg.partition(" ")
@@ -237,27 +250,25 @@ class Machine:
 
     def _build(self, _: None) -> None:
         (state,) = self.stored([self.pop()])
-        target = self.top()
-        if isinstance(target, Global):
-            self.warn(Level.DANGEROUS, f"changes {target.full} itself, for all who use it")
-        elif isinstance(target, Made):
-            if target.of == "joblib.numpy_pickle.NumpyArrayWrapper" and target.state is not None:
-                # joblib has put an array in its place by now, and the settings of both times would count.
-                raise Unverifiable(f"a joblib array is described twice, at byte {self.at}")
+        target = self.filled()
+        if isinstance(target, Made):
+            if target.of == "joblib.numpy_pickle.NumpyArrayWrapper":
+                self._framed()
+                if target.state is not None:
+                    # joblib has put an array in its place by now, and the settings of both times would count.
+                    raise Unverifiable(f"a joblib array is described twice, at byte {self.at}")
             target.state = state
             self._doubt(lambda: numpy_state.check_state(target))
-        else:
+        elif not isinstance(target, Global):
             raise Unverifiable(f"a {type(target).__name__} is filled like an object at byte {self.at}")
 
     def _into(self, values: list[Any]) -> None:
-        target = self.top()
-        if isinstance(target, Global):
-            self.warn(Level.DANGEROUS, f"changes {target.full} itself, for all who use it")
-        elif isinstance(target, list):
+        target = self.filled()
+        if isinstance(target, list):
             target.extend(values)
         elif isinstance(target, Made):
             target.held.extend(values)
-        else:
+        elif not isinstance(target, Global):
             raise Unverifiable(f"items are added to a {type(target).__name__} at byte {self.at}")
 
     def _append(self, _: None) -> None:
@@ -268,34 +279,20 @@ class Machine:
 
     def _additems(self, _: None) -> None:
         values = self.items()
-        self._keys(values)
+        self.scan.meter.step(1 + check_keys(values, self.at))
         self._into(values)
 
     def _pairs(self, values: list[Any]) -> None:
         if len(values) % 2:
             raise Stumble(f"a key without a value at byte {self.at}")
-        self._keys(values[::2])
-        target = self.top()
+        self.scan.meter.step(1 + check_keys(values[::2], self.at))
+        target = self.filled()
         if isinstance(target, Items):
             target.pairs.extend(zip(values[::2], values[1::2], strict=True))
-        elif isinstance(target, Global):
-            self.warn(Level.DANGEROUS, f"changes {target.full} itself, for all who use it")
         elif isinstance(target, Made):
             target.held.extend(zip(values[::2], values[1::2], strict=True))
-        elif not isinstance(target, list):
+        elif not isinstance(target, (list, Global)):
             raise Unverifiable(f"keys are set in a {type(target).__name__} at byte {self.at}")
-
-    def _keys(self, values: list[Any]) -> None:
-        """Keys are hashed to their last leaf each time: tuples that repeat one another would take for ever."""
-        for value in values:
-            left, seen = [value] if isinstance(value, tuple) else [], 0
-            while left:
-                seen += 1
-                if seen + len(left) > _KEY_WEIGHT:
-                    raise Unverifiable(f"a key of more than {_KEY_WEIGHT} parts at byte {self.at}")
-                one = left.pop()
-                if isinstance(one, tuple):
-                    left.extend(one[: _KEY_WEIGHT + 1])
 
     def _setitem(self, _: None) -> None:
         value, key = self.pop(), self.pop()
@@ -356,7 +353,7 @@ class Machine:
 
     def _frozenset(self, _: None) -> None:
         values = self.items()
-        self._keys(values)
+        self.scan.meter.step(1 + check_keys(values, self.at))
         self.stack.append(Made("builtins.frozenset", tuple(values)))
 
     def _get(self, arg: object) -> None:
@@ -383,9 +380,7 @@ class Machine:
     def _binpersid(self, _: None) -> None:
         key = self.pop()
         self.persistent.append(key)
-        # torch's legacy files name a class this way, and its reader hands that very class on.
-        named = isinstance(key, tuple) and len(key) > 1 and key[0] == "module" and isinstance(key[1], Global)
-        self.stack.append(key[1] if named else Made("persistent", (key,)))
+        self.stack.append(rules.persistent(key) or Made("persistent", (key,)))
 
     def _extension(self, arg: int) -> None:
         self.warn(Level.UNKNOWN, f"imports extension {arg}, whose meaning only the loading program knows")

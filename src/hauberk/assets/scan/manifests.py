@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hauberk.assets.scan.allowlist import Use
 from hauberk.assets.scan.verdict import Level, Unverifiable
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 
 _PROGRAM = re.compile(r"[^/]+/(models/[^/]+\.json|serialized_exported_program\.json)")
 _MOST_TABLES = 2_000_000
+_SENTENCE = {"idx", "name", "path", "type"}  # of each part of a sentence-transformers model
+_PICKLED = {f"py/{kind}" for kind in ("object", "reduce", "function", "type", "repr", "newargs", "newargsex", "initargs")}
+_LIBRARIES = frozenset({"diffusers", "transformers", "onnxruntime", "optimum", "peft", "stable_diffusion", "deepfloyd_if",
+                        "wuerstchen", "kandinsky", "audioldm2", "latent_diffusion", "stable_cascade", "flax", "k_diffusion"})
+_TAG = re.compile(r"(?:^|[\s,\[{])(![<!\w][^\s,\]}]*)", re.MULTILINE)
+_PLAIN_TAGS = frozenset("str int float bool null map seq set omap pairs binary timestamp merge value".split())  # noqa: SIM905
+_YAML_KEY = re.compile(
+    r"^[\s\-{,?\"']*(_target_|class_path|auto_map|trust_remote_code)[\"']?[ \t]*:[ \t]*([^\s#]*)", re.MULTILINE,
+)
 
 
 def parsed(content: bytes) -> Any:
@@ -68,17 +77,21 @@ def _skops(scan: Scan, node: dict[str, Any], where: str) -> None:
 def scan_manifest(scan: Scan, content: Any, where: str) -> None:
     """Judge what the configurations beside a model name: code to fetch, classes to build, templates, and places of weights."""
     for node in walk(content):
-        for key, kind in (("auto_map", dict), ("custom_pipelines", dict), ("trust_remote_code", bool)):
-            if isinstance(node.get(key), kind) and node[key]:
+        for key in ("auto_map", "custom_pipelines", "trust_remote_code"):
+            if node.get(key):
                 scan.issue(Level.UNKNOWN, where, f"{key} names code that a hub would fetch and run: {str(node[key])[:120]}")
-        target = node.get("_target_", node.get("parent_library"))
-        if isinstance(target, str):
-            module, _, name = target.rpartition(".")
-            ruling = scan.judge(module or target, name or "*")
-            if ruling.level is not Level.SAFE:
-                scan.issue(ruling.level, where, f"builds {target[:160]} by its name")
+        for key in ("_target_", "class_path", "parent_library"):
+            if isinstance(node.get(key), str):
+                _built(scan, node[key], where)
+        if node.keys() >= _SENTENCE and not str(node["type"]).startswith("sentence_transformers."):
+            _built(scan, str(node["type"]), where)
+        _pipeline(scan, node, where)
+        for key in node.keys() & _PICKLED:
+            level = Level.UNKNOWN if key in ("py/object", "py/type") else Level.DANGEROUS
+            scan.issue(level, where, f"names Python objects by {key!r}: {str(node[key])[:120]}")
         template = node.get("chat_template")
-        for one in template if isinstance(template, list) else [template]:
+        listed = list(template.values()) if isinstance(template, dict) else template
+        for one in listed if isinstance(listed, list) else [listed]:
             text = one.get("template") if isinstance(one, dict) else one
             if isinstance(text, str):
                 from hauberk.assets.scan.templates import scan_template
@@ -88,6 +101,44 @@ def scan_manifest(scan: Scan, content: Any, where: str) -> None:
         for place in set(map(str, places.values())) if isinstance(places, dict) else ():
             if place.startswith(("/", "\\")) or ".." in place.replace("\\", "/").split("/") or ":" in place:
                 scan.issue(Level.DANGEROUS, where, f"weight_map reads {place[:120]!r} outside its folder")
+
+
+def _built(scan: Scan, target: str, where: str) -> None:
+    module, _, name = target.rpartition(".")
+    ruling = scan.judge(module or target, name or "*")
+    if ruling.level is not Level.SAFE:
+        scan.issue(ruling.level, where, f"builds {target[:160]} by its name")
+
+
+def _pipeline(scan: Scan, node: dict[str, Any], where: str) -> None:
+    """The parts of a diffusers pipeline are pairs of a library, which is imported, and a class of it."""
+    if not {"_class_name", "_diffusers_version"} <= node.keys():
+        return
+    for key, value in node.items():
+        pair = isinstance(value, list) and len(value) == 2 and all(isinstance(one, str) for one in value)
+        if pair and (key == "_class_name" or value[0] not in _LIBRARIES):
+            scan.issue(Level.UNKNOWN, where, f"{key[:40]} is made by {value[0][:80]}.{value[1][:80]}")
+
+
+def scan_yaml(scan: Scan, source: BinaryIO, where: str) -> None:
+    """Judge the tags of YAML, which name objects to make, and the keys that frameworks build by."""
+    source.seek(0)
+    content = source.read(scan.limits.header + 1)
+    if len(content) > scan.limits.header:
+        raise Unverifiable(f"YAML of more than {scan.limits.header} bytes")
+    scan.meter.spend(len(content))
+    text = content.decode("utf-8")
+    for found in _TAG.finditer(text):
+        tag = found.group(1)
+        if tag.removeprefix("!!") not in _PLAIN_TAGS:
+            level = Level.DANGEROUS if "python/" in tag or tag.startswith("!<") else Level.UNKNOWN
+            scan.issue(level, where, f"its YAML makes an object by the tag {tag[:120]!r}")
+    for found in _YAML_KEY.finditer(text):
+        key, value = found.group(1), found.group(2).strip("\"' ,}")
+        if key in ("_target_", "class_path"):
+            _built(scan, value, where)
+        elif value.lower() not in ("", "false", "null", "no", "off", "~"):
+            scan.issue(Level.UNKNOWN, where, f"{key} names code that a hub would fetch and run: {value[:120]}")
 
 
 def walk(content: Any, limit: int = 5_000_000) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,8 @@ _LEADS: dict[str, dict[int, str]] = {
 _DOMAINS = {b"", b"ai.onnx", b"ai.onnx.ml", b"ai.onnx.preview.training", b"com.microsoft", b"pkg.onnxscript.torch_lib",
             b"pkg.onnxscript.torch_lib.common", b"pkg.torch"}
 # Operators of a known domain that run other code: Python, a library, or a blob compiled for one machine.
-_RUNNING = {b"PythonOp", b"PythonOpGrad", b"ATen", b"ATenOp", b"EPContext", b"PyOp"}
+_RUNNING = {b"PythonOp", b"PythonOpGrad", b"ATen", b"ATenOp", b"EPContext", b"PyOp", b"TritonOp", b"Snpe"}
+_TEXTS = {_ENTRY: (1, 2), _OPSET: (1,), _NODE: (4, 7)}
 Field = tuple[int, int, int, int]
 
 
@@ -49,7 +50,9 @@ def scan_onnx(scan: Scan, source: BinaryIO, where: str) -> None:
             graphs += leads == _GRAPH
             if leads is not None and kind == 2:
                 left.append((leads, begin, stop, depth + 1))
-            elif message in (_ENTRY, _OPSET, _NODE) and kind == 2 and stop - begin <= 65_536 and number in (1, 2, 4, 7):
+            elif message in (_ENTRY, _OPSET, _NODE) and kind == 2 and number in _TEXTS[message]:
+                if stop - begin > 65_536:
+                    raise Unverifiable(f"a name of {stop - begin} bytes")
                 source.seek(begin)
                 pairs[number] = source.read(stop - begin)
         if message == _ENTRY and pairs.get(1) == b"location":
@@ -84,6 +87,8 @@ def _fields(scan: Scan, source: BinaryIO, start: int, end: int) -> Iterator[Fiel
     while place < end:
         scan.meter.step()
         key, place = _varint(source, place, end)
+        if key >= 2**32:  # some readers drop the bits above, and see another field
+            raise Unverifiable(f"a field number of {key.bit_length() - 3} bits at byte {place}")
         number, kind = key >> 3, key & 7
         if kind == 0:
             _, stop = _varint(source, place, end)

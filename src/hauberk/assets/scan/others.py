@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import BinaryIO
 
 from hauberk.assets.scan.keras import scan_config
-from hauberk.assets.scan.manifests import parsed, scan_manifest
+from hauberk.assets.scan.manifests import parsed, scan_manifest, scan_yaml
+from hauberk.assets.scan.polyglot import BLOCK, is_tar
 from hauberk.assets.scan.scanner import Scan, file_format
 from hauberk.assets.scan.verdict import Level, Unverifiable
 
@@ -69,8 +70,10 @@ def by_name(scan: Scan, source: BinaryIO, where: str, ending: str) -> str:
         scan.issue(Level.UNKNOWN, where, "it is source or compiled code")
         return "source"
     if ending in TEXTS and is_text(source):
+        if ending in (".yaml", ".yml"):
+            scan_yaml(scan, source, where)
         return "text"
-    if ending == ".jinja":
+    if ending == ".jinja" and is_text(source):
         from hauberk.assets.scan.templates import LARGEST, scan_template
 
         source.seek(0)
@@ -83,6 +86,9 @@ def is_text(source: BinaryIO) -> bool:
     """Whether a file is text to its last byte, and no pickle of the oldest protocol, which is text as well."""
     from hauberk.assets.scan.opcodes import imports
 
+    source.seek(0)
+    if is_tar(source.read(BLOCK)):  # a header of spaces and digits is text as well
+        return False
     source.seek(0)
     first = True
     while part := source.read(2**18):

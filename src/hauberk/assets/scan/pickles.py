@@ -16,6 +16,7 @@ _SIZES = {
     "Double": 8, "Long": 8, "ComplexDouble": 16, "ComplexFloat": 8, "Float": 4, "Int": 4, "QInt32": 4, "Half": 2, "BFloat16": 2,
     "Short": 2, "Char": 1, "Byte": 1, "Bool": 1, "QInt8": 1, "QUInt8": 1, "Untyped": 1,
 }
+_WRAPPER = {"subclass", "shape", "order", "dtype", "allow_mmap", "numpy_array_alignment_bytes"}
 # Opcodes that a pickle without a protocol header may begin with: constants, containers, marks and names.
 _FIRST = frozenset(b"(cILNSVUTFGJKMX)]}PBC\x80\x82\x83\x84\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x95\x96\x97")
 
@@ -77,6 +78,8 @@ def _embedded(scan: Scan, made: Made, stream: BinaryIO, where: str) -> None:
     keys = [key for key, _ in made.state.pairs]
     if not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
         raise Unverifiable("a joblib array whose description has names that cannot be read, or one twice")
+    if not set(keys) <= _WRAPPER:  # one of its methods, which would read the array another way
+        raise Unverifiable(f"a joblib array whose description sets {sorted(set(keys) - _WRAPPER)[0][:40]!r}")
     dtype, count = real_dtype(made.state.get("dtype")), items(made.state.get("shape"))
     if dtype.hasobject:
         scan.result.parts += 1

@@ -9,6 +9,7 @@ from typing import Any
 from hauberk.assets.scan import tables
 from hauberk.assets.scan.allowlist import Use
 from hauberk.assets.scan.values import Global, Made
+from hauberk.assets.scan.verdict import Unverifiable
 
 Rule = Callable[[tuple[Any, ...]], str]
 LARGEST = 2**26  # bytes that a call may allocate out of nothing
@@ -17,6 +18,10 @@ _PLAIN = "object dict list tuple set frozenset int float str"
 _BASES = {f"builtins.{name}" for name in (*_PLAIN.split(), "bytes", "complex")}
 _FACTORIES = {f"builtins.{name}" for name in (*_PLAIN.split(), "bool")} - {"builtins.frozenset"}
 _SMALL = {"_codecs.encode", "collections.OrderedDict", "collections.Counter", "collections.deque"}
+NEW_OBJECTS = ("sklearn.neighbors._kd_tree.newObj", "sklearn.neighbors._ball_tree.newObj", "sklearn.metrics._dist_metrics.newObj")
+# Functions that give back what they were given, or what a loader fetches: the object may be any other of the stream, or a class.
+_UNSEEN = re.compile(r"torch\.(\w+\.)+[a-z_]\w*|persistent|buffer")
+_TENSORS = re.compile(r"torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2")
 _REBUILDERS = (
     "torch._utils._rebuild_tensor", "torch._utils._rebuild_parameter", "torch._utils._rebuild_qtensor",
     "torch._utils._rebuild_sparse_tensor",
@@ -65,7 +70,7 @@ def _from_type(args: tuple[Any, ...]) -> str:
 
 
 def _set_state(args: tuple[Any, ...]) -> str:
-    fine = len(args) == 2 and isinstance(args[0], Made) and args[0].of.startswith("torch.")
+    fine = len(args) == 2 and isinstance(args[0], Made) and args[0].of.startswith("torch.") and not unseen(args[0], sets=True)
     return "" if fine else "sets the state of something that is not an instance"
 
 
@@ -107,6 +112,18 @@ def _bit_generator(args: tuple[Any, ...]) -> str:
     return "" if fine and len(args) <= 2 else "makes a bit generator of something else"
 
 
+def _new_metric(args: tuple[Any, ...]) -> str:
+    # newObj(x) is x.__new__(x).
+    fine = len(args) == 1 and isinstance(args[0], Global) and args[0].full.startswith(("sklearn.neighbors.", "sklearn.metrics."))
+    return "" if fine and _is_class(args[0]) else "makes an object of something that is no metric and no tree"
+
+
+def _generator(args: tuple[Any, ...]) -> str:
+    # A second argument would be called with the first.
+    made = isinstance(args[0], Made) and args[0].of.startswith("numpy.random.") if args else True
+    return "" if len(args) <= 1 and (made or isinstance(args[0], str)) else "makes a generator of something else"
+
+
 RULES: dict[str, Rule] = {
     **tables.RULES,
     "copyreg._reconstructor": _reconstructor, "copyreg.__newobj__": _new, "copyreg.__newobj_ex__": _new,
@@ -117,8 +134,8 @@ RULES: dict[str, Rule] = {
     "collections.Counter": _container, "collections.deque": _container, "collections.OrderedDict": _container,
     "fractions.Fraction": _fraction, "sklearn.tree._tree.Tree": _tree,
     "builtins.bytes": _buffer, **{f"builtins.{name}": _text for name in ("str", "int", "float", "complex")},
-    "numpy.random._pickle.__bit_generator_ctor": _bit_generator, "numpy.random._pickle.__generator_ctor": lambda args: "",
-    "numpy.random._pickle.__randomstate_ctor": lambda args: "",
+    "numpy.random._pickle.__bit_generator_ctor": _bit_generator, "numpy.random._pickle.__generator_ctor": _generator,
+    "numpy.random._pickle.__randomstate_ctor": _generator, **dict.fromkeys(NEW_OBJECTS, _new_metric),
 }
 # Plain types may be handed on all the same: they are dtypes and factories as often as calls.
 HANDED_ON = _BASES | {
@@ -131,6 +148,36 @@ def refusal(full: str, args: tuple[Any, ...]) -> str:
     """Return why calling `full` with these arguments is not harmless; empty when it is."""
     rule = RULES.get(full)
     return "" if rule is None else rule(args)
+
+
+def unseen(made: Made, *, sets: bool = False) -> bool:
+    """Whether what is filled here may be an object that the scan knows by another stand-in, or not at all.
+
+    Arguments:
+        made: the stand-in that is filled.
+        sets: attributes alone are set, as on tensors.
+    """
+    return _UNSEEN.fullmatch(made.of) is not None and not (sets and _TENSORS.fullmatch(made.of))
+
+
+def result_of(callee: Global, args: tuple[Any, ...]) -> str:
+    """Return the name of what a call makes: that of the class, where the function is told one."""
+    told = callee.full.startswith("copyreg.") or callee.full in NEW_OBJECTS
+    return args[0].full if told and args and isinstance(args[0], Global) else callee.full
+
+
+def persistent(key: object) -> Global | None:
+    """Return the class that a persistent key names: torch's legacy reader hands it on as it is. None for other keys.
+
+    Raises:
+        Unverifiable: when the kind of a key is put together in the stream.
+    """
+    if not isinstance(key, tuple) or not key:
+        return None
+    kind = key[0].decode("latin1") if isinstance(key[0], bytes) else key[0]  # torch takes both for the same
+    if not isinstance(kind, str):
+        raise Unverifiable("a persistent object of a kind that cannot be read")
+    return key[1] if kind == "module" and len(key) > 1 and isinstance(key[1], Global) else None
 
 
 def may_hand_on(value: object) -> bool:

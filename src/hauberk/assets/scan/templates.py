@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hauberk.assets.scan.template_names import Names
 from hauberk.assets.scan.verdict import Level, Unverifiable
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def scan_template(scan: Scan, text: str, where: str) -> None:
     """Judge one chat template."""
     if len(text) > LARGEST:
         raise Unverifiable(f"a chat template of {len(text)} characters")
+    names = Names()
     for opened, body in _parts(scan, text, where):
         scan.meter.step()
         if opened == "{%":
@@ -49,7 +51,10 @@ def scan_template(scan: Scan, text: str, where: str) -> None:
             word = tag.group(1) if tag else ""
             if word not in _TAGS:
                 scan.issue(Level.UNKNOWN, where, f"its chat template holds the step {word[:40]!r}")
+        names.read([token for token in _tokens(scan, body.strip("-+"), where) if not token.isspace()])
         _follow(scan, body.strip("-+"), where)
+    for what in names.issues():
+        scan.issue(Level.UNKNOWN, where, what)
     scan.holds("chat template")
 
 
@@ -64,6 +69,14 @@ def _parts(scan: Scan, text: str, where: str) -> Iterator[tuple[str, str]]:
         if found.group() != "{#":
             yield found.group(), text[found.end() : end]
         place = end + 2
+
+
+def _tokens(scan: Scan, body: str, where: str) -> Iterator[str]:
+    place = 0
+    while found := _TOKEN.match(body, place):
+        scan.meter.step()
+        yield found.group()
+        place = found.end()
 
 
 def _follow(scan: Scan, body: str, where: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from hauberk.assets.scan.values import Items, Made
 from hauberk.assets.scan.verdict import Level, Unverifiable
 
 if TYPE_CHECKING:
@@ -25,6 +26,28 @@ _DENIED = {
     **dict.fromkeys(("PythonOp", "IgnoredPythonOp"), "calls Python"),
     "__setstate__": "runs while the file is loaded",
 }
+_CLASSES = re.compile(r"\s*\.\s*(quantized|xnnpack|sparse|mkldnn)\b", re.ASCII)  # packed weights
+_OPERATOR = re.compile(r"_?(\w+)::(\w+)", re.ASCII)
+
+
+def scan_bytecode(scan: Scan, value: object, where: str) -> None:
+    """Judge the program of a model for phones, `bytecode.pkl`: a pickle of tuples that names its operators as texts."""
+    left = [value]
+    while left:
+        scan.meter.step()
+        one = left.pop()
+        if isinstance(one, (list, tuple)):
+            left.extend(one)
+        elif isinstance(one, Items):
+            left.extend(part for pair in one.pairs for part in pair)
+        elif isinstance(one, Made):
+            left.extend([*one.args, one.state, *one.held])
+        elif isinstance(one, str) and (found := _OPERATOR.fullmatch(one)):
+            if found.group(2) in _DENIED:
+                scan.issue(Level.DANGEROUS, where, f"its bytecode calls {one[:80]}, which {_DENIED[found.group(2)]}")
+            elif found.group(1) not in _NAMESPACES:
+                scan.issue(Level.UNKNOWN, where, f"its bytecode calls operators of the library {found.group(1)[:40]!r}")
+    scan.holds("torch.jit.script")
 
 
 def scan_script(scan: Scan, content: bytes, where: str) -> None:
@@ -51,5 +74,7 @@ def scan_script(scan: Scan, content: bytes, where: str) -> None:
             scan.issue(Level.UNKNOWN, f"{where}@{found.start()}", "its script reaches operators in a way that cannot be followed")
         if before == ["ops", "."] and token not in _NAMESPACES:
             scan.issue(Level.UNKNOWN, f"{where}@{found.start()}", f"its script calls operators of the library {token[:40]!r}")
+        if before == ["torch", "."] and token == "classes" and not _CLASSES.match(text, place):
+            scan.issue(Level.UNKNOWN, f"{where}@{found.start()}", "its script makes objects of classes that a library registers")
         before = [before[1], token]
     scan.holds("torch.jit.script")

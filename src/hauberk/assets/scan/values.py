@@ -7,6 +7,9 @@ import io
 from typing import Any, BinaryIO
 
 from hauberk.assets.scan.allowlist import Ruling
+from hauberk.assets.scan.verdict import Unverifiable
+
+_KEY_WEIGHT = 10_000
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -65,6 +68,22 @@ def as_bytes(value: object) -> bytes | bytearray | None:
     if isinstance(value, Made) and value.of == "builtins.bytearray" and len(value.args) == 1 and not value.held:
         return as_bytes(value.args[0]) if isinstance(value.args[0], (Made, bytes)) else None
     return b"" if isinstance(value, Made) and value.of == "builtins.bytes" and not value.args else None
+
+
+def check_keys(values: list[Any], at: int) -> int:
+    """Return how many parts the keys have: each is hashed to its last leaf. Raises Unverifiable for a key of too many."""
+    weight = 0
+    for value in values:
+        left, seen = [value] if isinstance(value, tuple) else [], 0
+        while left:
+            seen += 1
+            if seen + len(left) > _KEY_WEIGHT:
+                raise Unverifiable(f"a key of more than {_KEY_WEIGHT} parts at byte {at}")
+            one = left.pop()
+            if isinstance(one, tuple):
+                left.extend(one[: _KEY_WEIGHT + 1])
+        weight += seen
+    return weight
 
 
 class Mark:

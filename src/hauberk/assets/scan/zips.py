@@ -13,10 +13,11 @@ from typing import Any, BinaryIO
 
 from hauberk.assets.scan import manifests
 from hauberk.assets.scan.keras import is_keras, scan_config
+from hauberk.assets.scan.machine import Machine
 from hauberk.assets.scan.opcodes import imports
 from hauberk.assets.scan.others import TEXTS, is_text
 from hauberk.assets.scan.scanner import Scan, file_format
-from hauberk.assets.scan.torchscript import LARGEST, scan_script
+from hauberk.assets.scan.torchscript import LARGEST, scan_bytecode, scan_script
 from hauberk.assets.scan.values import Window
 from hauberk.assets.scan.verdict import Unverifiable
 from hauberk.core.errors import UnsafeFile
@@ -29,6 +30,7 @@ _TORCH_RAW = re.compile(_NOTES + r"|[^/]+/(data|constants|traced_inputs)/\w+")
 _EXPORTED_RAW = re.compile(_NOTES)
 _CODE = re.compile(r"[^/]+/code/.*\.py")
 _LARGEST_DIRECTORY, _LARGEST_DICTIONARY = 2**26, 2**26
+_PLAIN_TEXTS = TEXTS - {".yaml", ".yml"}
 _STARTS = (b"\x93NUMPY", b"PK\x03\x04", b"PK\x05\x06")
 
 
@@ -148,11 +150,14 @@ def _member(scan: Scan, archive: zipfile.ZipFile, one: zipfile.ZipInfo, place: s
             manifests.scan_manifest(scan, made, place)
             if one.filename == "config.json" and archive_is_keras(archive) and not is_keras(made):
                 raise Unverifiable(f"{place} is no configuration of Keras")
-        elif PurePosixPath(one.filename).suffix.lower() in TEXTS or one.filename.endswith(("/version", "/byteorder")):
+        elif PurePosixPath(one.filename).suffix.lower() in _PLAIN_TEXTS or one.filename.endswith(("/version", "/byteorder")):
             if not is_text(inner):
                 scan.part(inner, place, PurePosixPath(one.filename).suffix.lower())
         elif unpacked:
             scan.part(inner, place, PurePosixPath(one.filename).suffix.lower())
+            if re.fullmatch(r"[^/]+/bytecode\.pkl", one.filename):
+                inner.seek(0)
+                scan_bytecode(scan, Machine(scan, place).run(inner), place)
 
 
 def archive_is_keras(archive: zipfile.ZipFile) -> bool:
