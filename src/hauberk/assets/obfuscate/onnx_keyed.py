@@ -95,8 +95,8 @@ def add_onnx_decoys(model: Any, key: bytes, *, branches: int = 4, growth: float 
     as_key(key)
     tensors = onnx_tensors(model)
     room, chosen = growth * sum(one.numel() for one in tensors.values()), []
-    # A convolution whose kernel is not known when the model is loaded runs at half the speed.
-    kernels = {node.input[1] for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")}
+    # A convolution whose kernel or bias is not known when the model is loaded runs at half the speed.
+    kernels = {name for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose") for name in node.input[1:]}
     for name, value in in_order(tensors):
         if name not in kernels and (branches - 1) * value.numel() <= room:
             room -= (branches - 1) * value.numel()
