@@ -21,8 +21,8 @@ from hauberk.privacy.model_inversion.descent import TAGS, falling, keep, refuse_
     access=Access.GRADIENT,
 )
 def mi_face(
-    module: nn.Module, labels: Tensor, *, shape: tuple[int, ...], steps: int = 300, rate: float = 0.01, tv: float = 0.0,
-    bounds: tuple[float, float] = (0.0, 1.0), start: Tensor | None = None,
+    module: nn.Module, labels: Tensor, *, shape: tuple[int, ...], steps: int = 300, rate: float = 0.01,
+    tv: float | None = None, bounds: tuple[float, float] = (0.0, 1.0), start: Tensor | None = None,
 ) -> Reconstruction:
     """Descend on 1 - p_y, all classes at once, each from its own start; the best iterate of each is returned, not the last.
 
@@ -35,7 +35,8 @@ def mi_face(
         shape: of one input.
         steps: gradient steps.
         rate: length of the first step as a share of the distance between the ends of all bounds; the last is of length zero.
-        tv: weight of the total variation of images: smoother images, less sure answers.
+        tv: weight of the total variation of images: smoother images, less sure answers. None takes 10 for images, (channels,
+            height, width), which others recognise far better; 0 for other inputs.
         bounds: lowest and highest input.
         start: where to start, shape (n, *shape), such as a public mean image; None starts in the middle of the bounds.
 
@@ -48,6 +49,7 @@ def mi_face(
     """
     refuse_steps(steps, bounds)
     low, high = bounds
+    tv = (10.0 if len(shape) == 3 else 0.0) if tv is None else tv
     place = next(module.parameters(), torch.zeros(()))
     x = torch.full((len(labels), *shape), (low + high) / 2, dtype=place.dtype, device=place.device)
     x = x if start is None else start.detach().to(x).expand_as(x).clone()
