@@ -9,7 +9,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist wor
 
 BENCHMARKS := pgd auto_attack minimum_norm black_box_scores decision transfer attack_bench diagnose corruptions augmix coverage fuzz \
 	fuzz_retrain dp_step dp_mnist dp_audit accounting suppression membership scan encryption signing obfuscation model_inversion \
-	attribute_inference privacy_defences gradient_inversion side_effects
+	attribute_inference privacy_defences gradient_inversion side_effects study
 
 .PHONY: demo test test-all lint types docs bench clean
 
