@@ -1,7 +1,7 @@
 """The study of robustness and leakage on MNIST at the scale named (smoke where none is): its two tables, its words, its price.
 
-Needs mnist.npz in the folder named by HAUBERK_DATA (else `../shared/data` beside the checkout). What is finished of a scale is kept
-in build/study-SCALE, and a run that was broken off goes on; its CPU seconds are then those of the last part.
+Needs mnist.npz in the folder named by HAUBERK_DATA (else `../shared/data` beside the checkout). What is finished of a scale is
+kept in build/study-SCALE; a run that was broken off goes on, and its CPU seconds are then those of the last part.
 """
 
 from __future__ import annotations
