@@ -81,7 +81,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("kind", ["cut", "labels", "probabilities", "noisy"])
+# One kind by default: two processes load the libraries twice, for each.
+@pytest.mark.parametrize("kind", ["noisy", *(pytest.param(one, marks=pytest.mark.slow) for one in ("cut", "labels", "probabilities"))])
 def test_two_processes_find_what_one_finds(kind: str, folder: Path) -> None:
     alone, together = figures(kind, folder, 1), figures(kind, folder, 2)
     assert [one["status"] for one in alone].count("error") == 0

@@ -221,6 +221,7 @@ def test_time_that_is_spent_is_not_green(hauberk: Run, shop: Path, tmp_path: Pat
     assert hauberk("assess", shop, "--budget", "0.000001s", "--gate", gate).exit_code == 1
 
 
+@pytest.mark.slow  # the budget alone, and workers alone, are tried by default
 def test_the_budget_holds_for_workers_too(hauberk: Run, shop: Path, tmp_path: Path) -> None:
     (tmp_path / "gate.toml").write_text(f'[gate]\n"{CLEAN}" = {{ run = true }}\n')
     run = hauberk("assess", shop, "--budget", "0.000001s", "--workers", "2", "--gate", "gate.toml")

@@ -89,6 +89,7 @@ def test_square_is_stopped_and_the_adaptive_search_is_not(digits: Data, digits_m
     assert guarded.ledger.queries <= 30 * len(x)
 
 
+@pytest.mark.slow  # why it works; that it works is tried by default
 def test_larger_steps_after_refusals_are_what_helps(digits: Data, digits_model: nn.Module) -> None:
     x, y = digits.test.first(100)
     right = digits_model(x).argmax(1) == y

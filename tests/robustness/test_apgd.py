@@ -78,6 +78,7 @@ def test_it_is_no_weaker_than_pgd_at_equal_steps(
     assert held(model, apgd_t(model, x, y, threat, steps=20), y) <= min(few, *others) + 0.005
 
 
+@pytest.mark.slow  # the targeted form is tried in the other norms by default
 def test_in_l1_the_targeted_form_is_stronger_than_pgd_of_as_many_steps(
     hardened: nn.Module, sample: tuple[Tensor, Tensor]
 ) -> None:

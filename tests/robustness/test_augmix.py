@@ -173,6 +173,7 @@ def test_no_operation_is_a_corruption_that_tests_by_default(digits: Data) -> Non
     assert bool(named.isfinite())
 
 
+@pytest.mark.slow  # that training works is tried by default, in the conformance suite
 def test_answers_hold_better_under_corruptions_never_seen(
     digits: Data, digits_model: nn.Module, fresh_cnn: Callable[..., nn.Module]
 ) -> None:

@@ -52,6 +52,7 @@ def test_logits_below_zero_are_not_masked_by_zeros() -> None:
     assert torch.equal(z[:, 1], x[:, 1])
 
 
+@pytest.mark.slow  # the closed form is tried by default
 def test_as_near_as_peers(digits_model: nn.Module, digits: Data) -> None:
     x, y = digits.test.first(100)
     z = carlini_wagner(digits_model, x, y, L2(math.inf), rounds=3)

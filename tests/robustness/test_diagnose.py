@@ -166,6 +166,7 @@ def test_a_sound_model_stays_quiet(seed: int, digits: Data, fresh_cnn: Callable[
     assert (found.treatments == []) == (not found.warned)
 
 
+@pytest.mark.slow  # sound models of two seeds are tried by default
 def test_a_robust_model_stays_quiet_also_under_transfer(
     digits: Data, digits_model: nn.Module, fresh_cnn: Callable[..., nn.Module]
 ) -> None:

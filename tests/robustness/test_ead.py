@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from closed_form import check_closed_form, median, sizes, won
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ def test_one_steep_feature_alone_is_moved() -> None:
     assert bool(won(model, z, y)) and 0.199999 <= float(sizes(z, x, "l1")) <= 0.202
 
 
+@pytest.mark.slow  # the closed form is tried by default
 def test_nearer_than_peers(digits_model: nn.Module, digits: Data) -> None:
     x, y = digits.test.first(200)
     target = Target(digits_model)

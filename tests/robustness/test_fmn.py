@@ -30,6 +30,7 @@ def test_points_are_projected_onto_the_ball(digits_model: nn.Module, digits: Dat
     assert float((walked / sizes(z, x, "l2")).max()) <= 1.25
 
 
+@pytest.mark.slow  # closed forms and promises are tried by default
 def test_within_five_hundredths_of_ddn_and_ahead_of_peers(digits_model: nn.Module, digits: Data) -> None:
     x, y = digits.test.first(200)
     found = {n: median(digits_model, fmn(digits_model, x, y, Threat(n, math.inf)), x, y, n) for n in ("l2", "linf", "l1", "l0")}

@@ -103,7 +103,8 @@ def test_the_search_costs_what_the_documentation_says(digits: Data, digits_model
         handle.remove()
 
 
-@pytest.mark.parametrize("recipe", [adversarial, trades])
+# Of TRADES that training works is tried by default, in the conformance suite.
+@pytest.mark.parametrize("recipe", [adversarial, pytest.param(trades, marks=pytest.mark.slow)])
 def test_hardening_raises_accuracy_under_attack(
     recipe: object, digits: Data, digits_model: nn.Module, fresh_cnn: Callable[..., nn.Module]
 ) -> None:

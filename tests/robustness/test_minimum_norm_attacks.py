@@ -131,6 +131,7 @@ def test_newton_fool_lowers_the_confidence_to_where_it_was_asked(digits_model: n
     assert bool((chance < 0.3).all()) and float(chance[clean >= 0.3].min()) >= 0.25  # not far below: that would be farther
 
 
+@pytest.mark.slow  # closed forms and promises are tried by default
 def test_as_near_as_peers(digits_model: nn.Module, digits: Data) -> None:
     """Medians of adv-lib 0.2.8 with 1,000 steps, on this model and these images; a tenth of them here."""
     x, y = digits.test.first(200)

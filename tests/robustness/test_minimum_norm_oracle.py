@@ -96,6 +96,7 @@ def case() -> tuple[Net, Tensor, Tensor, dict[str, Tensor]]:
     return net, x, y, exact
 
 
+@pytest.mark.slow  # tries the oracle itself; what it is asked about is tried by default
 def test_the_oracle_agrees_with_a_search_of_random_points(case: tuple[Net, Tensor, Tensor, dict[str, Tensor]]) -> None:
     net, x, y, exact = case
     cloud = torch.rand(200_000, WIDTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)

@@ -30,6 +30,7 @@ def test_the_agreement_is_what_a_count_by_hand_gives_and_every_query_is_counted(
     assert (inner.n, inner.queries) == (20, 80 + 80 + 20)
 
 
+@pytest.mark.slow  # that a few dozen inputs teach enough is tried by default
 def test_augmentation_and_scores_bring_the_substitute_nearer(digits: Data, digits_model: nn.Module) -> None:
     x, fresh = digits.test.first(60)[0], digits.train.first(1000)[0]
     plain, labels = (train_substitute(digits_model, x, held_out=fresh, rounds=rounds) for rounds in (0, 2))
