@@ -82,7 +82,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # One kind by default: two processes load the libraries twice, for each.
-@pytest.mark.parametrize("kind", ["noisy", *(pytest.param(one, marks=pytest.mark.slow) for one in ("cut", "labels", "probabilities"))])
+@pytest.mark.parametrize(
+    "kind", ["noisy", *(pytest.param(one, marks=pytest.mark.slow) for one in ("cut", "labels", "probabilities"))]
+)
 def test_two_processes_find_what_one_finds(kind: str, folder: Path) -> None:
     alone, together = figures(kind, folder, 1), figures(kind, folder, 2)
     assert [one["status"] for one in alone].count("error") == 0
