@@ -39,13 +39,17 @@ class PlainReading(Machine):
         super().import_name(module, name)
 
     def call(self, callee: object, args: object) -> None:
-        """Push what a call would give; a call of a number, a text or a container fails."""
+        """Push what a call would give; a call of a number, a text or a container fails, and so does an array of text shape."""
         if isinstance(callee, (str, *_VALUES)):
             raise Stumble(f"a {type(callee).__name__} is called at byte {self.at}")
+        shape = args[0] if isinstance(args, tuple) and args else None
+        if isinstance(callee, Global) and callee.full == "numpy.ndarray" and isinstance(shape, str) and shape:
+            # The class stands where the dtype of an array in the array is called.
+            raise Stumble(f"numpy.ndarray is given a text for a shape at byte {self.at}")
         super().call(callee, args)
 
     def _dtype_of(self, module: str) -> bool:
-        """Whether asking a module for its dtype does nothing else: the stream has it imported, or it is a word and no file here."""
+        """Whether asking a module for its dtype does nothing else: it is imported already, or it is a word and no file here."""
         if self.scan.judge(module, "dtype").level is Level.SAFE:
             return False
         known = any(isinstance(one, Global) and one.module == module and self._listed(one) for one in self.memo.values())
@@ -55,7 +59,7 @@ class PlainReading(Machine):
         """Whether a module of this name lies in the folder of the file: it would be run."""
         folder = self.scan.folder
         return folder is not None and any(
-            one.name == word or one.name.startswith(f"{word}.") and one.suffix in (".py", ".pyc", ".so", ".pyd")
+            one.name == word or (one.name.startswith(f"{word}.") and one.suffix in (".py", ".pyc", ".so", ".pyd"))
             for one in folder.iterdir()
         )
 
