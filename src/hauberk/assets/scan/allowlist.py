@@ -56,7 +56,7 @@ CALLS = {
         "_rebuild_sparse_tensor _rebuild_nested_tensor _rebuild_meta_tensor_no_storage _rebuild_device_tensor_from_numpy "
         "_rebuild_device_tensor_from_cpu_tensor _set_obj_state",
     ),
-    *_names("torch", "device Size Generator"),
+    *_names("torch", "device Size Generator"), *_names("torch.nn.parameter", "UninitializedParameter UninitializedBuffer"),
     *_names("torch.jit._pickle", "build_intlist build_doublelist build_boollist build_tensorlist restore_type_tag"),
     *_names("torch.nn.functional", "relu gelu silu elu selu leaky_relu tanh sigmoid softplus hardtanh hardswish mish"),
     *_names("torch._C._nn", "gelu silu elu leaky_relu softplus"),
@@ -88,7 +88,10 @@ VALUES = {
     *_names("torch.cuda", " ".join(f"{kind}Storage" for kind in _STORAGES.split())),
     # Functions that estimators are given by default: referred to, never called while the file is loaded.
     *_names("sklearn.feature_selection._univariate_selection", "f_classif f_regression f_oneway chi2 r_regression"),
-    *_names("sklearn.cluster._kmeans", "_kmeans_single_lloyd _kmeans_single_elkan"), "numpy.mean",
+    *_names("sklearn.cluster._kmeans", "_kmeans_single_lloyd _kmeans_single_elkan"), "numpy.mean", "numpy.record",
+    "scipy._lib.array_api_compat.numpy._aliases.asarray",
+    # How plain pickle writes a layout in memory.
+    *_names("torch._utils", "torch.channels_last torch.channels_last_3d torch.contiguous_format torch.preserve_format"),
     *_names("torch.storage", "UntypedStorage TypedStorage"), *_names("torch", "UntypedStorage TypedStorage"),
     *_names(
         "numpy",
@@ -97,7 +100,9 @@ VALUES = {
     ),
 }
 CLASSES = {
-    *_names("torch", "Tensor"), *_names("torch.nn.parameter", "Parameter Buffer UninitializedParameter UninitializedBuffer"),
+    *_names("torch", "Tensor"), *_names("torch.nn.parameter", "Parameter Buffer"), "torch.nn.modules.module._WrappedHook",
+    *_names("torch.nn.utils.spectral_norm", "SpectralNorm SpectralNormStateDictHook SpectralNormLoadStateDictPreHook"),
+    "torch.nn.utils.weight_norm.WeightNorm", "scipy.interpolate._bsplines.BSpline",
     "numpy.ndarray", "numpy.matrix", "numpy.ma.MaskedArray", "numpy.random.bit_generator.SeedSequence",
     *_names("numpy.random._mt19937", "MT19937"), *_names("numpy.random._pcg64", "PCG64 PCG64DXSM"),
     *_names("numpy.random._philox", "Philox"), *_names("numpy.random._sfc64", "SFC64"),
@@ -166,8 +171,8 @@ def judge(module: str, name: str, *, allowed: frozenset[str] = frozenset(), scri
         return Ruling(Level.SAFE, Use.CALL)
     if script and _SCRIPT.fullmatch(full):
         return Ruling(Level.SAFE, Use.CLASS)
-    # A dotted name walks attributes: the listed names are module and one plain name.
-    if "." not in name:
+    # A dotted name walks attributes: the listed names are module and one plain name, but for the layouts.
+    if "." not in name or full in VALUES:
         if full in CALLS or full in pandas_names.CALLS:
             return Ruling(Level.SAFE, Use.CALL)
         if full in CLASSES or any(pattern.fullmatch(full) for pattern in (*CLASS_PATTERNS, *pandas_names.PATTERNS)):

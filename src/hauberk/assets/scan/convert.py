@@ -88,7 +88,7 @@ def convert_safe(path: str | Path, output: str | Path, *, limits: Limits | None 
         ) from error
     refused = [LeftOut(issue.where, f"{issue.level.words}: {issue.what}") for issue in scan.result.issues]
     if not found.tensors:
-        said = f"; it {refused[0].what}" if refused else ""
+        said = f"; the scan says: {refused[0].what}" if refused else ""
         raise ModelError(f"{source} holds no tensors or arrays to keep{said}", want="a file with weights in it")
     made = Conversion(found.tensors, found.values, [*refused, *found.left_out], str(source), sha256(source))
     _write(made, place)

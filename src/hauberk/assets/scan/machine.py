@@ -279,13 +279,13 @@ class Machine:
 
     def _additems(self, _: None) -> None:
         values = self.items()
-        self.scan.meter.step(1 + check_keys(values, self.at))
+        check_keys(values, self.at, self.scan.meter.step)
         self._into(values)
 
     def _pairs(self, values: list[Any]) -> None:
         if len(values) % 2:
             raise Stumble(f"a key without a value at byte {self.at}")
-        self.scan.meter.step(1 + check_keys(values[::2], self.at))
+        check_keys(values[::2], self.at, self.scan.meter.step)
         target = self.filled()
         if isinstance(target, Items):
             target.pairs.extend(zip(values[::2], values[1::2], strict=True))
@@ -353,7 +353,7 @@ class Machine:
 
     def _frozenset(self, _: None) -> None:
         values = self.items()
-        self.scan.meter.step(1 + check_keys(values, self.at))
+        check_keys(values, self.at, self.scan.meter.step)
         self.stack.append(Made("builtins.frozenset", tuple(values)))
 
     def _get(self, arg: object) -> None:

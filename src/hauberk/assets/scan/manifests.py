@@ -22,8 +22,9 @@ _LIBRARIES = frozenset({"diffusers", "transformers", "onnxruntime", "optimum", "
                         "wuerstchen", "kandinsky", "audioldm2", "latent_diffusion", "stable_cascade", "flax", "k_diffusion"})
 _TAG = re.compile(r"(?:^|[\s,\[{])(![<!\w][^\s,\]}]*)", re.MULTILINE)
 _PLAIN_TAGS = frozenset("str int float bool null map seq set omap pairs binary timestamp merge value".split())  # noqa: SIM905
+# It looks one character back and no further: a file of blank lines must not be gone over once for each of them.
 _YAML_KEY = re.compile(
-    r"^[\s\-{,?\"']*(_target_|class_path|auto_map|trust_remote_code)[\"']?[ \t]*:[ \t]*([^\s#]*)", re.MULTILINE,
+    r"(?<![^\s\-{,?\"'])(_target_|class_path|auto_map|trust_remote_code)[\"']?[ \t]*:[ \t]*([^\s#]*)",
 )
 
 

@@ -93,6 +93,15 @@ def real_dtype(made: object, depth: int = 0) -> Any:
     if not isinstance(made, Made) or made.of != "numpy.dtype" or depth > _DEEPEST:
         raise Unverifiable("a dtype that cannot be read")
     args, state = made.args, made.state
+    if args and isinstance(args[0], Global) and args[0].full == "numpy.record":
+        # The type of the rows of a recarray: a dtype of fields, whose rows have the fields as attributes.
+        if state is None:
+            return np.dtype(np.record)
+        width = state[5] if isinstance(state, tuple) and len(state) == 8 else None
+        rows = real_dtype(Made(made.of, (f"V{width}", *args[1:]), state), depth)
+        if rows.names is None:
+            raise Unverifiable("a dtype of records without its fields")
+        return np.dtype((np.record, rows))
     if not args or not isinstance(args[0], str) or len(args) not in (1, 3) or (len(args) == 3 and args[1:] != (False, True)):
         raise Unverifiable("a dtype that is made of something else than text")
     text = args[0]

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 from hauberk.assets.scan.machine import Machine
 from hauberk.assets.scan.numpy_state import items, real_dtype
+from hauberk.assets.scan.plain_reading import PlainReading
 from hauberk.assets.scan.scanner import Scan, file_format
 from hauberk.assets.scan.values import Global, Items, Made
 from hauberk.assets.scan.verdict import Level, Stumble, Unverifiable
@@ -60,7 +61,7 @@ def follow(scan: Scan, source: BinaryIO, where: str) -> Any:
         end = source.tell()
         source.seek(start)
         try:
-            Machine(scan, f"{where} (read by pickle)").run(source)
+            PlainReading(scan, f"{where} (read by pickle)").run(source)
         except Stumble:
             pass  # pickle ends here as well
         except Exception as error:

@@ -20,7 +20,7 @@ _FACTORIES = {f"builtins.{name}" for name in (*_PLAIN.split(), "bool")} - {"buil
 _SMALL = {"_codecs.encode", "collections.OrderedDict", "collections.Counter", "collections.deque"}
 NEW_OBJECTS = ("sklearn.neighbors._kd_tree.newObj", "sklearn.neighbors._ball_tree.newObj", "sklearn.metrics._dist_metrics.newObj")
 # Functions that give back what they were given, or what a loader fetches: the object may be any other of the stream, or a class.
-_UNSEEN = re.compile(r"torch\.(\w+\.)+[a-z_]\w*|persistent|buffer")
+_UNSEEN = re.compile(r"torch\.(\w+\.)+_*[a-z]\w*|persistent|buffer")
 _TENSORS = re.compile(r"torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2")
 _REBUILDERS = (
     "torch._utils._rebuild_tensor", "torch._utils._rebuild_parameter", "torch._utils._rebuild_qtensor",

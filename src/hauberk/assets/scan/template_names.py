@@ -7,7 +7,7 @@ under, and a call of a name that the template itself has set, so that a harmless
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _JOINS = {"~", "%", "|"}
@@ -17,7 +17,8 @@ _QUOTES = ("'", '"')
 class Names:
     """What a template binds, calls and reaches into, gathered part by part."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: Callable[[int], None]) -> None:
+        self._step = step  # told how many tokens are gone over once more
         self._bound: set[str] = set()
         self._called: set[str] = set()
         self._made: set[str] = set()
@@ -47,16 +48,19 @@ class Names:
                     self._called.add(before)
             elif token == ")" and calls:
                 called, start = calls.pop()
-                self._passed = self._passed or (called in self._macros and self._composed(tokens[start + 1 : place]))
+                if not self._passed and called in self._macros:
+                    self._step(place - start)
+                    self._passed = self._composed(tokens[start + 1 : place])
             elif token == "[":
                 depth.append(place if _is_value(before) else -1)
             elif token == "]" and depth and (start := depth.pop()) >= 0:
+                self._step(place - start)
                 self._index(tokens[start + 1 : place])
             if after == ":" and token.startswith(_QUOTES):
                 self._bound.add(token[1:-1])
             elif after == "=" and tokens[place + 2 : place + 3] != ["="] and calls and calls[-1][0] in ("namespace", "dict"):
                 self._bound.add(token)
-            elif after == "=" and token == "attribute" and not _plain(tokens[place + 2 :]):
+            elif after == "=" and token == "attribute" and not _plain(tokens[place + 2 : place + 4]):
                 self._told.add("reaches an attribute by a name that it puts together")
 
     def issues(self) -> list[str]:

@@ -43,7 +43,7 @@ def scan_template(scan: Scan, text: str, where: str) -> None:
     """Judge one chat template."""
     if len(text) > LARGEST:
         raise Unverifiable(f"a chat template of {len(text)} characters")
-    names = Names()
+    names = Names(scan.meter.step)
     for opened, body in _parts(scan, text, where):
         scan.meter.step()
         if opened == "{%":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from hauberk.assets.scan.allowlist import Ruling
@@ -70,9 +71,9 @@ def as_bytes(value: object) -> bytes | bytearray | None:
     return b"" if isinstance(value, Made) and value.of == "builtins.bytes" and not value.args else None
 
 
-def check_keys(values: list[Any], at: int) -> int:
-    """Return how many parts the keys have: each is hashed to its last leaf. Raises Unverifiable for a key of too many."""
-    weight = 0
+def check_keys(values: list[Any], at: int, step: Callable[[int], None]) -> None:
+    """Count the parts of the keys, key by key: each is hashed to its last leaf. Raises Unverifiable for a key of too many."""
+    step(1)
     for value in values:
         left, seen = [value] if isinstance(value, tuple) else [], 0
         while left:
@@ -82,8 +83,8 @@ def check_keys(values: list[Any], at: int) -> int:
             one = left.pop()
             if isinstance(one, tuple):
                 left.extend(one[: _KEY_WEIGHT + 1])
-        weight += seen
-    return weight
+        if seen:
+            step(seen)
 
 
 class Mark:
