@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from corpus.asm import Call, Ref, encode, four, name, short
+from corpus.asm import Call, Ref, encode, four, name, short, zipped
 from torch import nn
 
+from hauberk.assets import convert_safe
 from hauberk.assets.scan import Level, Limits, scan_bytes, scan_file
+from hauberk.core.errors import ModelError
 
 OBJECTS = np.array([1, "a", None], dtype=object)
 NESTED = np.array([np.arange(2), np.arange(3)], dtype=object)
@@ -199,9 +203,47 @@ def test_nested_brackets_of_a_template_are_counted() -> None:
     assert scan_bytes(b"{{ x[y[z[0]]] }}", name="a.jinja").safe
 
 
+def test_expressions_and_long_headers_are_counted() -> None:
+    def program(count: int) -> bytes:
+        sizes = [{"expr_str": f"s{one}+" * 200 + "1"} for one in range(count)]
+        return zipped({"a/models/model.json": json.dumps({"x": sizes * 2}).encode(), "a/version": b"0"})
+
+    assert scan_bytes(program(20), limits=Limits(opcodes=250_000)).safe  # a size that stands twice is read once
+    found = scan_bytes(program(40), limits=Limits(opcodes=250_000))
+    assert found.level is Level.UNVERIFIABLE and "instructions" in found.issues[0].what
+    evil = zipped({"a/models/model.json": json.dumps({"x": [{"expr_str": "__import__('os')"}] * 2}).encode(), "a/version": b"0"})
+    assert scan_bytes(evil).level is Level.DANGEROUS
+
+    def archive(head: bytes) -> bytes:
+        made = b""
+        for kind, held, path in ((tarfile.XHDTYPE, head, "x"), (tarfile.REGTYPE, b"{}", "y.json")):
+            entry = tarfile.TarInfo(path)
+            entry.type, entry.size = kind, len(held)
+            made += entry.tobuf(tarfile.USTAR_FORMAT) + held + bytes(-len(held) % 512)
+        return made + bytes(1024)
+
+    many = b"12 path=abc\n" * 60_000
+    assert scan_bytes(archive(many + b"15 path=b.json\n")).safe
+    for broken in (b"99 path=abc\n", b"x", b"12 path=abc\n1", b" 12 path=abc\n", b"2 path=abc\n", b"20 GNU.sparse.a=1\n"):
+        assert not scan_bytes(archive(many[:24] + broken)).safe, broken
+    assert scan_bytes(archive(b"14 path=../ab\n")).level is Level.DANGEROUS
+
+
 @pytest.mark.parametrize("content", [b"\n" * 400_000, b"{" * 400_000, (b"\n" + b" " * 10) * 40_000])
 def test_blank_yaml_is_gone_over_once(content: bytes) -> None:
     assert scan_bytes(content, name="a.yaml").safe  # once for each line, it would take hours
     assert scan_bytes(content + b"\n_target_: os.system\n", name="a.yaml").level is Level.DANGEROUS
     assert scan_bytes(b"net: {lr: 1, _target_: os.system}\n", name="a.yaml").level is Level.DANGEROUS
     assert scan_bytes(b"my_target_: os.system\n", name="a.yaml").safe
+
+
+def test_a_conversion_without_numbers_says_what_the_scan_found(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(Surprise()))
+    with pytest.raises(ModelError, match=r"holds no tensors or arrays to keep; the scan says: dangerous: imports builtins\.eval"):
+        convert_safe(tmp_path / "a.pkl", tmp_path / "a.safetensors")
+
+
+def test_arrays_of_objects_are_converted(tmp_path: Path) -> None:
+    (tmp_path / "a.joblib").write_bytes(dumped({"categories": NESTED}))
+    kept = convert_safe(tmp_path / "a.joblib", tmp_path / "a.safetensors")
+    assert sorted(one.tolist() for one in kept.tensors.values()) == [[0, 1], [0, 1, 2]] and not kept.left_out

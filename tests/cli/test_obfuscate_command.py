@@ -44,6 +44,7 @@ def test_weights_are_locked_with_a_report_and_come_back(hauberk: Run, folder: Pa
         "--key-file", "key", "--new-key", "--output", "locked.safetensors", "--report", "report.json",
     )
     assert run.exit_code == 0, run.stderr
+    assert "verdict: nothing is surely stolen: " in run.stdout
     assert "the same on fresh weights" in run.stdout and "whoever has it has the weights" in run.stderr
     told = json.loads((folder / "report.json").read_text())
     assert len(told["attempts"]) == 6 and told["n"] == 540
@@ -76,7 +77,7 @@ def test_decoys_are_undone_by_the_key(hauberk: Run, folder: Path) -> None:
     exec((folder / "wide.py").read_text(), made)
     state = made["build"]().state_dict()  # type: ignore[operator]
     torch.save(state, folder / "wide.pt")
-    words = ("wide.py:build", "--weights", "wide.pt", "--method", "decoys", "--method", "rename")
+    words = ("wide.py:build", "--weights", "wide.pt", "--method", "rename", "--method", "decoys")
     run = hauberk("obfuscate", *words, "--key-file", "key", "--new-key", "--names", "names.json", "--output", "d.safetensors")
     assert run.exit_code == 0, run.stderr
     more = ("--names", "names.json", "--output")
@@ -107,6 +108,9 @@ LOCK = ("w.pt", "--method", "lock", "--key-file", "k", "--new-key")
 @pytest.mark.parametrize(("words", "told"), [
     (("w.pt", "--method", "mix", "--output", "o.safetensors"), "mix does not apply to bare weights. Expected rename | lock."),
     (("w.pt", "--output", "o.safetensors"), "--names is missing"),
+    (("w.pt", "--method", "lock,lock", "--output", "o.safetensors"), "lock is asked for twice"),
+    (("w.pt", "--method", "lock,rename", "--names", "n.json", "--output", "o.safetensors"), "lock is asked for before rename"),
+    (("w.pt", "--method", "lok", "--output", "o.safetensors"), "Did you mean 'lock'?"),
     (("w.pt", "--output", "o.txt", "--names", "n"), "--output is o.txt. Expected a .safetensors file"),
     (("w.pt", "--method", "lock", "--output", "o.safetensors"), "--key-file is missing"),
     (("w.pt", "--method", "lock", "--key-file", "none", "--output", "o.safetensors"), "cannot be read"),

@@ -40,10 +40,13 @@ def obfuscate(
     model: Annotated[str, typer.Argument(
         metavar="MODEL", help="Weights (.safetensors, .pt), an .onnx file, or code: package.module:attr, file.py:attr.")],
     *,
-    method: Annotated[list[Method] | None, typer.Option(
-        help="rename: names gone. mix: other weights, same answers. split: another structure. lock: worthless without the key. "
-        "decoys: false weights beside the true ones. Repeatable, done in that order. Left out: rename.")] = None,
-    output: Annotated[Path, typer.Option(help="The file to write: .safetensors, .pt2 or .onnx.")],
+    method: Annotated[list[str] | None, typer.Option(
+        help="rename: names gone (of weights: with --names). mix: other weights, same answers. split: another structure. lock: "
+        "worthless without the key. decoys: false weights beside the true ones. Repeatable, or a comma list; lock and decoys "
+        "come last. Left out: rename.")] = None,
+    growth: Annotated[float, typer.Option(help="Decoys: how much larger the weights may become, as a share.", min=0.001)] = 0.1,
+    output: Annotated[Path, typer.Option(
+        help="The file to write: .onnx for ONNX, .pt2 for split of code, .safetensors for all else.")],
     weights: options.Weights = "", data: options.TestData = "", train: options.Train = "", label: options.Label = "",
     key: Annotated[Path | None, typer.Option("--key-file", help="64 hexadecimal digits, for lock and decoys.")] = None,
     new_key: Annotated[bool, typer.Option("--new-key", help="Make the key file; it is never written over.")] = False,
@@ -60,17 +63,19 @@ def obfuscate(
     """
     from hauberk.io.code import named_in_code
 
-    wanted = method or [Method.RENAME]
+    wanted = _methods(options.words(method) or [])
     kind = "module" if named_in_code(model) else "onnx" if model.lower().endswith(".onnx") else "weights"
     _refuse(wanted, kind, output, (names, report), force, data)
     secret = _key(wanted, key, new_key)
     try:
         if kind == "onnx":
-            _onnx(Path(model), wanted, secret, output)
+            _onnx(Path(model), wanted, secret, output, growth)
         elif kind == "weights":
             _weights(Path(model), wanted, secret, output, names, shapes, trust)
         else:
-            _module(model, weights, wanted, secret, output, names, shapes, trust, _samples(data, train, label), report)
+            _module(
+                model, weights, wanted, secret, output, names, shapes, trust, _samples(data, train, label), report, growth
+            )
     except BaseException:
         if secret is not None and new_key and key is not None and not output.exists():
             key.unlink(missing_ok=True)  # it locked nothing, and would stand in the way of the next try
@@ -146,8 +151,13 @@ def _refuse(wanted: list[Method], kind: str, output: Path, others: tuple[Path | 
         raise UsageError("split is asked for with other methods", want="split alone for code: it takes names away, too")
     if {Method.LOCK, Method.DECOYS} <= set(wanted):
         raise UsageError("lock and decoys are both asked for", want="one of them")
+    twice = next((one for one in wanted if wanted.count(one) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{twice.value} is asked for twice", want="each method once")
+    if Method.RENAME in wanted and kind != "onnx" and others[0] is None:
+        raise UsageError("--names is missing", want="a file for the map: without it the names are gone for good")
     for one in wanted[:-1]:
-        if kind == "onnx" and one in (Method.LOCK, Method.DECOYS):
+        if one in (Method.LOCK, Method.DECOYS):
             raise UsageError(f"{one.value} is asked for before {wanted[-1].value}", want=f"{one.value} last",
                              fix="What comes after would change what the key undoes")
     if others[0] is not None and (Method.RENAME not in wanted or kind == "onnx"):
@@ -158,6 +168,16 @@ def _refuse(wanted: list[Method], kind: str, output: Path, others: tuple[Path | 
     for path in (output, *others):
         if path is not None and path.exists() and not force:
             raise UsageError(f"{path} exists already", want="a new file", fix="Use --force to write over it")
+
+
+def _methods(names: list[str]) -> list[Method]:
+    from hauberk.core.errors import nearest
+
+    known = [one.value for one in Method]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--method is '{name}'", want=" | ".join(known), fix=nearest(name, known))
+    return [Method(name) for name in names] or [Method.RENAME]
 
 
 def _key(wanted: list[Method], path: Path | None, new: bool) -> bytes | None:
@@ -173,7 +193,7 @@ def _key(wanted: list[Method], path: Path | None, new: bool) -> bytes | None:
     return read_key(path)
 
 
-def _onnx(path: Path, wanted: list[Method], key: bytes | None, output: Path) -> None:
+def _onnx(path: Path, wanted: list[Method], key: bytes | None, output: Path, growth: float) -> None:
     from hauberk.assets import obfuscate as ways
     from hauberk.assets.obfuscate.files import lock_onnx
     from hauberk.assets.obfuscate.similarity import graph_similarity, name_leakage, onnx_nodes
@@ -190,7 +210,7 @@ def _onnx(path: Path, wanted: list[Method], key: bytes | None, output: Path) -> 
         elif one is Method.LOCK:
             made = lock_onnx(made, key or b"")
         else:
-            made = ways.add_onnx_decoys(made, key or b"")
+            made = ways.add_onnx_decoys(made, key or b"", growth=growth)
     write_whole(output, made.SerializeToString())
     said = [[*(one.name for one in model.graph.node), *(one.name for one in model.graph.initializer)] for model in (before, made)]
     typer.echo(f"words of the names that still show: {name_leakage(*said):.0%}")
@@ -214,8 +234,7 @@ def _write(
     from hauberk.core.files import write_whole
 
     if Method.RENAME in wanted:
-        if names is None:
-            raise UsageError("--names is missing", want="a file for the map: without it the names are gone for good")
+        assert names is not None
         done = rename(state, shapes=shapes)
         state = done.state
         write_names(names, done.names)
@@ -227,7 +246,7 @@ def _write(
 
 def _module(
     model: str, weights: str, wanted: list[Method], key: bytes | None, output: Path, names: Path | None, shapes: bool,
-    trust: bool, data: Data | None, report: Path | None,
+    trust: bool, data: Data | None, report: Path | None, growth: float,
 ) -> None:
     from hauberk.assets import obfuscate as ways
     from hauberk.core.access import Access
@@ -250,7 +269,7 @@ def _module(
         made = done.module
         typer.echo(f"{len(done.changed)} tensors changed, answers moved by {done.difference:.2g} of the largest")
     if Method.DECOYS in wanted:
-        made = ways.add_decoys(made, key or b"")
+        made = ways.add_decoys(made, key or b"", growth=growth)
     _write(dict(made.state_dict()), wanted, key, output, names, shapes)
     if data is not None and {Method.LOCK, Method.DECOYS} & set(wanted):
         _report(module, made, wanted, key, data, report)

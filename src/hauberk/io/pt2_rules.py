@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 import re
 from collections.abc import Iterator, Mapping
@@ -104,6 +105,12 @@ def harmless_operator(target: str) -> bool:
 
 def harmless_expression(text: object) -> bool:
     """Whether a symbolic size is arithmetic over numbers, symbols and the functions known here."""
+    return isinstance(text, str) and len(text) <= _EXPRESSION_LIMIT and _harmless(text)
+
+
+@functools.lru_cache(1024)
+def _harmless(text: str) -> bool:
+    """The answer for a text: programs repeat the same few sizes at every node."""
     tree = _parsed(text)
     return tree is not None and all(_plain_node(node) for node in ast.walk(tree))
 

@@ -68,7 +68,7 @@ def unlock_weights(locked: Locked, key: bytes, *, octaves: float = 3.0) -> dict[
     import hmac
 
     if not hmac.compare_digest(tag_of(as_key(key), locked.salt, octaves), locked.tag):
-        raise UsageError("the key does not fit these weights", want="the key, and the octaves, that they were locked with")
+        raise UsageError("the key does not fit these weights", want="the key that they were locked with")
     return {name: _turned(name, value, key, locked.salt, octaves, lock=False) for name, value in locked.state.items()}
 
 

@@ -17,7 +17,7 @@ from hauberk.assets.obfuscate.attacks import Samples, accuracy
 from hauberk.assets.obfuscate.decoys import branch_names
 from hauberk.core.errors import DataError
 from hauberk.core.finding import Interval
-from hauberk.core.stats import wilson
+from hauberk.core.stats import newcombe, wilson
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,19 @@ class AttackReport:
             )
         if self.evaluations:
             rows.append(f"the branch search took {self.evaluations} evaluations")
-        return rows
+        return [*rows, self.verdict()]
+
+    def verdict(self) -> str:
+        """Return in one line whether more was taken than labels alone would have given."""
+        worst = self.worst
+        beside = [one.nothing for one in self.attempts if one.nothing is not None]
+        base = worst.nothing if worst.nothing is not None else max(beside, default=0.0)
+        hits, without = round(worst.accuracy * self.n), round(base * self.n)
+        gain, span = worst.accuracy - base, newcombe(hits, self.n, without, self.n)
+        told = f"{worst.attack} gains {100 * gain:+.1f} points over fresh weights [{100 * span.low:+.1f}, {100 * span.high:+.1f}]"
+        if span.low > 0:
+            return f"verdict: something is stolen: {told}"
+        return f"verdict: nothing is surely stolen: {told} at most"
 
 
 _ATTACKS: dict[str, Callable[[nn.Module, Samples, int], nn.Module]] = {

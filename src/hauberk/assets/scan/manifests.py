@@ -20,6 +20,7 @@ _SENTENCE = {"idx", "name", "path", "type"}  # of each part of a sentence-transf
 _PICKLED = {f"py/{kind}" for kind in ("object", "reduce", "function", "type", "repr", "newargs", "newargsex", "initargs")}
 _LIBRARIES = frozenset({"diffusers", "transformers", "onnxruntime", "optimum", "peft", "stable_diffusion", "deepfloyd_if",
                         "wuerstchen", "kandinsky", "audioldm2", "latent_diffusion", "stable_cascade", "flax", "k_diffusion"})
+_PER_CHARACTER = 10  # what parsing an expression costs, in steps
 _TAG = re.compile(r"(?:^|[\s,\[{])(![<!\w][^\s,\]}]*)", re.MULTILINE)
 _PLAIN_TAGS = frozenset("str int float bool null map seq set omap pairs binary timestamp merge value".split())  # noqa: SIM905
 # It looks one character back and no further: a file of blank lines must not be gone over once for each of them.
@@ -45,10 +46,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def scan_json(scan: Scan, name: str, content: Any, where: str) -> None:
     """Judge what a JSON member of an archive names."""
     schema = name.split("/")[-1] == "schema.json"
+    told: set[str] = set()
     for node in walk(content):
         if schema and "__loader__" in node:
             _skops(scan, node, where)
         expression = node.get("expr_str")
+        if isinstance(expression, str) and expression not in told:
+            told.add(expression)
+            scan.meter.step(_PER_CHARACTER * len(expression))
         if expression is not None and not harmless_expression(expression):
             scan.issue(Level.DANGEROUS, where, f"holds the expression {str(expression)[:80]!r}, which a loader would evaluate")
     if _PROGRAM.fullmatch(name):

@@ -50,19 +50,22 @@ def _long(source: BinaryIO, begin: int, one: tarfile.TarInfo) -> dict[str, str]:
     if one.size > _LONGEST:
         raise Unverifiable(f"a header of {one.size} bytes")
     source.seek(begin)
-    text = source.read(one.size).decode("utf-8", "surrogateescape")
+    raw = source.read(one.size)
+    text = raw.decode("utf-8", "surrogateescape")
     if one.type == tarfile.GNUTYPE_LONGNAME:
         return {"path": text.rstrip("\0")}
     if one.type == tarfile.GNUTYPE_LONGLINK:
         return {"linkpath": text.rstrip("\0")}
-    found = {}
-    while text:
-        length, _, _ = text.partition(" ")
-        if not length.isdigit() or not len(length) < int(length) <= len(text.encode("utf-8", "surrogateescape")):
+    found: dict[str, str] = {}
+    place = 0
+    while place < len(raw):
+        # A record is its own length, a blank, and key=value: in bytes, and the place alone moves on.
+        digits = raw[place : place + 8].partition(b" ")[0]
+        if not digits.isdigit() or not len(digits) < int(digits) <= len(raw) - place:
             raise Unverifiable("an extended header that cannot be read")
-        raw = text.encode("utf-8", "surrogateescape")
-        line, text = raw[: int(length)].decode("utf-8", "surrogateescape"), raw[int(length) :].decode("utf-8", "surrogateescape")
-        key, _, value = line[len(length) + 1 :].rstrip("\n").partition("=")
+        line = raw[place + len(digits) + 1 : place + int(digits)].decode("utf-8", "surrogateescape")
+        place += int(digits)
+        key, _, value = line.rstrip("\n").partition("=")
         if key not in ("path", "linkpath", "mtime", "atime", "ctime", "uname", "gname", "uid", "gid", "comment"):
             raise Unverifiable(f"an extended header sets {key[:40]!r}")
         found[key] = value
