@@ -8,21 +8,17 @@ import platform
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from hauberk.core.errors import UsageError, nearest
+from hauberk.core.errors import UsageError
 from hauberk.io.plan_schema import Plan as Plan
 from hauberk.io.plan_schema import number as number
+from hauberk.io.refused import refused
 
 LARGEST = 1_000_000
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
-_TYPES = {
-    "string_type": "text in quotes", "int_type": "a whole number", "float_type": "a number", "bool_type": "true or false",
-    "list_type": "a list in [ ]", "dict_type": "a table", "model_type": "a table", "model_attributes_type": "a table",
-    "int_from_float": "a whole number",
-}
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -88,7 +84,7 @@ def parse_plan(table: Mapping[str, Any], *, source: Path = Path("plan.toml"), na
     try:
         return Plan.model_validate(dict(table)).placed(source)
     except ValidationError as error:
-        refusal = _refusal(error, name or source.name)
+        refusal = refused(error, Plan, name or source.name, fix="hauberk init MODEL DATA writes a plan that works")
     if not isinstance(table.get("threat"), list):  # one table was written, and is called by its own name
         refusal = UsageError(refusal.problem.replace("threat[0]", "threat"), want=refusal.want, fix=refusal.fix)
     raise refusal
@@ -191,64 +187,3 @@ def _relative(path: Path, start: Path) -> str:
 def _threat(table: dict[str, Any]) -> dict[str, Any]:
     radii = table["eps"]
     return {**table, "eps": radii[0] if len(radii) == 1 else radii}
-
-
-def _refusal(error: ValidationError, name: str) -> UsageError:
-    faults = error.errors(include_url=False)
-    faults.sort(key=lambda fault: fault["type"] != "extra_forbidden")  # a key misspelt also makes another one missing
-    first, others = faults[0], [_key(one["loc"]) for one in faults[1:] if one["type"] != "missing"]
-    key, kind, value = _key(first["loc"]), first["type"], first["input"]
-    more = f"Also wrong: {', '.join(others)}" if others else ""
-    if kind == "extra_forbidden":
-        hint = nearest(str(first["loc"][-1]), _known(first["loc"][:-1]))
-        return UsageError(f"{name}: {key} is unknown. {hint}", fix=more)
-    if kind == "missing":
-        return UsageError(f"{name}: {key} is missing", fix=more or "hauberk init MODEL DATA writes a plan that works")
-    context = first.get("ctx", {})
-    if kind == "literal_error":
-        known = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
-        hint = nearest(value, known) if isinstance(value, str) and value else ""
-        return UsageError(
-            f"{name}: {key} is {_shown(value)}", want=" | ".join(one for one in known if one),
-            fix=hint if hint.startswith("Did") else more,
-        )
-    want = str(context["error"]) if kind == "value_error" else _TYPES.get(kind, "")
-    if kind == "string_pattern_mismatch":
-        want = {"device": "cpu, cuda, cuda:1, mps or xpu", "url": "an address that begins with http:// or https://"}.get(
-            str(first["loc"][-1]), ""
-        )
-    if kind == "string_too_short":
-        want = "text that is not empty"
-    want = want or first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return UsageError(f"{name}: {key or 'the plan'} is {_shown(value)}", want=want, fix=more)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return "a table with " + (", ".join(map(str, list(value)[:6])) or "nothing in it")
-    text = f"'{value}'" if isinstance(value, str) else str(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _key(place: tuple[int | str, ...]) -> str:
-    names = [f"[{part}]" if isinstance(part, int) else f".{part}" if part.isidentifier() else f'."{part}"' for part in place]
-    return "".join(names).lstrip(".")
-
-
-def _known(place: tuple[int | str, ...]) -> list[str]:
-    """Return the keys that the table at `place` may have."""
-    table: type[BaseModel] = Plan
-    for part in place:
-        if isinstance(part, int) or part not in table.model_fields:
-            continue  # an item of a list, or a gate, whose table is found already
-        found = _table_in(table.model_fields[part].annotation)
-        table = found if found is not None else table
-    return list(table.model_fields)
-
-
-def _table_in(annotation: object) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for one in get_args(annotation) if (found := _table_in(one)) is not None), None)

@@ -15,6 +15,7 @@ from hauberk.assets.signing.facts import VERSION, duration, parse_moment, versio
 from hauberk.assets.signing.keys import ALGORITHMS, VerifyingKey, parse_public, read_public
 from hauberk.assets.signing.statement import Statement
 from hauberk.core.errors import UsageError
+from hauberk.io.refused import refused
 
 LARGEST = 1 << 20
 
@@ -22,7 +23,7 @@ LARGEST = 1 << 20
 def _algorithms(names: list[str]) -> list[str]:
     for name in names:
         if name not in ALGORITHMS:
-            raise ValueError(f"of {', '.join(ALGORITHMS)}")
+            raise ValueError(f"a list of {', '.join(ALGORITHMS)}")
     return names
 
 
@@ -52,7 +53,7 @@ class _Key(_Table):
     @model_validator(mode="after")
     def _one(self) -> _Key:
         if bool(self.path) == bool(self.pem):
-            raise ValueError("either path or pem")
+            raise ValueError("either path or pem, not both")
         return self
 
 
@@ -152,9 +153,7 @@ def make_policy(content: dict[str, Any], base: Path, name: str = "policy") -> Po
     try:
         file = _File.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{name}: {where}: {first['msg']}", fix="The page on signing lists all that a policy says") from error
+        raise refused(error, _File, name, fix="The page on signing lists all that a policy says") from error
     keys = {
         label: parse_public(one.pem.encode(), f"{name}: keys.{label}") if one.pem else read_public(base / one.path)
         for label, one in file.keys.items()
