@@ -161,7 +161,7 @@ def test_a_bill_and_unsafe_versions(shop: Path) -> None:
     bill = json.loads(Path("bom.json").read_text())
     assert bill["metadata"]["component"]["licenses"] == [{"license": {"id": "MIT"}}] and len(bill["components"]) > 10
     Path("unsafe.txt").write_text("torch <2 OLD-1\ntyper * X-1 all of it\n")
-    found = run("bom", "net.safetensors", "--unsafe", "unsafe.txt", "--output", "bom.json", code=1)
+    found = run("bom", "net.safetensors", "--unsafe", "unsafe.txt", "--output", "bom.json", "--force", code=1)
     assert "unsafe: typer" in found.output and "OLD-1" not in found.output
     assert [one["id"] for one in json.loads(Path("bom.json").read_text())["vulnerabilities"]] == ["X-1"]
     one, two = (run("bom", "net.pt", "--no-packages", "--no-time").output for _ in range(2))

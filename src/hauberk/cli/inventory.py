@@ -21,6 +21,7 @@ def bom(
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="The model: files or folders.", show_default=False)],
     *,
     output: Annotated[str, typer.Option(help="Where to write the bill; else on stdout.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     unsafe: Annotated[str, typer.Option(
         help="Versions known to be unsafe: lines of package, versions, id, such as torch <2.6 CVE-2025-32434.")] = "",
     packages: Annotated[bool, typer.Option(help="List the packages that are installed here.")] = True,
@@ -43,10 +44,13 @@ def bom(
     from hauberk.assets.aibom import ModelCard, ai_bom
     from hauberk.assets.bom import inventory
     from hauberk.core.files import write_whole
+    from hauberk.report.words import plural
 
     for place in (*paths, *(data or ())):
         if not Path(place).exists():
             raise UsageError(f"{place} does not exist", want="a file or a folder")
+    if output:
+        options.new_file(Path(output), force)
     if unsafe and not packages:
         raise UsageError("--unsafe and --no-packages are given", want="the packages to judge")
     listed = read_advisories(unsafe) if unsafe else []
@@ -59,7 +63,8 @@ def bom(
     text = json.dumps(bill, ensure_ascii=False, indent=1) + "\n"
     if output:
         write_whole(Path(output), text)
-        typer.echo(f"{output} is written: {len(bill['metadata']['component']['components'])} files, {len(components)} components")
+        files = plural(len(bill["metadata"]["component"]["components"]), "file")
+        typer.echo(f"{output} is written: {files}, {plural(len(components), 'component')}")
     else:
         typer.echo(text, nl=False)
     for one in found:

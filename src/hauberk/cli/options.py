@@ -69,9 +69,18 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Tell more, and s
 
 
 def new_file(path: Path, force: bool) -> Path:
-    """Return a path to write to. Raises UsageError where a file is there already, but for `force`."""
+    """Return a path to write to. Raises UsageError where a file is there already, but for `force`, and where a folder is."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", want="the name of a file", fix="Choose another --output")
     if path.exists() and not force:
         raise UsageError(f"{path} exists already", want="a new file", fix="Use --force, or choose another --output")
+    return path
+
+
+def not_folder(path: Path, want: str) -> Path:
+    """Return a path that is no folder. Raises UsageError for one."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", want=want)
     return path
 
 
