@@ -60,7 +60,8 @@ def read_advisories(path: str | Path) -> list[Advisory]:
             raise UnsafeFile(f"{place} has {place.stat().st_size} bytes", want=f"at most {LARGEST}")
         text = place.read_text(encoding="utf-8-sig")  # with a mark before it, the first name would fit no package
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the list {place} cannot be read ({error})", want="lines of package, versions, id") from error
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise DataError(f"the list {place} cannot be read ({why})", want="lines of package, versions, id") from error
     found = _table(text, place) if text.lstrip().startswith("[") else _lines(text, place)
     if not found:
         raise DataError(f"the list {place} is empty", want="lines of package, versions, id")

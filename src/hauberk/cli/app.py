@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from hauberk.cli import (
     account,
@@ -28,8 +29,18 @@ from hauberk.cli import (
     study,
 )
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # what pydantic puts before a reason
+            raise
+
+
 app = typer.Typer(
-    name="hauberk", no_args_is_help=True, pretty_exceptions_enable=False,
+    name="hauberk", cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Assess, harden, protect and watch machine-learning models. Exit codes: 0 pass, 1 findings at the gate, "
     "2 usage or plan error, 3 a check failed to run.",

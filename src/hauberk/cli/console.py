@@ -64,6 +64,11 @@ def remark(text: str) -> None:
     typer.echo(_one_line(text), err=True)
 
 
+def say(text: str) -> None:
+    """Write a result on stdout in one line, whatever characters a file's name in it has."""
+    typer.echo(_one_line(text))
+
+
 def _one_line(text: str) -> str:
     from hauberk.report.words import line
 

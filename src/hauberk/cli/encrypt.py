@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hauberk.cli.console import command, remark
-from hauberk.cli.options import Verbose
+from hauberk.cli.console import command, remark, say
+from hauberk.cli.options import Verbose, not_folder
 
 if TYPE_CHECKING:
     from hauberk.assets.encryption.keys import Passphrase
@@ -41,7 +41,7 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="The file to
 Ask = Annotated[bool, typer.Option(
     "--passphrase", help="Ask for a passphrase; so it is when no key is named.", rich_help_panel=_WHO,
 )]
-PhraseFile = Annotated[Path | None, typer.Option(help="A file whose content is the passphrase.", rich_help_panel=_WHO)]
+PhraseFile = Annotated[Path | None, typer.Option(help="The file with the passphrase, on its first line.", rich_help_panel=_WHO)]
 PhraseEnv = Annotated[str, typer.Option(help="The environment variable that holds the passphrase.", rich_help_panel=_WHO)]
 KeyFile = Annotated[Path | None, typer.Option(help="A file with the key: raw bytes or hexadecimal.", rich_help_panel=_WHO)]
 KeyEnv = Annotated[str, typer.Option(help="The environment variable that holds the key, in hexadecimal.", rich_help_panel=_WHO)]
@@ -68,12 +68,13 @@ def encrypt(
     """
     from hauberk.assets.encryption import Recipient, encrypt_file
 
+    not_folder(file, "a model file")
     keys = [*map(Recipient.read, to or []), *_keys(passphrase_file, passphrase_env, key_file, key_env)]
     if passphrase or not keys:
-        keys.append(_asked("Passphrase", confirm=True))
+        keys.append(_asked("Passphrase", "--to, --key-file, --key-env, --passphrase-file or --passphrase-env", confirm=True))
     target = output or file.with_name(f"{file.name}.hbke")
     header = encrypt_file(file, target, keys, cipher=cipher.value, force=force)
-    typer.echo(f"{target} is written: {header.suite.name}, {_who(header.slots)}")
+    say(f"{target} is written: {header.suite.name}, {_who(header.slots)}")
     remark(f"{file} is still there in the open; delete it once the encrypted file is known to open")
 
 
@@ -97,14 +98,14 @@ def decrypt(
         held = f"{reader.size} bytes of {reader.header.content if reader.header.content != 'other' else 'data'}"
         if output is None:
             reader.verify()
-            typer.echo(f"{file} is whole and authentic: {held}; nothing was written")
+            say(f"{file} is whole and authentic: {held}; nothing was written")
             return
         buffer = bytearray(reader.header.chunk)
         with new_file(output, force=force, mode=0o600) as sink:
             while size := reader.readinto(buffer):
                 write_all(sink, memoryview(buffer)[:size])
         buffer[:] = bytes(len(buffer))
-    typer.echo(f"{output} is written: {held}")
+    say(f"{output} is written: {held}")
     remark(f"{output} is plaintext: whoever reads the disk, or a backup of it, has the model. load_encrypted needs no such file")
 
 
@@ -125,7 +126,7 @@ def rewrap(
         "--new-passphrase", help="Ask for a passphrase, in place of any that was there.", rich_help_panel=_NEW,
     )] = False,
     new_passphrase_file: Annotated[Path | None, typer.Option(
-        help="A file with the passphrase, in place of any that was there.", rich_help_panel=_NEW,
+        help="The file with a passphrase on its first line, in place of any that was there.", rich_help_panel=_NEW,
     )] = None,
     new_key_file: Annotated[Path | None, typer.Option(help="A file with a key that opens it too.", rich_help_panel=_NEW)] = None,
     force: Force = False, verbose: Verbose = False,
@@ -140,7 +141,7 @@ def rewrap(
 
     added: list[Any] = [*map(Recipient.read, to or []), *_keys(new_passphrase_file, "", new_key_file, "")]
     if new_passphrase:
-        added.append(_asked("New passphrase", confirm=True))
+        added.append(_asked("New passphrase", "--new-passphrase-file", confirm=True))
     removed = list(remove or [])
     if not added and not removed:
         raise UsageError("nothing is to be changed", want="--to, --remove, --new-passphrase or --new-key-file")
@@ -148,7 +149,7 @@ def rewrap(
         removed.append("passphrase")
     keys = _openers(identity, passphrase, passphrase_file, passphrase_env, key_file, key_env)
     header = change(file, keys, add=added, remove=removed, output=output, force=force)
-    typer.echo(f"{output or file} is written: the body as it was, {_who(header.slots)}")
+    say(f"{output or file} is written: the body as it was, {_who(header.slots)}")
 
 
 @command
@@ -165,6 +166,7 @@ def recipient(
     from hauberk.assets.encryption import Identity
     from hauberk.core.errors import UsageError
 
+    not_folder(file, "the name of a file")
     public = file.with_name(f"{file.name}.pub")
     if public.exists() and not force:
         raise UsageError(f"{public} exists already", want="a new name", fix="Use --force to write over it")
@@ -172,19 +174,21 @@ def recipient(
     made.save(file, force=force)
     made.recipient.save(public, force=force)
     made.wipe()
-    typer.echo(f"{file} and {public} are written: {kind.value} {made.recipient.id}")
+    say(f"{file} and {public} are written: {kind.value} {made.recipient.id}")
 
 
-def _keys(passphrase_file: Path | None, passphrase_env: str, key_file: Path | None, key_env: str) -> list[Any]:
-    """Return the keys that files and the environment hold."""
+def _keys(
+    passphrase_file: Path | None, passphrase_env: str, key_file: Path | None, key_env: str, *, opening: bool = False
+) -> list[Any]:
+    """Return the keys that files and the environment hold; `opening` says that they are to open a file, not to lock one."""
     from hauberk.assets.encryption import key_from_environment, key_from_file
-    from hauberk.assets.encryption.keys import passphrase_from, secret_from_environment, secret_from_file
+    from hauberk.assets.encryption.keys import line_from_file, passphrase_from, secret_from_environment
 
     found: list[Any] = []
     if passphrase_file is not None:
-        found.append(passphrase_from(secret_from_file(passphrase_file)))
+        found.append(passphrase_from(line_from_file(passphrase_file), opening=opening))
     if passphrase_env:
-        found.append(passphrase_from(secret_from_environment(passphrase_env)))
+        found.append(passphrase_from(secret_from_environment(passphrase_env), opening=opening))
     if key_file is not None:
         found.append(key_from_file(key_file))
     if key_env:
@@ -198,21 +202,23 @@ def _openers(
 ) -> list[Any]:
     from hauberk.assets.encryption import Identity
 
-    found = [Identity.read(identity)] if identity is not None else []
-    found += _keys(passphrase_file, passphrase_env, key_file, key_env)
-    return [*found, _asked("Passphrase")] if passphrase or not found else found
+    found: list[Any] = [Identity.read(identity)] if identity is not None else []
+    found += _keys(passphrase_file, passphrase_env, key_file, key_env, opening=True)
+    if passphrase or not found:
+        found.append(_asked("Passphrase", "--identity, --key-file, --key-env, --passphrase-file or --passphrase-env"))
+    return found
 
 
-def _asked(what: str, *, confirm: bool = False) -> Passphrase:
-    from hauberk.assets.encryption import Passphrase
+def _asked(what: str, others: str, *, confirm: bool = False) -> Passphrase:
+    from hauberk.assets.encryption.keys import passphrase_from
     from hauberk.core.errors import UsageError
 
     if not _someone_is_there():
         raise UsageError(
-            "no key is named, and nobody is there to be asked for a passphrase", want="a key",
-            fix="Name one: --to or --identity, --key-file, --key-env, --passphrase-file, --passphrase-env",
+            "no key is named, and nobody is there to be asked for a passphrase", want="a key", fix=f"Name one with {others}"
         )
-    return Passphrase(typer.prompt(what, hide_input=True, confirmation_prompt=confirm, err=True))
+    given: str = typer.prompt(what, hide_input=True, confirmation_prompt=confirm, err=True)
+    return passphrase_from(bytearray(given.encode("utf-8", "surrogateescape")), opening=not confirm)
 
 
 def _someone_is_there() -> bool:

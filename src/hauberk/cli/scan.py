@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hauberk.cli import options
-from hauberk.cli.console import command, remark
+from hauberk.cli.console import command, remark, say
 from hauberk.core.errors import UsageError
 from hauberk.report.report import EXIT_FINDINGS, EXIT_PASS
 
@@ -63,7 +63,8 @@ def scan(
     Levels: safe data, safe framework objects, unknown code, cannot be verified, dangerous. Exit codes: 0 all is safe,
     1 something is not, 2 usage error, 3 the scan failed to run.
     """
-    _refuse_existing(output, force)
+    if output is not None:
+        options.new_file(output, force)
     from hauberk.assets.scan import Level, Limits, scan_paths
 
     given = {"seconds": max_seconds, "read": max_bytes, "members": max_members, "depth": max_depth, "ratio": max_ratio}
@@ -96,24 +97,21 @@ def convert(
     """Rewrite a model file as safetensors, beside a JSON of what was left out and why, without executing anything."""
     if not safe:
         raise UsageError("convert is asked for no form", want="--safe", fix=f"Run: hauberk convert {file} --safe")
+    options.not_folder(file, "a model file")
     place = output or file.with_suffix(".safetensors")
     if place.exists() and place.resolve() == file.resolve():
         raise UsageError(f"{file} would be written over itself", want="another --output")
     from hauberk.assets.scan.convert import convert_safe, sidecar
+    from hauberk.report.words import line
 
-    _refuse_existing(place, force)
-    _refuse_existing(sidecar(place), force)
+    options.new_file(place, force)
+    options.new_file(sidecar(place), force)
     made = convert_safe(file, place)
-    typer.echo(f"{place}: {len(made.tensors)} tensors, {len(made.values)} plain values in {sidecar(place).name}")
+    say(f"{place}: {len(made.tensors)} tensors, {len(made.values)} plain values in {sidecar(place).name}")
     for one in made.left_out[:10]:
-        typer.echo(f"  left out: {one.where or 'the file'}: {one.what}")
+        typer.echo(f"  left out: {line(one.where or 'the file')}: {line(one.what)}")
     if len(made.left_out) > 10:
-        typer.echo(f"  and {len(made.left_out) - 10} more: see {sidecar(place)}")
-
-
-def _refuse_existing(path: Path | None, force: bool) -> None:
-    if path is not None and path.exists() and not force:
-        raise UsageError(f"{path} exists already", want="a new file", fix="Use --force, or choose another --output")
+        typer.echo(f"  and {len(made.left_out) - 10} more: see {line(sidecar(place))}")
 
 
 def _allowed(given: list[str]) -> list[str]:
@@ -125,7 +123,8 @@ def _allowed(given: list[str]) -> list[str]:
         try:
             rows = Path(one).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            found = f"--allow is {one!r}, which cannot be read ({error})"
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            found = f"--allow is {one!r}, which cannot be read ({why})"
             raise UsageError(found, want="module:name, or a file of such") from error
         names += [row.split("#")[0].strip() for row in rows if row.split("#")[0].strip()]
     return names

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hauberk.cli import options
-from hauberk.cli.console import command, remark
+from hauberk.cli.console import command, remark, say
 from hauberk.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def keygen(
     write_pair(key, private, public, secret)
     if secret is None:
         remark(f"{private} is not encrypted: whoever reads it can sign")
-    typer.echo(f"{private} and {public} are written: {algorithm.value}, key {key.public.id}")
+    say(f"{private} and {public} are written: {algorithm.value}, key {key.public.id}")
 
 
 @command
@@ -91,7 +91,8 @@ def sign(
     name: Annotated[str, typer.Option(help="Of the model; else that of its file or folder.", rich_help_panel=_STATED)] = "",
     version: Annotated[str, typer.Option(
         "--version", help="Of the model: numbers and dots. Verifiers can refuse older ones.", rich_help_panel=_STATED)] = "",
-    expires: Annotated[str, typer.Option(help="How long it is good: 12h, 90d, 1y.", rich_help_panel=_STATED)] = "",
+    expires: Annotated[str, typer.Option(
+        help="How long it is good, in hours, days, weeks or years: 12h, 90d, 8w, 1y.", rich_help_panel=_STATED)] = "",
     tensors: Annotated[bool, typer.Option(
         "--tensors", help="State a digest of the tensors, which survives a change of format.", rich_help_panel=_STATED)] = False,
     scan: Annotated[bool, typer.Option(
@@ -155,7 +156,7 @@ def sign(
     bundle = make(path, private, label, output=place, ignored=ignore or (), shard=shard << 20 or None)
     write_whole(place, bundle.to_json())
     stated = f", with {', '.join(name.replace('_', ' ') for name in claims)}" if claims else ""
-    typer.echo(f"{place} is written: {private.public.algorithm}, key {private.public.id[:16]}…{stated}")
+    say(f"{place} is written: {private.public.algorithm}, key {private.public.id[:16]}…{stated}")
 
 
 @command
@@ -177,12 +178,18 @@ def verify(
     from hauberk.assets.signing import Expect, read_policy, read_public
     from hauberk.assets.signing import verify as check
 
+    if bool(key) == bool(policy):
+        raise UsageError(
+            "--key and --policy are given" if policy else "nobody is trusted", want="--key or --policy",
+            fix="Name the maker's public key, --key maker.pub, or a file that says who may sign what, --policy policy.toml",
+        )
     found = check(
         path, signature or None, keys=[read_public(one) for one in key or ()], policy=read_policy(policy) if policy else None,
         expect=Expect(name, minimum_version, content.value),
     )
     if output_format is Format.JSON:
-        typer.echo(json.dumps(found.to_dict(), ensure_ascii=False, indent=1))
+        told = json.dumps(found.to_dict(), ensure_ascii=False, indent=1)
+        typer.echo(told.encode("utf-8", "replace").decode())  # a path may hold bytes that are no character
     else:
         typer.echo(describe(found))
     raise typer.Exit(0 if found.ok else 1)
@@ -190,21 +197,22 @@ def verify(
 
 def describe(found: Verification) -> str:
     """Return a verification as text; what is not verified is not shown as if it were."""
-    from hauberk.report.words import line
+    from hauberk.report.words import line, plural
 
     rows = []
     statement = found.statement
     if statement is not None:
         facts = statement.facts
         version = f", version {facts.version}" if facts is not None and facts.version else ""
-        rows.append(("model", f"{statement.name}{version}, {len({one.name for one in statement.resources})} files"))
+        files = plural(len({one.name for one in statement.resources}), "file")
+        rows.append(("model", f"{statement.name}{version}, {files}"))
         rows.append(("SHA-256" if len(statement.resources) == 1 and not statement.shard else "over all", statement.sha256))
-        who = f"{found.signer} " if found.signer else ""
-        rows.append(("signer", f"{who}({found.algorithm}, key {found.key[:16]}…)"))
+        key = f"key {found.key[:16]}…"
+        rows.append(("signer", f"{found.signer} ({found.algorithm}, {key})" if found.signer else f"{key} ({found.algorithm})"))
         if facts is not None:
             rows.append(("signed", facts.signed + (f", expires {facts.expires}" if facts.expires else "")))
             for claim, values in facts.claims().items():
-                said = ", ".join(f"{key} {value}" for key, value in values.items() if value != "")
+                said = ", ".join(f"{part} {value}" for part, value in values.items() if value != "")
                 rows.append((claim, said))
         compared = {"files": "every file", "tensors": "tensors alone; other files were not looked at"}
         rows.append(("compared", compared[found.content]))

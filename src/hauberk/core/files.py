@@ -37,12 +37,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise
 
 
-def cannot_write(path: Path, error: OSError) -> UsageError:
-    """Return the error for a file that could not be written: for want of room, or because of the place."""
+def cannot_write(path: Path, error: OSError, *, option: str = "--output") -> UsageError:
+    """Return the error for a file that could not be written: for want of room, or because of the place that `option` named."""
     found = f"{path} could not be written ({error.strerror or error})"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UsageError(found, want="a folder with room", fix="Free some space, or choose another folder with --output")
-    return UsageError(found, want="a place that may be written to", fix="Choose one with --output, such as in the current folder")
+        return UsageError(found, want="a folder with room", fix=f"Free some space, or choose another folder with {option}")
+    fix = f"Choose one with {option}, such as in the current folder"
+    return UsageError(found, want="a place that may be written to", fix=fix)
 
 
 def refuse_unwritable(path: Path) -> None:

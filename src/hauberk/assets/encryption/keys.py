@@ -177,10 +177,31 @@ def unwrap_under(key: bytearray, slot: Slot, bound: bytes) -> bytearray | None:
     return found
 
 
-def passphrase_from(held: bytearray) -> Passphrase:
-    """Return the passphrase that a file or a variable held, and wipe what was read."""
+def passphrase_from(held: bytearray, *, opening: bool = False) -> Passphrase:
+    """Return the passphrase that a file or a variable held, and wipe what was read.
+
+    Arguments:
+        held: the words.
+        opening: a file is to be opened with it, so that advice on choosing one would be no help.
+    """
     try:
         return Passphrase(held)
+    except UsageError as error:
+        if not opening:
+            raise
+        raise UsageError(
+            f"{error.problem}, and so opens no file", want="the passphrase that the file was encrypted with, of 8 or more",
+            fix="Check the passphrase; the file was not touched",
+        ) from error
+    finally:
+        wipe(held)
+
+
+def line_from_file(path: str | Path) -> bytearray:
+    """Return the first line of a small file, without its end. Raises UsageError when it cannot be read."""
+    held = secret_from_file(path, strip=False)
+    try:
+        return held.partition(b"\n")[0].rstrip(b"\r")
     finally:
         wipe(held)
 

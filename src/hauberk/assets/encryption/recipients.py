@@ -158,7 +158,12 @@ def _read(path: str | Path, mark: str, want: str) -> bytes:
     except (binascii.Error, ValueError):
         held = None
     if held is None:
-        raise UsageError(f"{path} is something else", want=want, fix="Make a pair with: hauberk recipient NAME")
+        what, fix = f"{path} is no key of hauberk recipient", "Make a pair with: hauberk recipient NAME"
+        if words and mark == _PUBLIC and words[0] == _SECRET.encode():
+            what, fix = f"{path} is the secret key, which is for opening", f"Use the public one, as {path}.pub"
+        elif words and mark == _SECRET and words[0] == _PUBLIC.encode():
+            what, fix = f"{path} is the public key, which is for encrypting", "Use the secret one, the same name without .pub"
+        raise UsageError(what, want=want, fix=fix)
     return held
 
 

@@ -24,8 +24,10 @@ def new_file(path: Path, *, force: bool = False, mode: int = 0o644) -> Iterator[
         mode: its permissions.
 
     Raises:
-        UsageError: when the file is there already, or the place cannot be written.
+        UsageError: when the file is there already, is a folder, or the place cannot be written.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", want="the name of a file")
     if not force and os.path.lexists(path):
         raise _taken(path)
     name = ""
@@ -73,4 +75,4 @@ def _take_place(name: str, path: Path, *, force: bool) -> None:
 
 
 def _taken(path: Path) -> UsageError:
-    return UsageError(f"{path} exists already", want="a new file", fix="Use --force (force=True) to write over it")
+    return UsageError(f"{path} exists already", want="a new file", fix="Use --force to write over it")

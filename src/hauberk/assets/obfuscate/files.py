@@ -149,8 +149,11 @@ def read_names(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             raise DataError(f"{path} is {path.stat().st_size} bytes", want=f"a map of at most {_LARGEST_MAP}")
         held = json.loads(path.read_text(encoding="utf-8"))
         return {str(new): (str(old), tuple(int(size) for size in shape)) for new, (old, shape) in held.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{path} is no map of names ({error})", want="the JSON that was written with the renamed file") from error
+    except OSError as error:
+        want = "the JSON that was written with the renamed file"
+        raise DataError(f"{path} cannot be read ({error.strerror})", want=want) from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is no map of names", want="the JSON that was written with the renamed file") from error
 
 
 def _facts(locked: Locked, octaves: float) -> str:

@@ -110,8 +110,9 @@ def _write(made: Conversion, place: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(name)
+    name = os.fsencode(Path(made.source).name).decode("utf-8", "replace")  # JSON holds no bytes that are no character
     note = {
-        "format": FORMAT, "source": Path(made.source).name, "sha256": made.sha256, "tensors": sorted(made.tensors),
+        "format": FORMAT, "source": name, "sha256": made.sha256, "tensors": sorted(made.tensors),
         "values": made.values, "left_out": [dataclasses.asdict(one) for one in made.left_out],
     }
     write_whole(sidecar(place), json.dumps(note, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -43,6 +43,7 @@ def list_files(root: Path, ignored: Collection[str] = ()) -> dict[str, Path]:
         raise _refusal(root, "is a link")
     if not root.exists():
         raise UsageError(f"{root} does not exist", want="a model: a file or a folder")
+    _refuse_bytes(root.resolve().name, root)
     if root.is_file():
         return {".": root}
     found: dict[str, Path] = {}
@@ -112,16 +113,20 @@ def _walk(folder: Path, prefix: str, ignored: frozenset[str]) -> Iterator[tuple[
         name = prefix + entry.name
         if name in ignored:
             continue
-        try:
-            name.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise _refusal(Path(entry.path), "has a name that is not Unicode") from error
+        _refuse_bytes(name, Path(entry.path))
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path), f"{name}/", ignored)
         elif entry.is_file(follow_symlinks=False):
             yield name, Path(entry.path)
         else:
             raise _refusal(Path(entry.path), "is a link" if entry.is_symlink() else "is no regular file")
+
+
+def _refuse_bytes(name: str, place: Path) -> None:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UnsafeFile(f"{place} has a name that is not Unicode", want="a name in UTF-8", fix="Rename it") from error
 
 
 def _hashed(name: str, place: Path, span: tuple[int, int] | None) -> Resource:

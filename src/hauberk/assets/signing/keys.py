@@ -147,7 +147,9 @@ def read_private(path: str | Path, passphrase: Callable[[], bytes] | None = None
     locked = b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in text or b"Proc-Type: 4,ENCRYPTED" in text
     if locked and passphrase is None:
         raise UsageError(f"the key {place} is encrypted", want="its passphrase", fix="Give --passphrase-env or --passphrase-file")
-    if not locked and os.name == "posix" and place.stat().st_mode & 0o077:
+    if b"PRIVATE KEY-----" not in text and b"PUBLIC KEY-----" in text:
+        raise UsageError(f"{place} is a public key, which only verifies", want="the private key, which keygen wrote as NAME.key")
+    if not locked and b"PRIVATE KEY-----" in text and os.name == "posix" and place.stat().st_mode & 0o077:
         mode = stat.S_IMODE(place.stat().st_mode)
         raise UsageError(
             f"the private key {place} is not encrypted and others may read it (mode {mode:o})", want="mode 600",
@@ -211,11 +213,14 @@ def _read(path: Path) -> bytes:
 
 def _create(path: Path, content: bytes, mode: int) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), mode)
     except FileExistsError as error:
+        if not os.path.lexists(path):
+            raise cannot_write(path, error, option="NAME") from error  # a file stands where its folder would
         raise UsageError(f"{path} exists", want="a new name: keys are never written over") from error
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, option="NAME") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -224,4 +229,4 @@ def _create(path: Path, content: bytes, mode: int) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             path.unlink()
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, option="NAME") from error
