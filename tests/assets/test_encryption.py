@@ -270,9 +270,9 @@ def test_recipients_in_files(tmp_path: Path) -> None:
         assert Identity.read(secret).recipient.id == made.recipient.id
         with pytest.raises(UsageError, match="exists already"):
             made.save(secret)
-        with pytest.raises(UsageError, match="is something else"):
+        with pytest.raises(UsageError, match="is the public key"):
             Identity.read(public)
-        with pytest.raises(UsageError, match="is something else"):
+        with pytest.raises(UsageError, match="is the secret key"):
             Recipient.read(secret)
 
 

@@ -131,9 +131,11 @@ def test_keys_that_are_not_taken(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a private key"):
         read_public(place.with_suffix(".key"))
     public = place.with_suffix(".pub")
-    public.chmod(0o600)
-    with pytest.raises(UsageError, match="no private key"):
+    with pytest.raises(UsageError, match="is a public key"):
         read_private(public)
+    place.write_text("words")
+    with pytest.raises(UsageError, match="no private key"):
+        read_private(place)
     place.with_suffix(".key").chmod(0o644)
     with pytest.raises(UsageError, match="others may read it"):
         read_private(place.with_suffix(".key"))
