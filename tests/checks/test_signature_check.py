@@ -84,6 +84,9 @@ def test_a_policy_and_its_age(model: Path) -> None:
     signature_path(model).write_text(sign(model, KEY).to_json())
     found = run("assets/signature", model, trusted=Trusted(policy=str(policy)))
     assert found.status is Status.FAIL and "not there: expiry" in found.summary
+    assert [advice.text[:14] for advice in found.advice] == ["The files are "]  # the maker's, and short of the policy alone
+    model.write_bytes(model.read_bytes() + b"x")
+    assert "its maker again" in run("assets/signature", model, trusted=Trusted(policy=str(policy))).advice[0].text
     signature_path(model).write_text(sign(model, KEY, Label(expires=duration("1d"))).to_json())
     found = run("assets/signature", model, trusted=Trusted(policy=str(policy)))
     assert found.status is Status.PASS and "as maker signed them" in found.summary

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from hauberk.assets.advisories import affected, read_advisories
 from hauberk.assets.bom import inventory
-from hauberk.assets.signing import Verification, read_policy, read_public, verify
+from hauberk.assets.signing import Policy, Verification, read_policy, read_public, verify
 from hauberk.assets.signing.sign import signature_path
 from hauberk.checks.context import Context, NotRun
 from hauberk.core.finding import Advice, Finding, Status, Table
 from hauberk.core.kinds import check
+
+UNMET = Advice("The files are as their maker signed them, and your policy asks for more: take a model that meets it, or change "
+               "the policy", "hauberk verify MODEL --policy policy.toml")
 
 
 @check(
@@ -49,7 +52,10 @@ def signature(context: Context) -> Finding:
     summary = f"{Path(bad[0].path).name} is not verified: {'; '.join(bad[0].problems)}" if bad else (
         f"{len(found)} of {len(found)} are as {found[0].signer or f'the key {found[0].key[:16]}…'} signed them"
     )
-    return context.finding(summary, value=float(len(bad)), n=len(found), status=status, evidence=[_table(found)])
+    made = context.finding(summary, value=float(len(bad)), n=len(found), status=status, evidence=[_table(found)])
+    if bad and policy is not None and all(_whole(one, policy) for one in bad):
+        made.advice = (UNMET,)
+    return made
 
 
 @check(
@@ -92,6 +98,11 @@ def _beside(context: Context) -> str:
 
 def _covers(place: Path, path: Path) -> bool:
     return path.resolve().is_relative_to(place.resolve())
+
+
+def _whole(one: Verification, policy: Policy) -> bool:
+    """Whether a trusted key did sign these very files, so that it is the policy alone that they fall short of."""
+    return one.statement is not None and verify(one.path, one.signature, keys=policy.trusted()).ok
 
 
 def _table(found: list[Verification]) -> Table:
