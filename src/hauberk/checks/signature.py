@@ -105,7 +105,7 @@ def _covers(place: Path, path: Path) -> bool:
 
 
 def _whole(one: Verification, policy: Policy) -> bool:
-    """Whether a key that may sign did sign these very files, so that they fall short of what the policy wants stated alone."""
+    """Whether a key that may sign did sign these very files, so that only what is stated falls short of the policy."""
     short = one.statement is not None and all(problem.startswith(SHORT) for problem in one.problems)
     return short and verify(one.path, one.signature, keys=policy.trusted()).ok
 
