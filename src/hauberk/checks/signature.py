@@ -17,7 +17,7 @@ UNMET = Advice("The files are as a key of your policy signed them, but short of 
 LESS = Advice("Train again with a smaller ε, keep the privacy statement, and sign the model with it",
               "hauberk calibrate --epsilon 3 --delta 1e-5 --n 60000 --batch 256 --epochs 20", "AML.M0007")
 # How problems begin that are about what is stated, not about who signed: only these may be mended by another policy.
-SHORT = ("the policy asks for ", "the scan's verdict is ", "its version is ", "its privacy statement claims ", "it was signed on ")
+SHORT = ("the policy asks for ", "the scan's verdict is ", "its version is ", "its privacy statement ", "it was signed on ")
 
 
 @check(
