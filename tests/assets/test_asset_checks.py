@@ -135,3 +135,12 @@ def test_files_in_the_open_are_told_and_a_gate_makes_them_fail(data: Data, tmp_p
     found = run("assets/unsafe-opcodes", data, sealed, plain)
     assert (found.status, found.n) == (Status.PASS, 1) and "w.hbke: encrypted" in found.notes[0]
     assert run("assets/file-hash", data, sealed).evidence[0].rows[0][3:] == ("encrypted", "no")  # type: ignore[union-attr]
+    code = tmp_path / "a.py"
+    code.write_text("x = 1\n")
+    told = run("assets/file-hash", data, code, sealed).summary
+    assert told.startswith(f"2 files; {sealed.name} has SHA-256 ")
+    for name in ("assets/disclosure", "assets/encryption-at-rest"):
+        assert run(name, data, code, sealed).summary == "the file is encrypted"
+        assert run(name, data, sealed, sealed).summary == "all 2 files are encrypted"
+    found = run("assets/unsafe-opcodes", data, code, sealed)
+    assert found.status is Status.NOT_RUN and "scan the file before it is encrypted" in found.reason

@@ -35,7 +35,7 @@ def written(folder: Path, **changes: object) -> Path:
 
 def test_a_true_claim_passes_with_its_threat(tmp_path: Path) -> None:
     found = run(written(tmp_path))
-    assert found.status is Status.PASS and found.value == pytest.approx(1.82824, rel=1e-4) and found.n == 1000
+    assert found.status is Status.PASS and found.value == pytest.approx(1.82824, rel=1e-4) and found.n is None
     assert "all but one example, added or removed" in found.threat and "give no more" in found.summary
     assert any("an audit measures" in note for note in found.notes)
 

@@ -84,6 +84,17 @@ def test_a_policy_and_its_age(model: Path) -> None:
     signature_path(model).write_text(sign(model, KEY).to_json())
     found = run("assets/signature", model, trusted=Trusted(policy=str(policy)))
     assert found.status is Status.FAIL and "not there: expiry" in found.summary
+    assert [advice.text[:14] for advice in found.advice] == ["The files are "]  # as signed, and short of the policy alone
+    bound = model.parents[1] / "bound.toml"
+    bound.write_text('format = 1\n[keys.maker]\npath = "maker.pub"\n[[rule]]\nkeys = ["maker"]\nmax_epsilon = 3\n')
+    claims = {"privacy": {"digest": "0" * 64, "epsilon": 9.6}}
+    signature_path(model).write_text(sign(model, KEY, Label(claims=claims)).to_json())
+    advice = run("assets/signature", model, trusted=Trusted(policy=str(bound))).advice
+    assert [one.mitigation for one in advice] == ["", "AML.M0007"] and "smaller ε" in advice[1].text
+    bound.write_text('format = 1\n[keys.maker]\npath = "maker.pub"\nrevoked = true\n[[rule]]\nkeys = ["maker"]\n')
+    assert "its maker again" in run("assets/signature", model, trusted=Trusted(policy=str(bound))).advice[0].text
+    model.write_bytes(model.read_bytes() + b"x")
+    assert "its maker again" in run("assets/signature", model, trusted=Trusted(policy=str(policy))).advice[0].text
     signature_path(model).write_text(sign(model, KEY, Label(expires=duration("1d"))).to_json())
     found = run("assets/signature", model, trusted=Trusted(policy=str(policy)))
     assert found.status is Status.PASS and "as maker signed them" in found.summary

@@ -20,6 +20,11 @@ def test_samples_are_shown_beside_their_reconstructions(hauberk: Run, shop: Path
     assert told["means"]["psnr"]["mean"] == sum(one["psnr"] for one in told["samples"]) / 2
     page = Path(told["report"]).read_text(encoding="utf-8")
     assert page.count("data:image/png") >= 4 and "Samples and their reconstructions" in page
+    for name, least, most in (("ssim", -1.0, 1.0), ("fmse", 0.0, float("inf"))):
+        one = told["means"][name]
+        assert least <= one["low"] <= one["mean"] <= one["high"] <= most
+    again = hauberk("invert", shop / "plan.toml", *FEW, "--output", "leak")
+    assert again.exit_code == 2 and "index.html exists already" in again.stderr and "--force" in again.stderr
     noisy = json.loads(hauberk("invert", shop / "plan.toml", *FEW, "--defence", "private=10", "--output-format", "json").stdout)
     assert noisy["defence"] == "private=10" and noisy["means"]["psnr"]["mean"] < told["means"]["psnr"]["mean"]
 
@@ -39,3 +44,8 @@ def test_what_is_not_known_is_refused(hauberk: Run, shop: Path) -> None:
     ):
         run = hauberk("invert", shop / "plan.toml", *words, *(() if "--n" in words else ("--n", 1)))
         assert run.exit_code == 2 and said in run.stderr, run.stderr
+
+
+def test_more_samples_than_there_are_is_told(hauberk: Run, shop: Path) -> None:
+    run = hauberk("invert", shop / "plan.toml", "--n", 100_000, "--batch", 200, "-o", "steps=1")
+    assert run.exit_code == 0 and "there are 200 test samples: all of them are taken" in run.stderr

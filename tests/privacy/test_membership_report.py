@@ -88,6 +88,13 @@ def test_the_risk_of_a_record_is_the_false_alarms_that_find_it() -> None:
     assert [row[:2] for row in rows] == [(20, 1), (10, 0)]
 
 
+def test_records_of_one_score_are_not_ranked_where_not_all_of_them_fit() -> None:
+    scores = MembershipScores(torch.tensor([1.0, 0.0, 1.0, 2.0, 1.0]).double(), torch.tensor([0.0, 0.0, 1.0]).double())
+    report = MembershipReport({"a": scores})
+    assert [row[:3] for row in report.exposed_table(count=2).rows] == [(3, "", "2"), ("3 records alike", "", "1")]
+    assert [row[0] for row in report.exposed_table(count=4).rows] == [3, 0, 2, 4]
+
+
 def test_scores_of_other_records_are_refused() -> None:
     with pytest.raises(DataError, match="the same records"):
         MembershipReport({"a": drawn(0, 30), "b": drawn(0, 31)})

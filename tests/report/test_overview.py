@@ -50,7 +50,7 @@ def test_actions_come_by_severity_then_by_rank_then_by_number() -> None:
         # TRAIN and LIMIT both answer two failing findings; LIMIT answers a warning too.
         ("limit", Status.FAIL, ["robustness/a", "robustness/b", "robustness/c"]),
         ("train", Status.FAIL, ["robustness/a", "robustness/d"]),
-        ("sign", Status.WARN, ["trust/b"]), ("Let it run: because", Status.NOT_RUN, ["trust/a"]),
+        ("sign", Status.WARN, ["trust/b"]), ("To let it run, change this: because", Status.NOT_RUN, ["trust/a"]),
     ]
     assert [action.text for action in next_three(report)] == ["limit", "train", "sign"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hauberk.core import progress
 from hauberk.core.errors import DataError, UsageError
 from hauberk.report.report import Report
 from hauberk.study import effects, run_study, settings, verdict
@@ -92,13 +93,33 @@ def test_the_wide_network_is_that_of_the_paper() -> None:
     assert parameters(build("wrn-34-10", 3, 10, 0)) == 46_160_474
 
 
+class Heard:
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def update(self, label: str, done: int, total: int | None) -> None:
+        """Bars are not kept."""
+
+    def say(self, text: str) -> None:
+        """Keep a remark."""
+        self.lines.append(text)
+
+    stage = say
+
+
 def test_finished_parts_are_taken_up_and_others_refused(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path, {"seed": 1})
     first = shelf.figures("a", lambda: {"x": [1.5]})
     assert first["x"] == [1.5] and shelf.figures("a", lambda: {"x": [9.0]}) == first
     made = shelf.tensors("t", lambda: {"x": torch.ones(2)})["x"]
     assert torch.equal(shelf.tensors("t", lambda: {"x": torch.zeros(2)})["x"], made) and bool((made == 1).all())
-    Shelf(tmp_path, {"seed": 1})
+    heard = Heard()
+    with progress.listening(heard):
+        Shelf(tmp_path, {"seed": 1}).figures("b", dict)
+        Shelf(tmp_path / "new", {"seed": 1})
+    assert heard.lines == [f"going on: 2 finished parts in {tmp_path}", "b"]
     with pytest.raises(UsageError, match=r"other settings \(seed\)"):
         Shelf(tmp_path, {"seed": 2})
     (tmp_path / "a.json").write_text("{")

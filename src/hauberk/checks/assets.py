@@ -36,8 +36,10 @@ def unsafe_opcodes(context: Context) -> Finding:
     if sealed:
         context.note(f"{', '.join(sealed)}: encrypted, and opened in memory as tensors or ONNX alone; not scanned")
     if not results:
-        what = f"{', '.join(sealed)} is encrypted" if sealed else f"{', '.join(named)} is source code"
-        raise NotRun(f"{what}, and no weights were loaded from another file")
+        if sealed:
+            raise NotRun(f"{', '.join(sealed)} is encrypted, and opened in memory as tensors or ONNX alone: scan the file before "
+                         "it is encrypted (hauberk scan FILE)")
+        raise NotRun(f"{', '.join(named)} is source code, and no weights were loaded from a file")
     blocked = [one for one in results if not one.safe]
     worst = max(one.level for one in results)
     status = {Level.SAFE: Status.PASS, Level.FRAMEWORK: Status.PASS, Level.UNKNOWN: Status.WARN}.get(worst, Status.FAIL)
@@ -75,8 +77,10 @@ def file_hash(context: Context) -> Finding:
     carriers = sum(row[-1] == "yes" for row in rows)
     if carriers:
         context.note(f"{carriers} of {len(rows)} files are in a format that can hold code: see assets/unsafe-opcodes")
+    first = next((row for row in rows if not _is_source(row[0])), rows[0])  # the model, before code that builds it
+    told = f"{first[0]} has SHA-256 {first[2][:16]}…"
     return context.finding(
-        f"{len(rows)} files; the first has SHA-256 {rows[0][2][:16]}…", n=len(rows), status=Status.PASS,
+        told if len(rows) == 1 else f"{len(rows)} files; {told}", n=len(rows), status=Status.PASS,
         evidence=(Table("Files", ("file", "bytes", "SHA-256", "format", "can hold code"), rows),),
     )
 

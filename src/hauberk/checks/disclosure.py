@@ -51,7 +51,8 @@ def disclosure(context: Context) -> Finding:
         context.note(f"informational; to take the names away: hauberk obfuscate {shlex.quote(name)} --names NAMES --output FILE")
     context.note("no interval: every tensor is counted")
     summary = f"{telling} of {total} tensors have names that say what they are"
-    summary = summary if total else f"all {len(rows)} files are encrypted"
+    if not total:
+        summary = "the file is encrypted" if len(rows) == 1 else f"all {len(rows)} files are encrypted"
     return context.finding(
         summary, value=telling / total if total else 0.0, n=total or len(rows), status=Status.PASS,
         evidence=(Table("Files", ("file", "weights", "names with words", "structure", "such as"), rows),),

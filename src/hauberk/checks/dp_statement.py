@@ -72,7 +72,7 @@ def dp_statement(context: Context) -> Finding:
     )
     return context.finding(
         f"ε {_number(claimed)} is claimed at δ = {statement.delta:g} per {statement.unit}: {verdict}",
-        value=max(claimed, again.epsilon) if math.isfinite(claimed) else None, n=statement.steps or None, status=status,
+        value=max(claimed, again.epsilon) if math.isfinite(claimed) else None, status=status,
         threat=f"an adversary who knows all but one {statement.unit}, {ADJACENT[statement.relation]}, and sees all releases",
         evidence=(figures, table),
     )

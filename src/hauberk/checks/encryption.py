@@ -41,6 +41,8 @@ def encryption_at_rest(context: Context) -> Finding:
         context.note(f"informational; to encrypt it: hauberk encrypt {shlex.quote(plain[0].name)} --key-file KEY")
     context.note("no interval: every file is counted")
     summary = f"{len(plain)} of {len(files)} files lie in the open" if plain else f"all {len(files)} files are encrypted"
+    if len(files) == 1:
+        summary = "the file lies in the open" if plain else "the file is encrypted"
     return context.finding(
         summary, value=float(len(plain)), n=len(files), status=Status.PASS,
         evidence=(Table("Files", ("file", "encrypted", "cipher", "opened by"), rows),),

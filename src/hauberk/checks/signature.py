@@ -6,11 +6,18 @@ from pathlib import Path
 
 from hauberk.assets.advisories import affected, read_advisories
 from hauberk.assets.bom import inventory
-from hauberk.assets.signing import Verification, read_policy, read_public, verify
+from hauberk.assets.signing import Policy, Verification, read_policy, read_public, verify
 from hauberk.assets.signing.sign import signature_path
 from hauberk.checks.context import Context, NotRun
 from hauberk.core.finding import Advice, Finding, Status, Table
 from hauberk.core.kinds import check
+
+UNMET = Advice("The files are as a key of your policy signed them, but short of what the policy asks: take a model that meets "
+               "it, or change the policy", "hauberk verify MODEL --policy policy.toml")
+LESS = Advice("Train again with a smaller ε, keep the privacy statement, and sign the model with it",
+              "hauberk calibrate --epsilon 3 --delta 1e-5 --n 60000 --batch 256 --epochs 20", "AML.M0007")
+# How problems begin that are about what is stated, not about who signed: only these may be mended by another policy.
+SHORT = ("the policy asks for ", "the scan's verdict is ", "its version is ", "its privacy statement ", "it was signed on ")
 
 
 @check(
@@ -49,7 +56,10 @@ def signature(context: Context) -> Finding:
     summary = f"{Path(bad[0].path).name} is not verified: {'; '.join(bad[0].problems)}" if bad else (
         f"{len(found)} of {len(found)} are as {found[0].signer or f'the key {found[0].key[:16]}…'} signed them"
     )
-    return context.finding(summary, value=float(len(bad)), n=len(found), status=status, evidence=[_table(found)])
+    made = context.finding(summary, value=float(len(bad)), n=len(found), status=status, evidence=[_table(found)])
+    if bad and policy is not None and all(_whole(one, policy) for one in bad):
+        made.advice = (UNMET, LESS) if any("ε =" in problem for one in bad for problem in one.problems) else (UNMET,)
+    return made
 
 
 @check(
@@ -92,6 +102,12 @@ def _beside(context: Context) -> str:
 
 def _covers(place: Path, path: Path) -> bool:
     return path.resolve().is_relative_to(place.resolve())
+
+
+def _whole(one: Verification, policy: Policy) -> bool:
+    """Whether a key that may sign did sign these very files, so that only what is stated falls short of the policy."""
+    short = one.statement is not None and all(problem.startswith(SHORT) for problem in one.problems)
+    return short and verify(one.path, one.signature, keys=policy.trusted()).ok
 
 
 def _table(found: list[Verification]) -> Table:

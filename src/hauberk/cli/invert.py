@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from hauberk.cli import options
 from hauberk.cli.attack import parse_options
-from hauberk.cli.console import EXIT_INTERRUPTED, command, complain
+from hauberk.cli.console import EXIT_INTERRUPTED, command, complain, remark
 from hauberk.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -43,10 +44,13 @@ def invert(
     local_rate: Annotated[float, typer.Option(help="Learning rate of those steps.", rich_help_panel="How")] = 0.01,
     seed: options.Seed = None, device: options.Device = None, trust: options.Trust = False,
     output: Annotated[Path | None, typer.Option(help="A folder for the report with its pictures, index.html.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a report that is there.")] = False,
     output_format: options.Output = options.Format.TEXT,
     verbose: options.Verbose = False,
 ) -> None:
     """Make the gradients of test samples, invert them, and show how close the reconstructions come."""
+    if output is not None:
+        _refuse_output(output, force)
     chosen = options.choose_plan(
         plan, model={"path": model, "weights": weights, "access": None},
         data={"test": data, "label": label, "bounds": bounds, "classes": classes}, threats=None,
@@ -69,6 +73,8 @@ def invert(
         validate(target, samples)
     if not samples.is_classification or samples.classes is None:
         raise UsageError("the labels are not classes", want="data of a classification task")
+    if n > len(samples.test):
+        remark(f"--n is {n:,}, and there are {len(samples.test):,} test samples: all of them are taken")
     x, y = samples.test.sample(n, settings.seed, "invert")
     _need_logits(target, x[:1], samples.classes)
     local = LocalSteps(local_steps, local_rate) if local_steps else None
@@ -94,11 +100,12 @@ def summary(trial: Trial, card: Card, defence: str) -> dict[str, Any]:
     close = trial.close
     rate, n, ends = close.success(20.0)
     means = {}
-    for name in ("psnr", "ssim", "fmse"):
+    # Student's interval of few samples can reach beyond what a figure can be; what lies there is no part of it.
+    for name, least, most in (("psnr", -math.inf, math.inf), ("ssim", -1.0, 1.0), ("fmse", 0.0, math.inf)):
         values = getattr(close, name)
         if bool(values.isfinite().all()):
             known = mean_interval(values.cpu().numpy()) if n > 1 else None
-            low, high = (known.low, known.high) if known else (None, None)
+            low, high = (max(least, known.low), min(most, known.high)) if known else (None, None)
             means[name] = {"mean": float(values.mean()), "low": low, "high": high}
     rows = [
         {"label": int(trial.y[k]), **{key: _plain(getattr(close, key)[k]) for key in ("psnr", "ssim", "mse", "fmse", "loss")},
@@ -132,6 +139,15 @@ def describe(trial: Trial, told: dict[str, Any]) -> str:
     if "report" in told:
         lines.append(f"{'report':<12} {told['report']}")
     return "\n".join(lines)
+
+
+def _refuse_output(output: Path, force: bool) -> None:
+    from hauberk.core.files import refuse_unwritable
+
+    page = output / "index.html"
+    if page.exists() and not force:
+        raise UsageError(f"{page} exists already", want="a new folder", fix="Use --force, or choose another --output")
+    refuse_unwritable(page)
 
 
 def _plain(value: Any) -> float | None:

@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import functools
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +62,12 @@ def membership(
 
     Exit codes: 0 done, 2 usage or plan error.
     """
+    if references % 2:
+        raise UsageError(f"--references is {references}", want="an even number: models come in pairs, on complementary halves")
+    if not 0 < lr < math.inf:
+        raise UsageError(f"--lr is {lr:g}", want="a learning rate above 0, such as 0.001")
+    if output is not None:
+        _refuse_output(output, force)
     chosen = options.choose_plan(
         plan, model={"path": model, "weights": weights, "access": access.value if access else None},
         data={
@@ -68,13 +75,10 @@ def membership(
         },
         threats=None, run={"seed": seed, "device": device},
     )
-    if references % 2:
-        raise UsageError(f"--references is {references}", want="an even number: models come in pairs, on complementary halves")
-    if output is not None:
-        _refuse_output(output, force)
     from hauberk.cli.watch import Watcher
     from hauberk.core.validate import validate
     from hauberk.planned import naming_the_call, prepare
+    from hauberk.report.words import line
 
     target, samples, settings = prepare(chosen, trust)
     if not samples.is_classification or samples.train is None:
@@ -94,7 +98,11 @@ def membership(
     if output_format is Format.JSON:
         typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
     else:
-        typer.echo(describe(found.evidence(position, labels)))
+        source = "the command line" if plan is None and model else str(chosen.source)
+        sides = f"{told['members']:,} in the training data, {told['non_members']:,} not"
+        for word, said in (("model", target.name), ("plan", source), ("records", sides)):
+            typer.echo(f"{word:<8} {line(said)}")
+        typer.echo("\n" + describe(found.evidence(position, labels)))
         if output is not None:
             typer.echo(f"\nkept: {output}")
 

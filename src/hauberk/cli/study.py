@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +14,8 @@ import typer
 
 from hauberk.cli import options
 from hauberk.cli.console import EXIT_INTERRUPTED, command, complain
+
+EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class Name(enum.StrEnum):
@@ -48,13 +54,30 @@ def study(
     from hauberk.study import run_study
 
     try:
-        with Watcher(quiet=quiet, verbose=verbose).watching():
+        with _stopped_in_order(), Watcher(quiet=quiet, verbose=verbose).watching():
             report = run_study(
                 data, output, scale=scale.value, network=network, seed=seed or 0, device=device or "cpu"
             )
     except KeyboardInterrupt as error:
         complain(f"interrupted; what is finished is kept in {output}: the same command goes on from there")
-        raise typer.Exit(EXIT_INTERRUPTED) from error
+        raise typer.Exit(EXIT_TERMINATED if error.args else EXIT_INTERRUPTED) from error
     for finding in report.findings:
         typer.echo(f"{finding.question}\n  {finding.summary}.\n")
     typer.echo(f"{'report':<8} {output / 'index.html'}")
+
+
+@contextlib.contextmanager
+def _stopped_in_order() -> Iterator[None]:
+    """Let SIGTERM end the block as an interrupt from the keyboard does, so that it too says what is kept."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt("SIGTERM")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -36,8 +36,12 @@ class Watcher:
     @contextlib.contextmanager
     def watching(self) -> Iterator[Watcher]:
         """Listen to the progress of the block."""
-        if self.quiet or not self.console.is_terminal:
+        if self.quiet:
             yield self
+            return
+        if not self.console.is_terminal:
+            with progress.listening(self):
+                yield self
             return
         bars = rich.progress.Progress(
             rich.progress.SpinnerColumn(), rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(),
@@ -75,6 +79,11 @@ class Watcher:
         """Show a remark."""
         if not self.quiet:
             self.console.print(rich.text.Text(line(text)), soft_wrap=True)
+
+    def stage(self, text: str) -> None:
+        """Show that a stage is done; on a terminal the bars tell it."""
+        if not self.console.is_terminal:
+            self.say(f"finished: {text}")
 
     def _details(self, finding: Finding) -> None:
         cost = [f"{number(finding.queries)} queries"] if finding.queries else []

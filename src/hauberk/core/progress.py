@@ -45,6 +45,13 @@ def say(text: str) -> None:
         tell(text)
 
 
+def finished(text: str) -> None:
+    """Tell whoever listens that a stage of a long piece of work is done; a listener without `stage` does not hear it."""
+    tell = getattr(_listener.get(), "stage", None)
+    if tell is not None:
+        tell(text)
+
+
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
     """Yield the items and report each as done when the next is asked for."""
     size = total if total is not None else (len(items) if isinstance(items, Sized) else None)

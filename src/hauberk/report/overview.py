@@ -146,7 +146,7 @@ def _asked(finding: Finding) -> list[tuple[str, str, str]]:
     if finding.status is Status.ERROR:
         return [("Mend what broke, then assess again: until then the verdict has a gap", "", "")]
     if finding.status is Status.NOT_RUN:
-        return [(f"Let it run: {line(finding.reason or 'no reason was given', 300)}", "", "")]
+        return [(f"To let it run, change this: {line(finding.reason or 'no reason was given', 300)}", "", "")]
     given = [(one.text, one.command, one.mitigation) for one in finding.advice]
     return given or [(f"Look at {finding.id}: {line(finding.summary or finding.question, 300)}", "", "")]
 

@@ -10,8 +10,10 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
+from hauberk.core import progress
 from hauberk.core.errors import DataError, UsageError
 from hauberk.core.files import refuse_unwritable, write_whole
+from hauberk.report.words import plural
 
 STUDY = "study.json"
 
@@ -45,6 +47,7 @@ class Shelf:
             )
         if held is None:
             write_whole(folder / STUDY, json.dumps(plain, indent=1) + "\n")
+        self._tell()
 
     def figures(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the figures kept under a name, made and kept where they are not there."""
@@ -52,6 +55,7 @@ class Shelf:
         if held is None:
             held = json.loads(json.dumps(make()))
             write_whole(self.folder / f"{name}.json", json.dumps(held, indent=1) + "\n")
+            progress.finished(name)
         return held
 
     def tensors(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -71,6 +75,7 @@ class Shelf:
 
         def make() -> dict[str, Tensor]:
             train()
+            progress.finished(f"training of {name}")
             return module.state_dict()
 
         try:
@@ -82,6 +87,14 @@ class Shelf:
     def path(self, name: str) -> Path:
         """Return where something else may be kept, such as the checkpoint of a training that is not done."""
         return self.folder / name
+
+    def _tell(self) -> None:
+        """Say what is taken up, where something is."""
+        parts = {path.name for path in (*self.folder.glob("*.json"), *self.folder.glob("*.safetensors"))} - {STUDY}
+        broken = any(self.folder.glob("*.checkpoint"))
+        if parts or broken:
+            half = ", and a training that was broken off" if broken else ""
+            progress.say(f"going on: {plural(len(parts), 'finished part')} in {self.folder}{half}")
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.folder / name

@@ -165,7 +165,7 @@ class MembershipReport:
         return Table(f"The most exposed by {by}, {self.main}", heads, rows)
 
     def exposed_table(self, position: Tensor | None = None, y: Tensor | None = None, count: int = 10) -> Table:
-        """Return the most exposed members.
+        """Return the most exposed members; those that share a score and do not all fit are one row: they have no order.
 
         Arguments:
             position: where each member stands in the training data, shape (m,); None counts from 0.
@@ -173,10 +173,17 @@ class MembershipReport:
             count: how many.
         """
         members = self.scores[self.main].members
-        rows = []
-        for k in self.most_exposed(count):
+        chosen, alike = self.most_exposed(count), 0
+        rows: list[tuple[str | int, ...]] = []
+        if chosen and int((members >= members[chosen[-1]]).sum()) > len(chosen):
+            last = chosen[-1]
+            alike = int((members == members[last]).sum())
+            chosen = [k for k in chosen if members[k] > members[last]]
+        for k in chosen:
             place = k if position is None else int(position[k])
             rows.append((place, "" if y is None else int(y[k]), f"{float(members[k]):.4g}", f"{self.risk[k]:.2%}"))
+        if alike:
+            rows.append((f"{alike:,} records alike", "", f"{float(members[last]):.4g}", f"{self.risk[last]:.2%}"))
         return Table(
             f"Most exposed training records, {self.main}",
             ("position in train", "label", "score", "false alarms at which it is found"), rows,
