@@ -15,9 +15,10 @@ from hauberk.assets.obfuscate.channels import combinations
 from hauberk.assets.obfuscate.draws import Draws
 from hauberk.assets.obfuscate.fx_reader import read, traced
 from hauberk.assets.obfuscate.preserve import gap
-from hauberk.assets.obfuscate.report import attack_report, size_ratio
+from hauberk.assets.obfuscate.report import AttackReport, Attempt, attack_report, size_ratio
 from hauberk.assets.obfuscate.similarity import fx_nodes, graph_similarity, name_leakage
 from hauberk.core.errors import DataError, ModelError, UsageError
+from hauberk.core.finding import Interval
 
 KEY = bytes(range(32))
 
@@ -321,3 +322,13 @@ def test_the_branch_search_finds_few_branches(trained: Trained) -> None:
     made = add_decoys(module, KEY, branches=2, growth=0.3)
     found, spent = search_branches(made, train)
     assert accuracy(found, test) > accuracy(module, test) - 0.05 and 0 < spent < 100
+
+
+def test_the_verdict_says_stolen_where_it_is_sure() -> None:
+    def told(accuracy: float, nothing: float | None) -> str:
+        span = Interval(accuracy - 0.02, accuracy + 0.02)
+        return AttackReport(0.95, 1000, (Attempt("rank matching", accuracy, span, nothing, "the file"),)).verdict()
+
+    assert told(0.6, 0.1).startswith("verdict: something is stolen: rank matching gains +50.0 points")
+    assert told(0.12, 0.1).startswith("verdict: nothing is surely stolen: rank matching gains +2.0 points")
+    assert told(0.9, None).startswith("verdict: something is stolen")

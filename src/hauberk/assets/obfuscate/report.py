@@ -84,7 +84,8 @@ class AttackReport:
         beside = [one.nothing for one in self.attempts if one.nothing is not None]
         base = worst.nothing if worst.nothing is not None else max(beside, default=0.0)
         hits, without = round(worst.accuracy * self.n), round(base * self.n)
-        gain, span = worst.accuracy - base, newcombe(hits, self.n, without, self.n)
+        # The worst of so many attempts was picked: the interval is that much wider (Bonferroni).
+        gain, span = worst.accuracy - base, newcombe(hits, self.n, without, self.n, 1 - 0.05 / max(1, len(self.attempts)))
         told = f"{worst.attack} gains {100 * gain:+.1f} points over fresh weights [{100 * span.low:+.1f}, {100 * span.high:+.1f}]"
         if span.low > 0:
             return f"verdict: something is stolen: {told}"
