@@ -215,5 +215,6 @@ def _claim_problems(rule: _Rule, statement: Statement) -> list[str]:
     if rule.max_epsilon is not None and facts.privacy is not None:
         epsilon = facts.privacy.epsilon
         if epsilon is None or not epsilon <= rule.max_epsilon:
-            problems.append(f"its privacy statement claims ε = {epsilon}, and the policy takes {rule.max_epsilon} at most")
+            told = "none" if epsilon is None else f"ε = {epsilon:.4g}"
+            problems.append(f"its privacy statement claims {told}, and the policy takes {rule.max_epsilon} at most")
     return problems
