@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import hauberk
-from harness import save
+from harness import data_folder, save
 from hauberk import Schedule, Split, fit
 from hauberk.checks.attributes import sensitive_columns
 from hauberk.core.rng import generator, isolated
@@ -75,10 +73,7 @@ def cell(one: AttributeVerdict) -> list[str]:
 def main() -> None:
     """Train, ask, write the table."""
     torch.set_num_threads(1)
-    given = os.environ.get("HAUBERK_DATA")
-    place = Path(given) if given else Path(__file__).parents[2] / "shared" / "data"
-    if not (place / "adult.csv.gz").exists():
-        sys.exit("adult.csv.gz is not there: set HAUBERK_DATA to the folder that holds it")
+    place = data_folder("adult.csv.gz")
     rows, content = [], {}
     for name in SETTINGS:
         data = table(place, name)

@@ -63,6 +63,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def data_folder(needed: str) -> Path:
+    """Return the folder of real data, HAUBERK_DATA or `../shared/data` beside the checkout, or end with what to do."""
+    given = os.environ.get("HAUBERK_DATA")
+    place = Path(given) if given else HERE.parents[1] / "shared" / "data"
+    if not (place / needed).exists():
+        sys.exit(f"{needed} is not there: set HAUBERK_DATA to the folder that holds it")
+    return place
+
+
 def save(name: str, title: str, content: dict[str, Any], columns: list[str], rows: list[list[str]], notes: list[str]) -> None:
     """Write results/NAME.json and results/NAME.md, and print the table."""
     folder = HERE / "results"

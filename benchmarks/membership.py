@@ -7,17 +7,14 @@ checkout).
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness import alternate, ratios, save
+from harness import alternate, data_folder, ratios, save
 from hauberk import Schedule
 from hauberk.core.kinds import MembershipScores
 from hauberk.core.roc import auc_gain, roc
@@ -57,15 +54,6 @@ DEAR: dict[str, Attack] = {  # of the first target alone, with 4 references: mor
 }
 FIRST = ("gradient norm", "quantile regression")  # of the first target alone as well
 Runs = list[MembershipScores]
-
-
-def folder() -> Path:
-    """Return where the real data lies, or end with what to do."""
-    given = os.environ.get("HAUBERK_DATA")
-    place = Path(given) if given else Path(__file__).parents[2] / "shared" / "data"
-    if not (place / "location30.npz").exists():
-        sys.exit("location30.npz is not there: set HAUBERK_DATA to the folder that holds it")
-    return place
 
 
 def sides(inside: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -147,7 +135,7 @@ def against_a_loop(x: Tensor, y: Tensor) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Train, attack, write the tables."""
     torch.set_num_threads(1)
-    raw = np.load(folder() / "location30.npz")
+    raw = np.load(data_folder("location30.npz") / "location30.npz")
     records = torch.from_numpy(raw["x"]).float(), torch.from_numpy(raw["y"]).long()
     model = nn.Sequential(nn.Linear(446, 256), nn.ReLU(), nn.Linear(256, 30))
     began = time.process_time()

@@ -5,9 +5,7 @@ Needs the file mnist.npz in the folder named by HAUBERK_DATA (else `../shared/da
 
 from __future__ import annotations
 
-import os
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,16 +14,12 @@ import torch
 from torch import nn
 
 import hauberk
-from harness import save
+from harness import data_folder, save
 
 
 def folder() -> Path:
     """Return where the real data lies, or end with what to do."""
-    given = os.environ.get("HAUBERK_DATA")
-    place = Path(given) if given else Path(__file__).parents[2] / "shared" / "data"
-    if not (place / "mnist.npz").exists():
-        sys.exit("mnist.npz is not there: set HAUBERK_DATA to the folder that holds it")
-    return place
+    return data_folder("mnist.npz")
 
 
 def build() -> nn.Module:

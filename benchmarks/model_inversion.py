@@ -6,8 +6,6 @@ Faces need the file orl-faces.npz in the folder named by HAUBERK_DATA (else `../
 from __future__ import annotations
 
 import copy
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import hauberk
-from harness import save
+from harness import data_folder, save
 from hauberk import Schedule, Split, Target, fit
 from hauberk.core.image_quality import psnr, ssim
 from hauberk.core.kinds import Reconstruction
@@ -275,10 +273,7 @@ def split_layers(x: Tensor, y: Tensor) -> list[list[str]]:
 def main() -> None:
     """Invert, judge, write the tables."""
     torch.set_num_threads(1)
-    given = os.environ.get("HAUBERK_DATA")
-    place = (Path(given) if given else Path(__file__).parents[2] / "shared" / "data") / "orl-faces.npz"
-    if not place.exists():
-        sys.exit("orl-faces.npz is not there: set HAUBERK_DATA to the folder that holds it")
+    place = data_folder("orl-faces.npz") / "orl-faces.npz"
     found, seen = faces(place)
     rows, layers, able = digits()
     told = ["| layer | attack | MSE | PSNR, dB | SSIM |", "|---|---|---|---|---|"]

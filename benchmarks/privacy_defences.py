@@ -5,17 +5,14 @@ Needs location30.npz in the folder named by HAUBERK_DATA (else `../shared/data` 
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from harness import save
+from harness import data_folder, save
 from hauberk import Schedule, Split, Target, fit
 from hauberk.core.rng import generator, isolated
 from hauberk.core.train import Loss, cross_entropy
@@ -51,10 +48,7 @@ def trained(model: nn.Module, split: Split, loss: Loss = cross_entropy, epochs: 
 def main() -> None:
     """Train, defend, judge, write the table."""
     torch.set_num_threads(1)
-    given = os.environ.get("HAUBERK_DATA")
-    place = (Path(given) if given else Path(__file__).parents[2] / "shared" / "data") / "location30.npz"
-    if not place.exists():
-        sys.exit("location30.npz is not there: set HAUBERK_DATA to the folder that holds it")
+    place = data_folder("location30.npz") / "location30.npz"
     held = np.load(place)
     x, y = torch.tensor(held["x"], dtype=torch.float32), torch.tensor(held["y"]).long()
     order = torch.randperm(len(x), generator=generator(0, "location"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,13 +18,6 @@ if TYPE_CHECKING:
 ROWS = 14
 
 
-class Format(enum.StrEnum):
-    """What is written on stdout."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 @command
 def inspect(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A model file of any format.", show_default=False)],
@@ -33,7 +25,7 @@ def inspect(
     key: Annotated[list[str] | None, typer.Option("--key", help="A public key to verify the signature with; repeatable.")] = None,
     policy: Annotated[str, typer.Option(help="A policy to verify the signature with.")] = "",
     signature: Annotated[str, typer.Option(help="The signature; else the one beside the file.")] = "",
-    output_format: Annotated[Format, typer.Option(help="What to write on stdout.")] = Format.TEXT,
+    output_format: options.Output = options.Format.TEXT,
     verbose: options.Verbose = False,
 ) -> None:
     """Show what a model file holds: architecture, tensors, signature, encryption, scan verdict. It is never loaded.
@@ -44,7 +36,7 @@ def inspect(
 
     made = inspect_file(file)
     signed = _signature(file, signature, [*(key or ())], policy)
-    if output_format is Format.JSON:
+    if output_format is options.Format.JSON:
         typer.echo(json.dumps({**made.to_dict(), "signature": signed}, ensure_ascii=False, indent=1))
     else:
         typer.echo(describe(made, signed, everything=verbose))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import functools
 import json
 import math
@@ -24,13 +23,6 @@ if TYPE_CHECKING:
     from hauberk.privacy.membership.signals import Records
 
 _HOW = "How"
-
-
-class Format(enum.StrEnum):
-    """What is written on stdout."""
-
-    TEXT = "text"
-    JSON = "json"
 
 
 @command
@@ -55,7 +47,7 @@ def membership(
     output: Annotated[Path | None, typer.Option(
         help="A file for the report: .json, or .npz with the score of every record.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
-    output_format: Annotated[Format, typer.Option(help="What to write on stdout.")] = Format.TEXT,
+    output_format: options.Output = options.Format.TEXT,
     verbose: options.Verbose = False,
 ) -> None:
     """Tell training records from others by attacks of several kinds, at few false alarms, with intervals.
@@ -88,14 +80,14 @@ def membership(
         )
     with naming_the_call(chosen):
         validate(target, samples)
-    with Watcher(quiet=output_format is Format.JSON, verbose=verbose).watching():
+    with Watcher(quiet=output_format is options.Format.JSON, verbose=verbose).watching():
         found, position, labels = run(
             target, samples, options.words(attack) or [], count=references, epochs=epochs, lr=lr, n=n, seed=settings.seed
         )
     told = {"model": target.name, "references": references, **found.to_dict()}
     if output is not None:
         _save(output, told, found)
-    if output_format is Format.JSON:
+    if output_format is options.Format.JSON:
         typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
     else:
         source = "the command line" if plan is None and model else str(chosen.source)

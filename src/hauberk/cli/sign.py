@@ -34,13 +34,6 @@ class Algorithm(enum.StrEnum):
     ML_DSA_87 = "ml-dsa-87"
 
 
-class Format(enum.StrEnum):
-    """What is written on stdout."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 class Content(enum.StrEnum):
     """What is compared."""
 
@@ -50,7 +43,6 @@ class Content(enum.StrEnum):
 
 Environment = Annotated[str, typer.Option(help="The environment variable with the passphrase.", rich_help_panel=_KEY)]
 File = Annotated[str, typer.Option(help="The file with the passphrase, on its first line.", rich_help_panel=_KEY)]
-Written = Annotated[Format, typer.Option(help="What to write on stdout.")]
 
 
 @command
@@ -169,7 +161,7 @@ def verify(
     name: Annotated[str, typer.Option(help="The name that must have been signed.", show_default=False)] = "",
     minimum_version: Annotated[str, typer.Option(help="Refuse versions below this one.", show_default=False)] = "",
     content: Annotated[Content, typer.Option(help="Compare every file, or the tensors in whatever format.")] = Content.FILES,
-    output_format: Written = Format.TEXT, verbose: options.Verbose = False,
+    output_format: options.Output = options.Format.TEXT, verbose: options.Verbose = False,
 ) -> None:
     """Verify a model against its signature.
 
@@ -187,7 +179,7 @@ def verify(
         path, signature or None, keys=[read_public(one) for one in key or ()], policy=read_policy(policy) if policy else None,
         expect=Expect(name, minimum_version, content.value),
     )
-    if output_format is Format.JSON:
+    if output_format is options.Format.JSON:
         told = json.dumps(found.to_dict(), ensure_ascii=False, indent=1)
         typer.echo(told.encode("utf-8", "replace").decode())  # a path may hold bytes that are no character
     else:

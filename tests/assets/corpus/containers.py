@@ -33,7 +33,7 @@ LAYERS: dict[str, dict[str, object]] = {
     "class": {"module": "os", "class_name": "system", "config": {}, "registered_name": None},
     "eval": {"module": "builtins", "class_name": "function", "config": "eval", "registered_name": "function"},
     "utils": {"module": "keras.utils", "class_name": "function", "config": "get_file", "registered_name": "function"},
-    "saved": {"module": "keras.layers", "class_name": "TFSMLayer", "config": {"filepath": "/tmp/x"}},
+    "saved": {"module": "keras.layers", "class_name": "TFSMLayer", "config": {"filepath": "elsewhere"}},
     "torch": {"module": "keras.layers", "class_name": "TorchModuleWrapper", "config": {"module": "x"}},
     "spec": {"class_name": "__typespec__", "config": {}, "module": "os"},
     "vocabulary": {"module": "keras.layers", "class_name": "StringLookup", "config": {"vocabulary": "/etc/passwd"}},

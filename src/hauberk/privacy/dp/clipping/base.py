@@ -39,7 +39,7 @@ class Clipping:
         """Learn the names of the parameters and the expected batch, once, before training."""
 
     def weights(self, norms: Norms) -> Weights:
-        """Return the factor of each example's gradient, shape (batch,), or one per parameter.
+        """Return the factor of each example's gradient, shape (batch,), or one per parameter; every strategy defines it.
 
         Arguments:
             norms: by parameter, the norm of each example's gradient, shape (batch,).
