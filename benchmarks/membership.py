@@ -89,14 +89,13 @@ def attacked(references: References) -> tuple[dict[tuple[str, int], Runs], dict[
     found: dict[tuple[str, int], Runs] = {}
     spent: dict[tuple[str, int], float] = {}
     x, y = references.x, references.y
+    split = {t: ((x[inside], y[inside]), (x[~inside], y[~inside])) for t in TARGETS for inside in [references.inside[t]]}
 
     def go(name: str, count: int, attack: Attack, targets: range, given: References | None) -> None:
         runs, began = [], time.process_time()
         for t in targets:
-            inside = references.inside[t]
-            both = (x[inside], y[inside]), (x[~inside], y[~inside])
             extra = {} if given is None else {"references": given}
-            runs.append(attack(references.models[t], *both, **extra))
+            runs.append(attack(references.models[t], *split[t], **extra))
         found[name, count], spent[name, count] = runs, (time.process_time() - began) / len(targets)
 
     for name, attack in ALONE.items():

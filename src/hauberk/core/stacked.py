@@ -14,6 +14,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
 from hauberk.core import perceptrons, progress, rng
+from hauberk.core.adam import FusedAdam
 from hauberk.core.errors import DataError, UsageError
 from hauberk.core.predictors import evaluating
 from hauberk.core.train import Schedule, class_logits
@@ -105,8 +106,7 @@ def _fit(
     lr: float,
 ) -> None:
     parameters = learner.parameters
-    fused = all(one.device.type in ("cpu", "cuda") for one in parameters)
-    optimizer = torch.optim.Adam(parameters, lr=lr, fused=fused)
+    optimizer = FusedAdam(parameters, lr=lr)
     longest = max(len(rows) for rows in index)
     weights = [part.to(parameters[0]) for part in _weights([len(rows) for rows in index], schedule.batch_size)]
     for epoch in range(schedule.epochs):

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from hauberk.core import rng
 from hauberk.core.access import Access
+from hauberk.core.adam import FusedAdam
 from hauberk.core.kinds import MembershipScores, inference
 from hauberk.core.overlap import fingerprints
 from hauberk.core.target import Target, as_target
@@ -95,7 +96,7 @@ def _quantiles(fit: Records, s: Tensor, asked: Records, width: int, epochs: int,
     inputs, goal, levels = rows(fit), ((s - centre) / unit).float(), torch.tensor(LEVELS)
     with rng.isolated(rng.derive_seed(seed, "quantile regression")):
         net = nn.Sequential(nn.Linear(inputs.shape[1], 64), nn.ReLU(), nn.Linear(64, 2))
-        optimizer = torch.optim.Adam(net.parameters(), lr=2e-3, weight_decay=1e-3, fused=True)
+        optimizer = FusedAdam(list(net.parameters()), lr=2e-3, weight_decay=1e-3)
         steps = max(1, -(-len(goal) // 256))
         for _ in range(max(epochs, -(-100 // steps))):
             for part in torch.randperm(len(goal)).split(256):

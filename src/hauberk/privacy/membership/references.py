@@ -42,7 +42,7 @@ class References:
     y: Tensor
     inside: Tensor
     logits: Tensor
-    _known: dict[Signal, Tensor] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    _known: dict[tuple[Signal, Target], Tensor] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.models)
@@ -58,7 +58,8 @@ class References:
         rows = torch.tensor(list(chosen), dtype=torch.long)
         models = [self.models[k] for k in chosen]
         made = References(models, self.x, self.y, self.inside[rows], self.logits[rows])
-        made._known.update({signal: values[rows] for signal, values in self._known.items()})
+        # One table of signals and one order of records serve all that are taken from the same references.
+        vars(made).update(_known=self._known, _order=self._order)
         return made
 
     def on(self, records: Records, signal: Signal) -> tuple[Tensor, Tensor]:
@@ -81,9 +82,11 @@ class References:
         # Copies of one record stand side by side: a model saw the record when it was trained on any of them.
         sums = torch.cat([torch.zeros(len(self), 1, dtype=torch.long), self.inside[:, places].long().cumsum(1)], 1)
         inside = sums[:, last] > sums[:, first]
-        if signal not in self._known:
-            self._known[signal] = torch.stack([signal(one.double(), self.y.long()) for one in self.logits])
-        values = self._known[signal][:, places[first.clamp(max=len(known) - 1)]]
+        for model, logits in zip(self.models, self.logits, strict=True):
+            if (signal, model) not in self._known:
+                self._known[signal, model] = signal(logits.double(), self.y.long())
+        held = places[first.clamp(max=len(known) - 1)]
+        values = torch.stack([self._known[signal, model][held] for model in self.models])
         if not bool(found.all()):
             new = (~found).nonzero()[:, 0]
             asked = x[new.to(x.device)]
