@@ -1,7 +1,8 @@
 """Membership inference on Location-30: every attack, by the number of references, with intervals and CPU seconds.
 
 A perceptron 446-256-30, Adam 1e-3, 40 epochs, batches of 64; 36 models on complementary random halves. The last four are
-attacked, the others are references. Needs location30.npz in the folder named by HAUBERK_DATA (else `../shared/data` beside the
+attacked, the others are references: the first of them in the large table; in the small one, which of them is drawn, many times,
+for at few false alarms one choice of four references says little about four references. Needs location30.npz in the folder named by HAUBERK_DATA (else `../shared/data` beside the
 checkout).
 """
 
@@ -25,6 +26,7 @@ from hauberk.privacy.membership.learned import CLASSIFIERS
 from hauberk.privacy.membership.references import halves
 
 TARGETS, COUNTS = range(32, 36), (2, 4, 16, 32)
+DRAWS, DRAWN = 60, (4, 16)
 Attack = Callable[..., MembershipScores]
 ALONE: dict[str, Attack] = {
     "gap": mia.gap_membership, "loss": mia.loss_membership, "confidence": mia.confidence_membership,
@@ -43,6 +45,7 @@ REFERENCED: dict[str, Attack] = {
     "variance prior": with_references(mia.variance_prior),
     "variance prior, not linked": with_references(mia.variance_prior, linked=False),
     "LiRA online, fixed": with_references(mia.lira),
+    "LiRA online, typical": with_references(mia.lira, variance="typical"),
     "LiRA online, per example": with_references(mia.lira, variance="per-example"),
     "LiRA offline, fixed": with_references(mia.lira, online=False),
     "LiRA offline, per example": with_references(mia.lira, online=False, variance="per-example"),
@@ -52,6 +55,7 @@ DEAR: dict[str, Attack] = {  # of the first target alone, with 4 references: mor
     "shadow models": with_references(mia.shadow_membership),
     **{f"learned, {name}": with_references(mia.learned_membership, classifier=name) for name in CLASSIFIERS},
 }
+REPEATED = ("LiRA online, fixed", "LiRA online, typical", "variance prior")
 FIRST = ("gradient norm", "quantile regression")  # of the first target alone as well
 Runs = list[MembershipScores]
 
@@ -108,6 +112,27 @@ def attacked(references: References) -> tuple[dict[tuple[str, int], Runs], dict[
     return found, spent
 
 
+def over_draws(references: References) -> dict[str, list[list[float]]]:
+    """Return, by attack and number, mean and deviation of area and rates over draws of the references, in pairs of halves."""
+    x, y = references.x, references.y
+    found = {}
+    for count in DRAWN:
+        chooser, rows = np.random.default_rng(count), {name: [] for name in REPEATED}
+        for _ in range(DRAWS):
+            chosen = [2 * pair + half for pair in chooser.choice(16, count // 2, replace=False) for half in (0, 1)]
+            given = references.take(chosen)
+            for name in REPEATED:
+                curves = []
+                for t in TARGETS:
+                    one = references.inside[t]
+                    scores = REFERENCED[name](references.models[t], (x[one], y[one]), (x[~one], y[~one]), given)
+                    curves.append(roc(scores.members.numpy(), scores.non_members.numpy()))
+                rows[name].append(np.mean([[one.auc, one.tpr_at(1e-3), one.tpr_at(1e-2)] for one in curves], 0))
+        for name, values in rows.items():
+            found[f"{name}, {count}"] = [np.mean(values, 0).tolist(), np.std(values, 0, ddof=1).tolist()]
+    return found
+
+
 def against_a_loop(x: Tensor, y: Tensor) -> dict[str, dict[str, float]]:
     """Return CPU seconds of 36 models x 40 epochs, by a plain loop of torch and side by side, from a small part, in turn."""
     index = [one.nonzero()[:, 0] for one in halves(len(x), 6, seed=0)]
@@ -151,6 +176,7 @@ def main() -> None:
     ]
     whole = time.process_time() - began
     pace = against_a_loop(*records)
+    drawn = over_draws(references)
     ids = sides(references.inside)
     right = references.logits.argmax(2) == references.y
     accuracy = float(right[references.inside].double().mean()), float(right[~references.inside].double().mean())
@@ -171,7 +197,7 @@ def main() -> None:
     save(
         "membership", "Membership inference on Location-30 by attack and reference models",
         {"attacks": content, "gain": gains, "train_seconds": trained, "whole_seconds": whole, "accuracy": accuracy,
-         "pace": pace},
+         "pace": pace, "draws": drawn},
         ["attack", "references", "AUC", "TPR at .1 % FPR", "TPR at 1 % FPR", "CPU s a target", "targets"], rows,
         [
             f"36 models in {trained:.1f} CPU-s; with all attacks and {len(reports)} reports (of {int(inside.sum())} members",
@@ -180,6 +206,10 @@ def main() -> None:
             f"side by side {pace['side by side']['seconds']:.1f}: {pace['side by side']['ratio']:.2f} of it.",
             "", "Area of the variance prior less that of LiRA on the same records, paired 95 % interval, by record:", "",
             *(f"- {one}" for one in against),
+            "", f"Which references are taken, drawn {DRAWS} times: mean (standard deviation of a draw) of the mean over targets:", "",
+            "| attack, references | AUC | TPR at .1 % FPR | TPR at 1 % FPR |", "|---|---|---|---|",
+            *(f"| {name} | " + " | ".join(f"{mean:.3f} ({sd:.3f})" for mean, sd in zip(*one, strict=True)) + " |"
+              for name, one in drawn.items()),
             "", "Rates are means over targets; their intervals are those of the pooled scores.",
             "Made by `benchmarks/membership.py`.",
         ],

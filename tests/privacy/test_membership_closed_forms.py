@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 from torch import Tensor
 
 from hauberk.core.errors import DataError, UsageError
@@ -91,6 +91,35 @@ def test_each_side_has_its_own_variance() -> None:
     right = roc(scores[truth.numpy()], scores[~truth.numpy()]).auc
     swapped = stats.norm.logpdf(own, within.mean, 1) - stats.norm.logpdf(own, outside.mean, 3)
     assert right > roc(swapped[truth.numpy()], swapped[~truth.numpy()]).auc + 0.02
+
+
+def test_the_typical_variance_is_not_ruled_by_the_few_records_that_vary_most() -> None:
+    draw = np.random.default_rng(0)
+    sd = np.where(np.arange(20_000) < 400, 60.0, 3.0)  # one record in fifty varies twenty times as much
+    for k, seen in ((2, 2), (8, 5), (8, 3)):  # of k references so many are on this side
+        side = np.arange(k)[:, None] < np.full(20_000, seen)
+        values = sd * draw.standard_normal((k, 20_000)) + draw.standard_normal(20_000)
+        calm, mixed = Moments.of(values[:, 400:], side[:, 400:]), Moments.of(values, side)
+        # Where all vary alike it is the pooled variance, whatever the number of references: no degree of freedom is forgotten.
+        assert calm.typical == pytest.approx(9, rel=0.06) and calm.pooled == pytest.approx(9, rel=0.06)
+        # Of one in fifty, log 400 each: exp(log 9 + log 400 / 50).
+        assert mixed.typical == pytest.approx(9 * 400**0.02, rel=0.06) and mixed.pooled > 60
+    bound = Moments(np.array([2.0, 2.0, 2.0, 1.0]), np.zeros(4), np.array([0.0, 4.0, 4.0, 0.0]))
+    rate = math.exp(math.log(4) - float(special.digamma(0.5)) + math.log(0.5))
+    assert bound.typical == pytest.approx(rate)  # a signal at its bound, and a lone reference, tell nothing
+    lone = Moments(np.ones(3), np.array([1.0, 2.0, 3.0]), np.zeros(3))
+    assert lone.typical == lone.pooled == 1.0
+
+
+def test_lira_with_the_typical_variance_is_a_ratio_of_gaussians_too() -> None:
+    odds, inside, own = drawn(8, 30)
+    target, references, records = known(odds, inside, own)
+    found = gathered(target, "lira", split(records, 11), references, log_odds)
+    sides = Moments.of(found.references, found.inside), Moments.of(found.references, ~found.inside)
+    laws = [stats.norm(one.mean, math.sqrt(one.typical)).logpdf(found.target) for one in sides]
+    assert both(lira(target, *split(records, 11), references=references, variance="typical")) == pytest.approx(laws[0] - laws[1])
+    with pytest.raises(UsageError, match="'fixed' or 'typical' or 'per-example'"):
+        lira(target, *split(records, 11), references=references, variance="pooled")
 
 
 def test_the_posterior_predictive_is_the_integral_over_mean_and_variance() -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import special
 
 from hauberk.core.access import Access
 from hauberk.core.errors import DataError
@@ -17,6 +18,7 @@ from hauberk.privacy.membership import signals
 from hauberk.privacy.membership.references import References, Signal, own_references
 from hauberk.privacy.membership.signals import Records
 
+LEAST = 1e-12  # a variance below this is rounding
 REACH = 11.5  # log-odds of 1e-5: beyond it an estimator's probability is a matter of rounding
 
 
@@ -108,3 +110,18 @@ class Moments:
             return float(self.squares.sum()) / freedom
         means = self.mean[self.count > 0]
         return float(means.var(ddof=1)) if len(means) > 1 else 1.0
+
+    @property
+    def typical(self) -> float:
+        """The variance of the typical record: pooled by its logarithm, so that the few that vary most do not rule it.
+
+        log s^2 of d degrees of freedom lies psi(d / 2) - log(d / 2) above log sigma^2, which is taken off; so that it estimates
+        what `pooled` does where all records vary alike. A signal that is at a bound in all references tells nothing here.
+        """
+        freedom = self.count - 1
+        own = self.squares / np.maximum(freedom, 1)
+        told = (freedom > 0) & (own > LEAST)
+        if not told.any():
+            return self.pooled
+        half = freedom[told] / 2
+        return float(np.exp((np.log(own[told]) - special.digamma(half) + np.log(half)).mean()))

@@ -11,12 +11,12 @@ from hauberk.core.kinds import MembershipScores, inference
 from hauberk.core.stats import Floats
 from hauberk.core.target import Target, as_target
 from hauberk.privacy.membership import signals
-from hauberk.privacy.membership.evidence import Moments, gathered
+from hauberk.privacy.membership.evidence import LEAST, Moments, gathered
 from hauberk.privacy.membership.loss import TAGS
 from hauberk.privacy.membership.references import References
 from hauberk.privacy.membership.signals import Records
 
-LEAST = 1e-12  # a variance below this is rounding
+VARIANCES = ("fixed", "typical", "per-example")
 
 
 @inference(
@@ -39,7 +39,8 @@ def lira(
         non_members: records that were not, likewise.
         references: from `train_references`; None trains four small perceptrons on all records, the weakest choice.
         online: use the references that were trained on a record as well.
-        variance: `fixed` takes one variance for all records, right below some 32 references; `per-example` one for each.
+        variance: `fixed` takes one variance for all records, right below some 32 references; `typical` also one, that of the
+            typical record (see `Moments.typical`): often better at few false alarms; `per-example` one for each.
 
     Returns:
         The scores of both sides.
@@ -49,8 +50,8 @@ def lira(
         UsageError: for another `variance`.
         DataError: where a record has no reference on a side that is needed.
     """
-    if variance not in ("fixed", "per-example"):
-        raise UsageError(f"variance is {variance!r}", want="'fixed' or 'per-example'")
+    if variance not in VARIANCES:
+        raise UsageError(f"variance is {variance!r}", want=" or ".join(map(repr, VARIANCES)))
     found = gathered(as_target(target), "lira", (members, non_members), references, signals.log_odds).need(inside=online)
     outside = Moments.of(found.references, ~found.inside)
     spread = variance_of(outside, variance)
@@ -64,7 +65,7 @@ def lira(
 
 def variance_of(side: Moments, kind: str) -> Floats:
     """Return the variance of each record on one side, shape (n,); a record with one reference takes that of all."""
-    pooled = np.full(len(side.mean), side.pooled)
+    pooled = np.full(len(side.mean), side.typical if kind == "typical" else side.pooled)
     own = side.squares / np.maximum(side.count - 1, 1)
     return np.maximum(np.where((side.count > 1) & (kind == "per-example"), own, pooled), LEAST)
 
