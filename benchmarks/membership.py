@@ -2,8 +2,8 @@
 
 A perceptron 446-256-30, Adam 1e-3, 40 epochs, batches of 64; 36 models on complementary random halves. The last four are
 attacked, the others are references: the first of them in the large table; in the small one, which of them is drawn, many times,
-for at few false alarms one choice of four references says little about four references. Needs location30.npz in the folder named by HAUBERK_DATA (else `../shared/data` beside the
-checkout).
+for at few false alarms one choice of four references says little about four references. Needs location30.npz in the folder named
+by HAUBERK_DATA (else `../shared/data` beside the checkout).
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def main() -> None:
             f"side by side {pace['side by side']['seconds']:.1f}: {pace['side by side']['ratio']:.2f} of it.",
             "", "Area of the variance prior less that of LiRA on the same records, paired 95 % interval, by record:", "",
             *(f"- {one}" for one in against),
-            "", f"Which references are taken, drawn {DRAWS} times: mean (standard deviation of a draw) of the mean over targets:", "",
+            "", f"Which references are taken, drawn {DRAWS} times: mean (deviation of a draw) of the mean over targets:", "",
             "| attack, references | AUC | TPR at .1 % FPR | TPR at 1 % FPR |", "|---|---|---|---|",
             *(f"| {name} | " + " | ".join(f"{mean:.3f} ({sd:.3f})" for mean, sd in zip(*one, strict=True)) + " |"
               for name, one in drawn.items()),
