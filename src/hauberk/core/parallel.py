@@ -38,7 +38,7 @@ def run_tasks(
     """
     if workers <= 1 or len(items) <= 1:
         for index, item in enumerate(items):
-            yield _attempt(function, index, item)
+            yield attempt(function, index, item)
         return
     left = dict(enumerate(items))
     try:
@@ -49,6 +49,11 @@ def run_tasks(
                     outcome = _outcome(future, futures[future])
                     del left[outcome.index]
                     yield outcome
+            except KeyboardInterrupt:
+                # What is half done is lost anyhow: who interrupts is not made to wait for it.
+                for process in list(pool._processes.values()):
+                    process.terminate()
+                raise
             finally:
                 # Who stops listening does not wait for tasks that have not begun.
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -82,7 +87,7 @@ def _outcome(future: concurrent.futures.Future[Outcome[Out]], index: int) -> Out
 
 def _remote(function: Callable[[In], Out], index: int, item: In) -> Outcome[Out]:
     """Attempt the task, and make sure that its outcome survives the way back."""
-    outcome = _attempt(function, index, item)
+    outcome = attempt(function, index, item)
     try:
         pickle.loads(pickle.dumps(outcome))  # noqa: S301  (made one line above)
     except Exception as error:
@@ -91,7 +96,8 @@ def _remote(function: Callable[[In], Out], index: int, item: In) -> Outcome[Out]
     return outcome
 
 
-def _attempt(function: Callable[[In], Out], index: int, item: In) -> Outcome[Out]:
+def attempt(function: Callable[[In], Out], index: int, item: In) -> Outcome[Out]:
+    """Return what becomes of the function of an item."""
     try:
         return Outcome(index, function(item))
     except (Exception, SystemExit) as error:

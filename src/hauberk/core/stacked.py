@@ -7,6 +7,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,21 @@ class Batch:
     weights: Tensor
 
 
+class Shelf(Protocol):
+    """Keeps models that are trained, by their number."""
+
+    def take(self, number: int, model: nn.Module) -> bool:
+        """Give the model the weights kept under the number; return whether there are any."""
+        ...
+
+    def keep(self, number: int, model: nn.Module) -> None:
+        """Keep the weights of a model."""
+        ...
+
+
 def fit_stacked(
     models: Sequence[nn.Module], x: Tensor, y: Tensor, index: Sequence[Tensor], *, schedule: Schedule = PLAIN,
-    lr: float = 1e-3, batched: bool = True,
+    lr: float = 1e-3, batched: bool = True, shelf: Shelf | None = None,
 ) -> None:
     """Train models of one architecture in place, each on its own records, with cross-entropy and Adam.
 
@@ -48,38 +61,66 @@ def fit_stacked(
         schedule: epochs, batch size and seed; it stops early and keeps checkpoints for one model alone, so neither is taken.
         lr: rate of Adam.
         batched: False trains them one after another, as is done by itself where the layers cannot be stacked.
+        shelf: where finished models are put; those that lie there are not trained again.
 
     Raises:
         UsageError: for a schedule with patience, validation or checkpoint, or a rate that is not above 0.
         DataError: for a model without records, or a loss that is not finite.
     """
+    refuse_unfit(models, index, schedule, lr)
+    if not models:
+        return
+    sparse = perceptrons.Sparse.of(x) if all(perceptrons.plain(one) for one in models) else None
+    together = width(models) if batched and _stackable(models, x, y) else 1
+    left = [k for k, one in enumerate(models) if shelf is None or not shelf.take(k, one)]
+    steps = {k: -(-len(index[k]) // schedule.batch_size) for k in left}
+    for group in progress.track(_groups(steps, together), f"{len(left)} models, {together} at once"):
+        fit_group([models[k] for k in group], x, y, [index[k] for k in group], numbers=group, schedule=schedule, lr=lr,
+                  sparse=sparse)
+        if shelf is not None:
+            for k in group:
+                shelf.keep(k, models[k])
+
+
+def refuse_unfit(models: Sequence[nn.Module], index: Sequence[Tensor], schedule: Schedule, lr: float) -> None:
+    """Raise UsageError or DataError for what `fit_stacked` cannot train."""
     if not 0 < lr < math.inf:
         raise UsageError(f"the learning rate is {lr}", want="a number above 0")
     if schedule.patience is not None or schedule.validation is not None or schedule.checkpoint is not None:
         raise UsageError("the schedule stops early or keeps a checkpoint", want="epochs, batch_size and seed alone")
     if len(index) != len(models) or any(not len(one) for one in index):
         raise DataError(f"{len(models)} models get {[len(one) for one in index]} records", want="at least one each")
-    if not models:
-        return
-    sparse = perceptrons.Sparse.of(x) if all(perceptrons.plain(one) for one in models) else None
-    together = width(models) if batched and _stackable(models, x, y) else 1
-    with rng.isolated(rng.derive_seed(schedule.seed, "stacked"), x.device):
-        groups = _groups([-(-len(one) // schedule.batch_size) for one in index], together)
-        for group in progress.track(groups, f"{len(models)} models, {together} at once"):
-            own = [models[k] for k in group]
-            quick = perceptrons.stack(own, x, sparse)
-            learner = quick or (_Stack(own, x) if len(own) > 1 else _Alone(own[0], x))
-            _fit(learner, y, [index[k] for k in group], group, schedule, lr)
-            for one in own:
-                one.eval()
+    for k, one in enumerate(models):
+        if not any(weight.requires_grad for weight in one.parameters()):
+            raise UsageError(f"model {k} has no weights to train", want="a module with parameters that ask for gradients")
 
 
-def _groups(steps: Sequence[int], together: int) -> list[list[int]]:
-    """Return which models are trained at once: at most so many, all of as many steps an epoch.
+def one_at_a_time(models: Sequence[nn.Module], x: Tensor, y: Tensor) -> bool:
+    """Whether models are trained one by one: their layers cannot be stacked, or two are too large to stay in the cache."""
+    return len(models) < 2 or width(models) == 1 or not _stackable(models, x, y)
+
+
+def fit_group(
+    models: list[nn.Module], x: Tensor, y: Tensor, index: list[Tensor], *, numbers: list[int], schedule: Schedule, lr: float,
+    sparse: perceptrons.Sparse | None,
+) -> None:
+    """Train models side by side, see `fit_stacked`; what they draw depends on their numbers and the schedule's seed alone."""
+    with rng.isolated(rng.derive_seed(schedule.seed, "stacked", *numbers), x.device):
+        quick = perceptrons.stack(models, x, sparse)
+        learner = quick or (_Stack(models, x) if len(models) > 1 else _Alone(models[0], x))
+        _fit(learner, y, index, numbers, schedule, lr)
+    for number, one in zip(numbers, models, strict=True):
+        one.eval()
+        if not all(bool(weight.isfinite().all()) for weight in one.parameters()):
+            raise DataError(f"training of model {number} ended in weights that are not finite", fix="Lower the learning rate")
+
+
+def _groups(steps: dict[int, int], together: int) -> list[list[int]]:
+    """Return which models are trained at once: at most so many, all of as many steps an epoch; `steps` is by number.
 
     A model that waits for others to finish their epoch would take steps of its own momentum.
     """
-    alike = [[k for k, count in enumerate(steps) if count == one] for one in dict.fromkeys(steps)]
+    alike = [[k for k, count in steps.items() if count == one] for one in dict.fromkeys(steps.values())]
     return [one[first : first + together] for one in alike for first in range(0, len(one), together)]
 
 
@@ -118,8 +159,6 @@ def _fit(
         ):
             learner.backward(Batch(rows, labels, part))
             optimizer.step()
-    if not all(bool(one.isfinite().all()) for one in parameters):
-        raise DataError("training a stack of models ended in weights that are not finite", fix="Lower the learning rate")
     learner.give_back()
 
 

@@ -6,24 +6,25 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hauberk.core import rng
+from hauberk.core.apart import Elsewhere, Spread, fit_apart
 from hauberk.core.errors import DataError, ModelError, UsageError
 from hauberk.core.overlap import fingerprints
-from hauberk.core.parallel import run_tasks
-from hauberk.core.stacked import fit_stacked, logits_of
+from hauberk.core.stacked import fit_stacked, logits_of, one_at_a_time
 from hauberk.core.target import Target
 from hauberk.core.train import Schedule
 from hauberk.privacy.membership.estimators import Fitting, fit_estimator, fresh_estimator
+from hauberk.privacy.membership.kept import Kept, about
 from hauberk.privacy.membership.signals import Records, foreign, paired
 
 USUAL = Schedule(epochs=40, batch_size=64)
 Signal = Callable[[Tensor, Tensor], Tensor]  # of logits (n, classes) and labels (n,)
-Spread = Callable[[Callable[[Any], Any], Sequence[Any]], Sequence[Any]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,12 +113,13 @@ def halves(n: int, count: int, *, seed: int) -> Tensor:
 
 def train_references(
     make: object, records: Records, *, count: int = 16, schedule: Schedule = USUAL, lr: float = 1e-3,
-    workers: int = 1, spread: Spread | None = None,
+    workers: int = 1, spread: Spread | None = None, keep: str | Path | None = None,
 ) -> References:
     """Train reference models on complementary random halves of a pool of records.
 
-    Torch modules of one architecture are trained side by side in one pass, with Adam, `schedule` and `lr`. Estimators of
-    scikit-learn are fitted one by one, in processes when `workers` > 1.
+    Torch modules of one architecture are trained side by side in one pass, with Adam, `schedule` and `lr`. Those that cannot be
+    stacked (recurrent layers, a forward pass that branches on values), or of which two are too large for the cache, are trained
+    one by one, and estimators of scikit-learn are fitted so: here, or in processes, or where `spread` takes them.
 
     Arguments:
         make: a module, whose architecture is taken and initialised anew; an estimator, which is cloned; or a function of a seed
@@ -126,12 +128,14 @@ def train_references(
         count: of models, even.
         schedule: epochs, batch size and seed: those of the target's training.
         lr: of Adam.
-        workers: processes for estimators.
-        spread: runs `spread(function, items)` elsewhere, as `ray.util.multiprocessing.Pool().map` does; for estimators.
+        workers: processes for what is trained one by one; the results are those of one, see `fit_apart`.
+        spread: runs `spread(function, items)` elsewhere in place of these, as `ray.util.multiprocessing.Pool().map` does.
+        keep: a folder for the weights of each module as soon as it is trained: asked again, for as many or more of them, with all
+            else the same, those are not trained again. None keeps nothing; estimators cannot be kept.
 
     Raises:
-        ModelError: for a module whose weights cannot be drawn anew.
-        UsageError: for an odd count, or something that cannot be trained.
+        ModelError: for a module whose weights cannot be drawn anew, or a model that cannot be trained elsewhere.
+        UsageError: for an odd count, something that cannot be trained, or a folder that keeps other models.
         DataError: for fewer than 4 records, records that the module does not take, or labels that are not classes of it.
     """
     x, y = paired((records[0].detach().cpu(), records[1].cpu()))
@@ -142,17 +146,24 @@ def train_references(
     inside = _halves_of(x, y, count, schedule.seed)
     index = [one.nonzero()[:, 0] for one in inside]
     seeds = [rng.derive_seed(schedule.seed, "reference", k) % 2**32 for k in range(count)]
-    made = [_make(make, seed) for seed in seeds]
+    made, elsewhere = [_make(make, seed) for seed in seeds], Elsewhere(workers, spread)
     if all(isinstance(one, nn.Module) for one in made):
         held = next(iter(made[0].parameters()), x)
         placed = x.to(held.device, held.dtype)
         _refuse_misfits(made[0], placed, y)
-        fit_stacked(made, placed, y.to(held.device).long(), index, schedule=schedule, lr=lr)
+        shelf = None if keep is None else Kept(Path(keep), about(made[0], _keys(x, y), schedule, lr))
+        records = placed, y.to(held.device).long()
+        if elsewhere and one_at_a_time(made, *records):
+            fit_apart(made, *records, index, schedule=schedule, lr=lr, elsewhere=elsewhere, shelf=shelf)
+        else:
+            fit_stacked(made, *records, index, schedule=schedule, lr=lr, shelf=shelf)
         models = [Target(one) for one in made]
     elif not any(isinstance(one, nn.Module) for one in made):
+        if keep is not None:
+            raise UsageError("estimators cannot be kept", want="torch modules, whose weights can", fix="Leave `keep` out")
         width = int(y.max()) + 1
         items = [Fitting(one, x[rows], y[rows], width) for one, rows in zip(made, index, strict=True)]
-        models = [Target(one, outputs="probabilities") for one in _fitted(items, workers, spread)]
+        models = [Target(one, outputs="probabilities") for one in _fitted(items, elsewhere)]
     else:
         raise UsageError("the factory returns modules and estimators in turn", want="one kind")
     logits = torch.stack([one.logits(x).float() for one in models])
@@ -242,11 +253,9 @@ def _make(make: object, seed: int) -> Any:
     )
 
 
-def _fitted(items: list[Fitting], workers: int, spread: Spread | None) -> list[Any]:
-    if spread is not None:
-        return list(spread(fit_estimator, items))
+def _fitted(items: list[Fitting], elsewhere: Elsewhere) -> list[Any]:
     made: dict[int, Any] = {}
-    for outcome in run_tasks(fit_estimator, items, workers=workers):
+    for outcome in elsewhere(fit_estimator, items, f"{len(items)} estimators"):
         if outcome.error is not None:
             raise ModelError(f"reference model {outcome.index} could not be fitted ({outcome.error})") from outcome.error
         made[outcome.index] = outcome.value
