@@ -42,6 +42,11 @@ def membership(
         help="Epochs of their training; left out, as many as fit half of the records as well as the model fits its own.",
         rich_help_panel=_HOW, min=1)] = None,
     lr: Annotated[float, typer.Option(help="Their learning rate, of Adam.", rich_help_panel=_HOW)] = 1e-3,
+    workers: Annotated[int, typer.Option(
+        help="Processes for references that cannot be trained side by side in one.", rich_help_panel=_HOW, min=1)] = 1,
+    keep: Annotated[Path | None, typer.Option(
+        help="A folder for the references as they are trained; the same call goes on from it when it was broken off.",
+        rich_help_panel=_HOW)] = None,
     n: Annotated[int, typer.Option("--n", help="Records of each side.", rich_help_panel=_HOW, min=20)] = 2000,
     seed: options.Seed = None, device: options.Device = None, trust: options.Trust = False,
     output: Annotated[Path | None, typer.Option(
@@ -56,6 +61,8 @@ def membership(
     """
     if references % 2:
         raise UsageError(f"--references is {references}", want="an even number: models come in pairs, on complementary halves")
+    if keep is not None and not references:
+        raise UsageError("--keep is given without --references", want="references to keep", fix="Add --references 16")
     if not 0 < lr < math.inf:
         raise UsageError(f"--lr is {lr:g}", want="a learning rate above 0, such as 0.001")
     if output is not None:
@@ -70,6 +77,7 @@ def membership(
     from hauberk.cli.watch import Watcher
     from hauberk.core.validate import validate
     from hauberk.planned import naming_the_call, prepare
+    from hauberk.privacy.membership.signals import asked_once
     from hauberk.report.words import line
 
     target, samples, settings = prepare(chosen, trust)
@@ -80,9 +88,10 @@ def membership(
         )
     with naming_the_call(chosen):
         validate(target, samples)
-    with Watcher(quiet=output_format is options.Format.JSON, verbose=verbose).watching():
+    with Watcher(quiet=output_format is options.Format.JSON, verbose=verbose).watching(), asked_once():
         found, position, labels = run(
-            target, samples, options.words(attack) or [], count=references, epochs=epochs, lr=lr, n=n, seed=settings.seed
+            target, samples, options.words(attack) or [], count=references, epochs=epochs, lr=lr, n=n, seed=settings.seed,
+            workers=workers, keep=keep,
         )
     told = {"model": target.name, "references": references, **found.to_dict()}
     if output is not None:
@@ -100,7 +109,8 @@ def membership(
 
 
 def run(
-    target: Target, data: Data, names: list[str], *, count: int, epochs: int | None, lr: float, n: int, seed: int
+    target: Target, data: Data, names: list[str], *, count: int, epochs: int | None, lr: float, n: int, seed: int,
+    workers: int = 1, keep: Path | None = None,
 ) -> tuple[MembershipReport, Any, Any]:
     """Run the attacks; return the report, where each member stands in the training data, and its label."""
     import torch
@@ -122,7 +132,7 @@ def run(
     order = torch.randperm(len(fresh), generator=generator(seed, "pick", "non-members"))[:n]
     outside = fresh[order.sort().values]
     sides = data.train.take(index), data.test.take(outside)
-    made = _references(target, sides, count, epochs, lr, seed) if count else None
+    made = _references(target, sides, count, epochs, lr, seed, workers, keep) if count else None
     scores, again = {}, None
     for card in cards:
         extra = {"references": made} if made is not None and "references" in card.options else {}
@@ -164,7 +174,8 @@ def _usual(target: Target, count: int) -> list[str]:
 
 
 def _references(
-    target: Target, sides: tuple[Records, Records], count: int, epochs: int | None, lr: float, seed: int
+    target: Target, sides: tuple[Records, Records], count: int, epochs: int | None, lr: float, seed: int,
+    workers: int, keep: Path | None,
 ) -> References:
     import torch
     from torch import nn
@@ -179,7 +190,7 @@ def _references(
     predictor = target.predictor
     module, estimator = getattr(predictor, "module", None), getattr(predictor, "estimator", None)
     if estimator is not None:
-        return train_references(estimator, pool, count=count, schedule=schedule)
+        return train_references(estimator, pool, count=count, schedule=schedule, workers=workers, keep=keep)
     if not isinstance(module, nn.Module):
         raise UsageError("--references needs a model that can be trained anew", want="a torch module or an estimator")
     if epochs is None:
@@ -187,7 +198,7 @@ def _references(
         found, reached = matched_schedule(module, pool, right, seed=schedule.seed, lr=lr)
         schedule = dataclasses.replace(schedule, epochs=found.epochs)
         remark(f"references train for {found.epochs} epochs: {reached:.1%} right on their records, the model {right:.1%}")
-    return train_references(module, pool, count=count, schedule=schedule, lr=lr)
+    return train_references(module, pool, count=count, schedule=schedule, lr=lr, workers=workers, keep=keep)
 
 
 def _refuse_output(output: Path, force: bool) -> None:

@@ -13,6 +13,7 @@ from hauberk.core.access import Access
 from hauberk.core.attacks import refuse_outside
 from hauberk.core.card import Card, registry
 from hauberk.core.data import Data, Split
+from hauberk.core.doors import two_sided
 from hauberk.core.errors import DataError
 from hauberk.core.finding import Advice, Interval
 from hauberk.core.stats import wilson
@@ -175,7 +176,8 @@ def inference(
 
     The scores are of one rule that knows neither side: which record is a member never enters the score of a record.
     """
-    return method("inference", question=question, access=access, paper=paper, tags=tags, **facts)
+    record = method("inference", question=question, access=access, paper=paper, tags=tags, **facts)
+    return lambda function: record(two_sided(function))
 
 
 def reconstruction(*, question: str, paper: str = "", tags: Sequence[str] = (), **facts: Any) -> Callable[[Function], Function]:

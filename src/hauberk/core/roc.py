@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,8 +59,7 @@ class Roc:
         `surely_ahead` still tells whether positives stand out.
         """
         tail = (1 - confidence) / 4
-        beyond = _stats.binom(self.negatives, min(max(fpr, 0.0), 1.0))
-        fewest, most = int(beyond.ppf(tail)), int(beyond.isf(tail))  # P(fewer than `fewest`) and P(more than `most`) <= tail
+        fewest, most = _beyond(self.negatives, min(max(fpr, 0.0), 1.0), tail)
         low = self._hits((fewest - 1) / self.negatives) if fewest else 0
         high = self._hits(most / self.negatives)
         return Interval(
@@ -88,6 +88,13 @@ class Roc:
         x, y = np.maximum(self.fpr[keep], floor), np.maximum(self.tpr[keep], floor)
         series = [Series(name, x.tolist(), y.tolist())]
         return Curve(title, "false-positive rate", "true-positive rate", series, log_x=True, log_y=True, diagonal=True)
+
+
+@functools.lru_cache(maxsize=256)
+def _beyond(n: int, rate: float, tail: float) -> tuple[int, int]:
+    """Return two counts of a binomial law: fewer than the one, and more than the other, come with probability <= tail each."""
+    law = _stats.binom(n, rate)
+    return int(law.ppf(tail)), int(law.isf(tail))
 
 
 def roc(positive_scores: ArrayLike, negative_scores: ArrayLike) -> Roc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -28,10 +29,14 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
 
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Return the exact interval of a rate (Clopper and Pearson 1934); (0, 1) when n is 0."""
-    tail = (1 - confidence) / 2
+    return Interval(*_clopper_pearson(int(successes), int(n), (1 - confidence) / 2), "clopper-pearson", confidence)
+
+
+@functools.lru_cache(maxsize=4096)
+def _clopper_pearson(successes: int, n: int, tail: float) -> tuple[float, float]:
     low = 0.0 if successes == 0 else float(_stats.beta.ppf(tail, successes, n - successes + 1))
     high = 1.0 if successes == n else float(_stats.beta.ppf(1 - tail, successes + 1, n - successes))
-    return Interval(low, high, "clopper-pearson", confidence)
+    return low, high
 
 
 def newcombe(successes_a: int, n_a: int, successes_b: int, n_b: int, confidence: float = 0.95) -> Interval:

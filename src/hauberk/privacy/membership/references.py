@@ -21,7 +21,7 @@ from hauberk.core.target import Target
 from hauberk.core.train import Schedule
 from hauberk.privacy.membership.estimators import Fitting, fit_estimator, fresh_estimator
 from hauberk.privacy.membership.kept import Kept, about
-from hauberk.privacy.membership.signals import Records, foreign, paired
+from hauberk.privacy.membership.signals import Records, foreign, paired, remembered
 
 USUAL = Schedule(epochs=40, batch_size=64)
 Signal = Callable[[Tensor, Tensor], Tensor]  # of logits (n, classes) and labels (n,)
@@ -263,4 +263,4 @@ def _fitted(items: list[Fitting], elsewhere: Elsewhere) -> list[Any]:
 
 
 def _keys(x: Tensor, y: Tensor) -> Tensor:
-    return fingerprints(x) * 1_000_003 + y.cpu().long()
+    return remembered("fingerprints", (x,), lambda: fingerprints(x)) * 1_000_003 + y.cpu().long()

@@ -6,6 +6,10 @@ quantity is built from the *other* classes, so that records stay ordered while t
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,6 +19,33 @@ from hauberk.core.kinds import MembershipScores
 from hauberk.core.target import Target
 
 Records = tuple[Tensor, Tensor]
+Held = dict[tuple[object, ...], tuple[tuple[object, ...], Tensor]]
+_held: contextvars.ContextVar[Held | None] = contextvars.ContextVar("hauberk_answers", default=None)
+
+
+@contextlib.contextmanager
+def asked_once() -> Iterator[None]:
+    """Within the block, a target is asked for its scores of the same tensors once, whichever attacks look at them.
+
+    For several attacks on the same records: what they cost is then one answer of the target. Neither its weights nor the tensors
+    may be changed within the block; a target that answers at random is judged by one answer.
+    """
+    token = _held.set({} if _held.get() is None else _held.get())
+    try:
+        yield
+    finally:
+        _held.reset(token)
+
+
+def remembered(what: str, things: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
+    """Return what `make` makes of the things; within `asked_once` it is made once, and copies of it are returned."""
+    held = _held.get()
+    if held is None:
+        return make()
+    key = (what, *map(id, things))
+    if key not in held:
+        held[key] = things, make()  # the things are held too: no other may take their place in memory
+    return held[key][1].clone()
 
 
 def answers(target: Target, records: Records) -> tuple[Tensor, Tensor]:
@@ -24,7 +55,7 @@ def answers(target: Target, records: Records) -> tuple[Tensor, Tensor]:
         DataError: for labels that are not classes of the model, or not one per record.
     """
     x, y = paired(records)
-    logits = target.logits(x.detach()).double()
+    logits = remembered("logits", (target, x), lambda: target.logits(x.detach()).double())
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
         raise foreign(y, logits.shape[1])
     return logits, y.to(logits.device).long()
