@@ -7,7 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
+from torch import nn
 from typer.testing import Result
+
+from hauberk.privacy.membership.kept import Kept
 
 Run = Callable[..., Result]
 
@@ -40,6 +44,29 @@ def test_references_attack_and_every_score_is_kept(hauberk: Run, shop: Path, tmp
         assert kept["gap-membership members"].shape == (50,) and kept["risk members"].shape == (50,)
 
 
+def test_a_run_that_was_broken_off_goes_on(hauberk: Run, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = call(shop, "--references", 4, "--epochs", 1, "--attack", "lira", "--n", 40, "--keep", "kept", "--workers", 2)
+    true = Kept.keep
+
+    def stops(self: Kept, number: int, model: nn.Module) -> None:
+        if number == 1:
+            raise KeyboardInterrupt
+        true(self, number, model)
+
+    monkeypatch.setattr(Kept, "keep", stops)
+    run = hauberk(*command)
+    assert run.exit_code == 130 and "kept in kept: the same command goes on from there" in run.stderr
+    assert [one.name for one in (tmp_path / "kept").glob("*.safetensors")] == ["reference-000.safetensors"]
+    monkeypatch.setattr(Kept, "keep", true)
+    run = hauberk(*command, "--output", "again.json")
+    assert run.exit_code == 0 and "going on: 1 reference model in kept" in run.stderr, run.stderr
+    assert hauberk(*command[:-4], "--output", "whole.json").exit_code == 0  # without a folder
+    again, whole = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("again", "whole"))
+    assert again["attacks"]["lira"]["auc"] == pytest.approx(whole["attacks"]["lira"]["auc"], abs=1e-3)
+    run = hauberk(*command, "--lr", 0.1)
+    assert run.exit_code == 2 and "of another training (lr differ)" in run.stderr
+
+
 def test_labels_alone_choose_their_own_attacks(hauberk: Run, shop: Path) -> None:
     run = hauberk(*call(shop, "--access", "label", "--n", 40, "--output-format", "json"))
     assert run.exit_code == 0, run.stderr
@@ -53,6 +80,7 @@ def test_what_cannot_be_is_refused(hauberk: Run, shop: Path) -> None:
         (call(shop, "--references", 3, "--epochs", 1), "an even number"),
         (("membership", "no-plan.toml", "--references", 3), "an even number"),  # before anything is opened
         (call(shop, "--lr", -1, "--references", 2), "a learning rate above 0"), (call(shop, "--lr", "nan"), "above 0"),
+        (call(shop, "--keep", "kept"), "--keep is given without --references"),
         (call(shop, "--output", "a.txt"), "ends in .json or .npz"),
     ):
         run = hauberk(*arguments)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hauberk.cli import options
-from hauberk.cli.console import command, remark
+from hauberk.cli.console import EXIT_INTERRUPTED, command, complain, remark
 from hauberk.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -88,11 +88,16 @@ def membership(
         )
     with naming_the_call(chosen):
         validate(target, samples)
-    with Watcher(quiet=output_format is options.Format.JSON, verbose=verbose).watching(), asked_once():
-        found, position, labels = run(
-            target, samples, options.words(attack) or [], count=references, epochs=epochs, lr=lr, n=n, seed=settings.seed,
-            workers=workers, keep=keep,
-        )
+    try:
+        with Watcher(quiet=output_format is options.Format.JSON, verbose=verbose).watching(), asked_once():
+            found, position, labels = run(
+                target, samples, options.words(attack) or [], count=references, epochs=epochs, lr=lr, n=n, seed=settings.seed,
+                workers=workers, keep=keep,
+            )
+    except KeyboardInterrupt as error:
+        kept = "" if keep is None else f"; finished references are kept in {keep}: the same command goes on from there"
+        complain(f"interrupted{kept}")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
     told = {"model": target.name, "references": references, **found.to_dict()}
     if output is not None:
         _save(output, told, found)

@@ -67,7 +67,7 @@ class Kept:
             write_whole(path, json.dumps(told, indent=1) + "\n")
         found = len(list(folder.glob("reference-*.safetensors")))
         if found:
-            progress.say(f"going on: {found} reference models in {folder}")
+            progress.say(f"going on: {found} reference model{'s' if found > 1 else ''} in {folder}")
 
     def take(self, number: int, model: nn.Module) -> bool:
         """Give the model the weights kept under the number, and evaluation mode; return whether there are any.
