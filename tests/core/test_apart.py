@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 import pickle
 import signal
@@ -130,6 +131,38 @@ def test_elsewhere_gives_the_same_and_only_what_is_not_kept_is_sent() -> None:
         fit_apart(one, rows, y, own, schedule=SCHEDULE, elsewhere=Elsewhere(spread=posted))
         stacked.fit_stacked(other, rows, y, own, schedule=SCHEDULE, batched=False)
         assert all(alike(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_class_of_the_main_script_is_left_to_a_pickler_that_sends_it_by_value() -> None:
+    class ByValue(pickle.Pickler):
+        """Sends classes of the main script whole, as Ray's does."""
+
+        def reducer_override(self, thing: Any) -> Any:
+            """Take a class apart."""
+            if isinstance(thing, type) and thing.__module__ == "__main__":
+                return type, (thing.__name__, thing.__bases__, {"forward": vars(thing)["forward"], "__module__": "__main__"})
+            return NotImplemented
+
+    def spread(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        found = []
+        for one in items:
+            ByValue(post := io.BytesIO()).dump(one)
+            found.append(function(pickle.loads(post.getvalue())))
+        return found
+
+    models, x, y, index = made(2)
+    here = [copy.deepcopy(one) for one in models]
+    for one in models:
+        one.__class__ = type("Scripted", (nn.Module,), {"forward": Recurrent.forward, "__module__": "__main__"})
+    stacked.fit_stacked(here, x, y, index, schedule=SCHEDULE, lr=0.01, batched=False)
+    fit_apart(models, x, y, index, schedule=SCHEDULE, lr=0.01, elsewhere=Elsewhere(spread=spread))
+    assert all(alike(one, other) for one, other in zip(models, here, strict=True))
+    # Run in this very process, it trains a copy: the model itself is given its weights once all is well.
+    again = made(1)[0][0]
+    again.__class__ = type(models[0])
+    before = weights_of(again)
+    train_alone(Lone(again, x, y, index[0], 0, SCHEDULE, 0.01, False, True))
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(again).items())
 
 
 def test_errors_name_their_model() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import importlib.util
@@ -42,7 +43,8 @@ def fit_apart(
     refuse_unfit(models, index, schedule, lr)
     left = [k for k, one in enumerate(models) if shelf is None or not shelf.take(k, one)]
     sparse = all(perceptrons.plain(one) for one in models) and perceptrons.Sparse.of(x) is not None
-    items = [Lone(models[k], x, y, index[k], k, schedule, lr, sparse) for k in left]
+    whole = elsewhere.spread is not None
+    items = [Lone(models[k], x, y, index[k], k, schedule, lr, sparse, whole) for k in left]
     failed: dict[int, BaseException] = {}
     for outcome in elsewhere(train_alone, items, f"{len(items)} models"):
         number = left[outcome.index]
@@ -124,7 +126,13 @@ def broken(what: str, error: BaseException) -> HauberkError:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lone:
-    """A model to be trained elsewhere; pickled, it is a `Sent`: bytes that are made when it is sent, and no sooner."""
+    """A model to be trained elsewhere; pickled, it is a `Sent`, made when it is sent, and no sooner.
+
+    Arguments:
+        model, x, y, rows: the model, all records, and which are its own.
+        number, schedule, lr, sparse: of its training.
+        whole: leave a class of the main script to the pickler, which can send it by value (Ray's does); else all is bytes.
+    """
 
     model: nn.Module
     x: Tensor
@@ -134,15 +142,16 @@ class Lone:
     schedule: Schedule
     lr: float
     sparse: bool
+    whole: bool = False
 
     def sent(self) -> Sent:
         """Return what travels: the model and its own records, on the CPU."""
         held = self.x.device
         own = [one[self.rows.to(one.device)].cpu() for one in (self.x, self.y)]
-        # Bytes, not tensors: those are sent between processes through shared memory, of which a container has little.
-        model = pickle.dumps(self.model)
-        rest = pickle.dumps((*own, str(held), self.number, self.schedule, self.lr, self.sparse))
         names = sorted({type(one).__module__ for one in self.model.modules()})
+        # Bytes, not tensors: those are sent between processes through shared memory, of which a container has little.
+        model = self.model if self.whole and "__main__" in names else pickle.dumps(self.model)
+        rest = pickle.dumps((*own, str(held), self.number, self.schedule, self.lr, self.sparse))
         files = [(name, getattr(sys.modules.get(name), "__file__", None)) for name in names]
         return Sent(model, rest, tuple((name, file) for name, file in files if file and name.split(".")[0] != "torch"))
 
@@ -154,9 +163,9 @@ class Lone:
 
 @dataclasses.dataclass(frozen=True)
 class Sent:
-    """A model and its records as bytes, and the files that its classes came from, by module."""
+    """A model and its records, as bytes where possible, and the files that its classes came from, by module."""
 
-    model: bytes
+    model: bytes | nn.Module
     rest: bytes
     origins: tuple[tuple[str, str], ...]
 
@@ -166,7 +175,8 @@ def train_alone(item: Lone | Sent) -> bytes:
     held = item.sent() if isinstance(item, Lone) else item
     for origin in held.origins:
         _reachable(*origin)
-    model = pickle.loads(held.model)  # noqa: S301  (made by `Lone.sent`)
+    # Bytes made by `Lone.sent`. What came as it is may be the sender's own, in the same process: it is not trained in place.
+    model = pickle.loads(held.model) if isinstance(held.model, bytes) else copy.deepcopy(held.model)  # noqa: S301
     x, y, device, number, schedule, lr, sparse = pickle.loads(held.rest)  # noqa: S301
     x, y = x.to(device), y.to(device)
     known = perceptrons.Sparse(x.flatten(1)) if sparse else None
