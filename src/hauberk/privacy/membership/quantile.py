@@ -12,7 +12,7 @@ from hauberk.core.kinds import MembershipScores, inference
 from hauberk.core.overlap import fingerprints
 from hauberk.core.target import Target, as_target
 from hauberk.privacy.membership import signals
-from hauberk.privacy.membership.evidence import REACH
+from hauberk.privacy.membership.evidence import REACH, beyond
 from hauberk.privacy.membership.loss import TAGS
 from hauberk.privacy.membership.signals import Records
 
@@ -51,20 +51,22 @@ def quantile_regression(
     view = as_target(target)
     view.need(Access.SCORE, "quantile-regression")
     sides = (members, non_members)
-    own = torch.cat([_signal(view, side) for side in sides])
+    told = torch.cat([_signal(view, side) for side in sides])
+    own, lost = _finite(told), told.isnan()
     x, y = torch.cat([one[0].detach().cpu().float().flatten(1) for one in sides]), torch.cat([one[1].cpu() for one in sides])
     width = int(y.max()) + 1 if len(y) else 1
     scores = torch.zeros(len(own), dtype=torch.float64)
     if public is not None:
         z, labels = public[0].detach().cpu().float().flatten(1), public[1].cpu()
         width = max(width, int(labels.max()) + 1)
-        scores = _above(own, _quantiles((z, labels), _signal(view, public), (x, y), width, epochs, seed))
+        scores = _above(own, _quantiles((z, labels), _finite(_signal(view, public)), (x, y), width, epochs, seed))
     elif len(own) >= 4:
         # Halves by what the records hold: neither the order nor the side they came from decides.
         order = (fingerprints(x) * 1_000_003 + y).argsort(stable=True)
         for fit, judged in ((order[::2], order[1::2]), (order[1::2], order[::2])):
             expected = _quantiles((x[fit], y[fit]), own[fit], (x[judged], y[judged]), width, epochs, seed)
             scores[judged] = _above(own[judged], expected)
+    scores = torch.where(lost, -torch.inf, scores)
     return signals.both_sides(scores[: len(members[0])], scores[len(members[0]) :])
 
 
@@ -76,7 +78,12 @@ def pinball(predicted: Tensor, s: Tensor, levels: Tensor) -> Tensor:
 
 def _signal(view: Target, side: Records) -> Tensor:
     found = signals.log_odds(*signals.answers(view, side)).cpu()
-    return torch.nan_to_num(found.clamp(-REACH, REACH) if view.outputs == "probabilities" else found, nan=-REACH)
+    return found.clamp(-REACH, REACH) if view.outputs == "probabilities" else found
+
+
+def _finite(s: Tensor) -> Tensor:
+    far = beyond(s)
+    return torch.nan_to_num(s, nan=-REACH, posinf=far, neginf=-far)
 
 
 def _above(s: Tensor, quantiles: Tensor) -> Tensor:

@@ -1,0 +1,103 @@
+"""Membership against models and records that are out of the ordinary: the broken gives nothing away, the odd still works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hauberk import Schedule, Split, fit
+from hauberk.core.rng import isolated
+from hauberk.core.roc import roc
+from hauberk.privacy.membership import (
+    gap_membership,
+    gradient_norm_membership,
+    learned_membership,
+    lira,
+    loss_membership,
+    quantile_regression,
+    rmia,
+    shadow_membership,
+    train_references,
+    variance_prior,
+    white_box_membership,
+)
+from hauberk.privacy.membership.evidence import beyond
+
+Pair = tuple[Tensor, Tensor]
+Attack = Callable[..., Any]
+ALL = (
+    gradient_norm_membership, learned_membership, lira, loss_membership, quantile_regression, rmia, shadow_membership,
+    variance_prior, white_box_membership,
+)
+
+
+def noise(n: int, seed: int) -> Pair:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 10, generator=draw), torch.randint(0, 3, (n,), generator=draw)
+
+
+def area(scores: Any) -> float:
+    return roc(scores.members, scores.non_members).auc
+
+
+@pytest.fixture(scope="module")
+def learnt() -> tuple[nn.Module, Pair, Pair]:
+    """A model that learnt 150 records of noise by heart, and 150 others."""
+    with isolated(1):
+        model = nn.Sequential(nn.Linear(10, 128), nn.ReLU(), nn.Linear(128, 3))
+    members, others = noise(150, 0), noise(150, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    fit(model, Split(*members), optimizer=optimizer, schedule=Schedule(epochs=100, batch_size=50))
+    return model, members, others
+
+
+class Spoilt(nn.Module):
+    """A model whose answer to some records holds another value."""
+
+    def __init__(self, inner: nn.Module, value: float, above: float) -> None:
+        super().__init__()
+        self.inner, self.value, self.above = inner, value, above
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.inner(x)
+        spoilt = torch.zeros_like(answer, dtype=torch.bool)
+        spoilt[:, 2] = x[:, 0] > self.above
+        return torch.where(spoilt, self.value, answer)
+
+
+@pytest.mark.parametrize("attack", ALL)
+def test_an_answer_of_nan_is_no_sign_of_membership(attack: Attack, learnt: tuple[nn.Module, Pair, Pair]) -> None:
+    model, members, others = learnt
+    scores = attack(Spoilt(model, torch.nan, 0.95), members, others)
+    for side, (x, _) in ((scores.members, members), (scores.non_members, others)):
+        broken = x[:, 0] > 0.95
+        assert 0 < int(broken.sum()) < 30
+        assert bool((side[broken] == -torch.inf).all()) and bool(side[~broken].isfinite().all())
+
+
+@pytest.mark.parametrize("attack", ALL)
+def test_infinite_logits_leave_the_other_records_their_scores(attack: Attack, learnt: tuple[nn.Module, Pair, Pair]) -> None:
+    model, members, others = learnt
+    scores = attack(Spoilt(model, -torch.inf, 0.9), members, others)
+    assert not bool(torch.cat([scores.members, scores.non_members]).isnan().any())
+    plain = [x[:, 0] <= 0.9 for x, _ in (members, others)]
+    whole = roc(scores.members[plain[0]], scores.non_members[plain[1]]).auc
+    assert whole > 0.6
+
+
+def test_infinity_lies_beyond_every_finite_log_odds() -> None:
+    assert beyond(torch.tensor([3.0, torch.inf]), torch.tensor([])) == 700
+    assert beyond(torch.tensor([-torch.inf, -2e4]), torch.tensor([torch.nan])) == 2e4
+
+
+def test_shadows_tell_a_wrong_answer_from_a_right_one(learnt: tuple[nn.Module, Pair, Pair]) -> None:
+    model, members, others = learnt
+    pool = torch.cat([members[0], others[0]]), torch.cat([members[1], others[1]])
+    made = train_references(model, pool, count=4, schedule=Schedule(epochs=100, batch_size=50), lr=1e-2)
+    found = shadow_membership(model, members, others, references=made)
+    assert area(found) > area(gap_membership(model, members, others)) + 0.03
+    assert roc(found.members, found.non_members).tpr_at(0.05) > 0.1  # not tied where they are surest
