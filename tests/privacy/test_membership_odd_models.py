@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hauberk import Schedule, Split, fit
+from hauberk.core.errors import UsageError
 from hauberk.core.rng import isolated
 from hauberk.core.roc import roc
 from hauberk.privacy.membership import (
+    References,
     gap_membership,
     gradient_norm_membership,
     learned_membership,
@@ -26,6 +29,7 @@ from hauberk.privacy.membership import (
     white_box_membership,
 )
 from hauberk.privacy.membership.evidence import beyond
+from hauberk.privacy.membership.matching import matched_schedule
 
 Pair = tuple[Tensor, Tensor]
 Attack = Callable[..., Any]
@@ -101,3 +105,58 @@ def test_shadows_tell_a_wrong_answer_from_a_right_one(learnt: tuple[nn.Module, P
     found = shadow_membership(model, members, others, references=made)
     assert area(found) > area(gap_membership(model, members, others)) + 0.03
     assert roc(found.members, found.non_members).tpr_at(0.05) > 0.1  # not tied where they are surest
+
+
+def refer(make: object, pool: Pair, *, epochs: int = 2, batch_size: int = 64) -> References:
+    return train_references(make, pool, count=2, schedule=Schedule(epochs=epochs, batch_size=batch_size))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_layers_that_normalise_over_the_batch_never_meet_a_batch_of_one(alone: bool) -> None:
+    with isolated(0):
+        model = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    n = 130 + alone  # halves of 65, which is one more than a batch; of 65 and 66, so that each trains by itself
+    assert bool(refer(model, noise(n, 2)).logits.isfinite().all())
+    assert bool(refer(model, noise(n, 2), batch_size=32).logits.isfinite().all())
+
+
+def test_frozen_layers_are_kept_and_a_frozen_model_is_trained_whole() -> None:
+    with isolated(0):
+        model = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[0].requires_grad_(False)
+    pool = noise(40, 3)
+    first, second = (one.module for one in refer(model, pool).models)  # type: ignore[attr-defined]
+    assert torch.equal(first[0].weight, model[0].weight) and torch.equal(second[0].bias, model[0].bias)
+    assert not torch.equal(first[2].weight, second[2].weight) and not torch.equal(first[2].weight, model[2].weight)
+    model.requires_grad_(False)
+    first, second = (one.module for one in refer(model, pool).models)  # type: ignore[attr-defined]
+    assert not torch.equal(first[0].weight, second[0].weight) and all(one.requires_grad for one in first.parameters())
+    assert not any(one.requires_grad for one in model.parameters())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_models_of_half_precision_are_trained_in_single(kind: torch.dtype, learnt: tuple[nn.Module, Pair, Pair]) -> None:
+    model, members, others = learnt
+    short = copy.deepcopy(model).to(kind)
+    pool = torch.cat([members[0], others[0]]), torch.cat([members[1], others[1]])
+    torch.testing.assert_close(refer(short, pool).logits, refer(model, pool).logits, rtol=0, atol=0)
+    assert matched_schedule(short, pool, 0.2)[0].epochs == 5 and next(short.parameters()).dtype is kind
+
+
+def test_a_factory_must_make_new_models_and_leaves_the_global_stream_alone() -> None:
+    pool, state = noise(20, 4), torch.get_rng_state()
+
+    def seeded(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Linear(10, 3)
+
+    refer(seeded, pool)
+    assert torch.equal(state, torch.get_rng_state())
+    # One that draws from the global stream is seeded all the same.
+    assert torch.equal(refer(lambda _: nn.Linear(10, 3), pool).logits, refer(lambda _: nn.Linear(10, 3), pool).logits)
+    mine = nn.Linear(10, 3)
+    before = mine.weight.detach().clone()
+    for same in (lambda _: mine, lambda _: nn.Sequential(mine, nn.Linear(3, 3))):
+        with pytest.raises(UsageError, match="the same model"):
+            refer(same, pool)
+    assert torch.equal(mine.weight, before)
