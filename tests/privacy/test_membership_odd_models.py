@@ -11,16 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from hauberk import Schedule, Split, fit
-from hauberk.core.errors import UsageError
+from hauberk.core.errors import DataError, UsageError
+from hauberk.core.overlap import fingerprints
 from hauberk.core.rng import isolated
 from hauberk.core.roc import roc
 from hauberk.privacy.membership import (
     References,
+    augmentation_membership,
+    boundary_membership,
     gap_membership,
     gradient_norm_membership,
     learned_membership,
     lira,
     loss_membership,
+    quantile,
     quantile_regression,
     rmia,
     shadow_membership,
@@ -160,3 +164,50 @@ def test_a_factory_must_make_new_models_and_leaves_the_global_stream_alone() -> 
         with pytest.raises(UsageError, match="the same model"):
             refer(same, pool)
     assert torch.equal(mine.weight, before)
+
+
+def test_quantiles_are_not_learnt_from_the_record_they_judge(learnt: tuple[nn.Module, Pair, Pair]) -> None:
+    model, members, others = learnt
+    # Two copies of one member: both are judged by what others teach, so that they score as the record by itself would.
+    twice = torch.cat([members[0], members[0][:40]]), torch.cat([members[1], members[1][:40]])
+    learned_from: list[Pair] = []
+    original = quantile._quantiles
+
+    def watched(fit: Pair, s: Tensor, asked: Pair, *rest: Any) -> Tensor:
+        learned_from.append((fit[0], asked[0]))
+        return original(fit, s, asked, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantile, "_quantiles", watched)
+        quantile_regression(model, twice, others)
+    assert len(learned_from) == 2
+    for known, asked in learned_from:
+        assert len(known) > 100 and not bool(torch.isin(fingerprints(asked), fingerprints(known)).any())
+    for public in (others, (others[0][:, :4], others[1]), (others[0][:0], others[1][:0])):
+        with pytest.raises(DataError, match="public records"):
+            quantile_regression(model, members, others, public=public)
+
+
+def test_records_of_whole_numbers_are_served_or_refused_in_words() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names, self.out = nn.Embedding(50, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            answer: Tensor = self.out(self.names(x.long()).mean(1))
+            return answer
+
+    draw = torch.Generator().manual_seed(0)
+    sides = [(torch.randint(0, 50, (30, 6), generator=draw), torch.randint(0, 3, (30,), generator=draw)) for _ in range(2)]
+    model = Tokens()
+    for attack in (gradient_norm_membership, white_box_membership, lira, quantile_regression):
+        assert len(attack(model, *sides).members) == 30
+    with pytest.raises(DataError, match="floating point numbers"):
+        augmentation_membership(model, *sides)
+    with pytest.raises(DataError, match="floating point numbers"):
+        boundary_membership(model, *sides)
+    swapped = augmentation_membership(model, *sides, change=lambda x, g: x[:, torch.randperm(6, generator=g)])
+    assert len(swapped.members) == 30
+    far = boundary_membership(model, *sides, distance=lambda view, x, y: torch.ones(len(x)))
+    assert set(far.members.tolist()) <= {0.0, 1.0}

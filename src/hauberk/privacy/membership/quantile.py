@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from hauberk.core import rng
 from hauberk.core.access import Access
+from hauberk.core.errors import DataError
 from hauberk.core.kinds import MembershipScores, inference
 from hauberk.core.overlap import fingerprints
 from hauberk.core.target import Target, as_target
@@ -36,8 +37,9 @@ def quantile_regression(
         target: with SCORE access.
         members: records that were trained on, x of shape (m, ...) and labels y of shape (m,).
         non_members: records that were not, likewise.
-        public: other records that were not trained on. None: each half of the records at hand is judged by what the other half
-            teaches, members and others mixed, as who they are is not known; that is weaker.
+        public: other records that were not trained on, none of them among those to be scored. None: each half of the records at
+            hand is judged by what the other half teaches, members and others mixed, as who they are is not known; that is weaker.
+            Copies of a record are in one half.
         epochs: passes over the public records.
         seed: of the regression.
 
@@ -46,7 +48,7 @@ def quantile_regression(
 
     Raises:
         AccessDenied: below SCORE access.
-        DataError: for labels that are not classes.
+        DataError: for labels that are not classes, public records of another shape, or a record to be scored among them.
     """
     view = as_target(target)
     view.need(Access.SCORE, "quantile-regression")
@@ -58,12 +60,20 @@ def quantile_regression(
     scores = torch.zeros(len(own), dtype=torch.float64)
     if public is not None:
         z, labels = public[0].detach().cpu().float().flatten(1), public[1].cpu()
+        shared = int(torch.isin(fingerprints(x), fingerprints(z)).sum()) if z.shape[1] == x.shape[1] else 0
+        if shared or len(z) < 2 or z.shape[1] != x.shape[1]:
+            raise DataError(
+                f"there are {len(z)} public records of {z.shape[1]} inputs, and {shared} to be scored are among them",
+                want=f"other records than those, of {x.shape[1]} inputs, at least 2",
+            )
         width = max(width, int(labels.max()) + 1)
         scores = _above(own, _quantiles((z, labels), _finite(_signal(view, public)), (x, y), width, epochs, seed))
     elif len(own) >= 4:
-        # Halves by what the records hold: neither the order nor the side they came from decides.
-        order = (fingerprints(x) * 1_000_003 + y).argsort(stable=True)
-        for fit, judged in ((order[::2], order[1::2]), (order[1::2], order[::2])):
+        # Halves by what the records hold: neither the order nor the side they came from decides, and copies stay together.
+        keys = fingerprints(x) * 1_000_003 + y
+        order, even = keys.argsort(stable=True), torch.unique(keys, return_inverse=True)[1] % 2 == 0
+        first, second = order[even[order]], order[~even[order]]
+        for fit, judged in ((first, second), (second, first)) if min(len(first), len(second)) > 1 else ():
             expected = _quantiles((x[fit], y[fit]), own[fit], (x[judged], y[judged]), width, epochs, seed)
             scores[judged] = _above(own[judged], expected)
     scores = torch.where(lost, -torch.inf, scores)
