@@ -105,14 +105,17 @@ def run(
     """Run the attacks; return the report, where each member stands in the training data, and its label."""
     import torch
 
+    from hauberk.core.access import Access
     from hauberk.core.overlap import overlap
     from hauberk.core.rng import generator
     from hauberk.methods import load_methods
     from hauberk.privacy.membership import MembershipReport
-    from hauberk.privacy.membership.measure import dealt_anew
+    from hauberk.privacy.membership.measure import blind_auc, dealt_anew
 
     assert data.train is not None
     cards = [load_methods().get(name, "inference") for name in names or _usual(target, count)]
+    for card in cards:  # before any model is trained
+        target.need(card.access or Access.LABEL, card.name)
     fresh = (~overlap(data).copies).nonzero()[:, 0]
     if min(len(fresh), len(data.train)) < 20:
         raise DataError(f"{len(fresh)} test records are not in the training data", want="20 or more records of each side")
@@ -136,7 +139,14 @@ def run(
         slices[name] = (data.train.groups[name][index], data.test.groups[name][outside])
         words[name] = data.group_names.get(name, ())
     assert again is not None
-    return MembershipReport(scores, slices, words, seed, dealt_anew(again, *sides, seed=seed)), index, sides[0][1]
+    area, spread, _ = blind_auc(sides[0][0], sides[1][0], seed=seed, labels=(sides[0][1], sides[1][1]))
+    if spread.low > 0.5:
+        remark(
+            f"the two splits differ in themselves: a classifier that never saw the model tells them apart with an area of "
+            f"{area:.3f}; part of every figure is that difference"
+        )
+    dealt = dealt_anew(again, *sides, seed=seed)
+    return MembershipReport(scores, slices, words, seed, dealt, (area, spread)), index, sides[0][1]
 
 
 def describe(evidence: tuple[Evidence, ...]) -> str:
