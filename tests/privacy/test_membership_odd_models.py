@@ -15,6 +15,7 @@ from hauberk.core.errors import DataError, UsageError
 from hauberk.core.overlap import fingerprints
 from hauberk.core.rng import isolated
 from hauberk.core.roc import roc
+from hauberk.core.target import Target
 from hauberk.privacy.membership import (
     References,
     augmentation_membership,
@@ -211,3 +212,23 @@ def test_records_of_whole_numbers_are_served_or_refused_in_words() -> None:
     assert len(swapped.members) == 30
     far = boundary_membership(model, *sides, distance=lambda view, x, y: torch.ones(len(x)))
     assert set(far.members.tolist()) <= {0.0, 1.0}
+
+
+def test_a_model_that_is_only_served_has_gradients_too(learnt: tuple[nn.Module, Pair, Pair]) -> None:
+    model, members, others = learnt
+    served = copy.deepcopy(model).requires_grad_(False)
+    target = Target(served)
+    for attack in (gradient_norm_membership, white_box_membership):
+        assert torch.equal(attack(served, members, others).members, attack(model, members, others).members)
+    gradient_norm_membership(target, members, others)
+    assert target.ledger.gradients == 300 and not any(one.requires_grad for one in served.parameters())
+
+
+def test_records_that_are_not_finite_are_named_and_spoil_no_others(learnt: tuple[nn.Module, Pair, Pair]) -> None:
+    model, members, others = learnt
+    x = members[0].clone()
+    x[3, 2], x[7, 0] = torch.nan, torch.inf
+    with pytest.raises(DataError, match="2 of 300 records hold NaN or infinity"):
+        refer(model, (torch.cat([x, others[0]]), torch.cat([members[1], others[1]])))
+    scores = quantile_regression(model, (x, members[1]), others)
+    assert int(scores.members.isinf().sum()) <= 2 and area(scores) > 0.6

@@ -101,6 +101,10 @@ def test_records_of_one_score_are_not_ranked_where_not_all_of_them_fit() -> None
 def test_scores_of_other_records_are_refused() -> None:
     with pytest.raises(DataError, match="the same records"):
         MembershipReport({"a": drawn(0, 30), "b": drawn(0, 31)})
+    spoilt = drawn(0, 30)
+    spoilt.non_members[3] = torch.nan
+    with pytest.raises(DataError, match="scores of 'a' are NaN"):
+        MembershipReport({"a": spoilt})
     with pytest.raises(DataError, match="the slice 'sex' has 3 and 30 codes"):
         MembershipReport({"a": drawn(0, 30)}, {"sex": (torch.zeros(3), torch.zeros(30))})
 

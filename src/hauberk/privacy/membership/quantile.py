@@ -57,9 +57,11 @@ def quantile_regression(
     own, lost = _finite(told), told.isnan()
     x, y = torch.cat([one[0].detach().cpu().float().flatten(1) for one in sides]), torch.cat([one[1].cpu() for one in sides])
     width = int(y.max()) + 1 if len(y) else 1
+    x = torch.where(x.isfinite(), x, 0.0)  # one record must not spoil the scale of all
     scores = torch.zeros(len(own), dtype=torch.float64)
     if public is not None:
         z, labels = public[0].detach().cpu().float().flatten(1), public[1].cpu()
+        z = torch.where(z.isfinite(), z, 0.0)
         shared = int(torch.isin(fingerprints(x), fingerprints(z)).sum()) if z.shape[1] == x.shape[1] else 0
         if shared or len(z) < 2 or z.shape[1] != x.shape[1]:
             raise DataError(

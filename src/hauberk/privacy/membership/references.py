@@ -177,6 +177,9 @@ def _refuse_shared(made: Sequence[Any]) -> None:
 
 
 def _refuse_misfits(module: nn.Module, x: Tensor, y: Tensor) -> None:
+    if not bool(x.isfinite().all()):
+        broken = int((~x.isfinite()).flatten(1).any(1).sum())
+        raise DataError(f"{broken} of {len(x)} records hold NaN or infinity", want="finite numbers", fix="Leave them out")
     try:
         told = logits_of([module], x[:2]).shape[2]
     except (RuntimeError, ValueError) as error:

@@ -70,6 +70,9 @@ class MembershipReport:
         sizes = {(len(one.members), len(one.non_members)) for one in self.scores.values()}
         if len(sizes) != 1 or 0 in next(iter(sizes)):
             raise DataError(f"the attacks scored {sorted(sizes)} members and others", want="the same records, some of each side")
+        broken = [name for name, one in self.scores.items() if bool(torch.cat([one.members, one.non_members]).isnan().any())]
+        if broken:
+            raise DataError(f"scores of '{broken[0]}' are NaN", want="numbers; the lowest where a model answers nothing")
         for name, (inside, outside) in self.slices.items():
             if (len(inside), len(outside)) not in sizes:
                 raise DataError(f"the slice '{name}' has {len(inside)} and {len(outside)} codes", want="one for each record")

@@ -121,9 +121,11 @@ def gradient_norms(view: Target, side: Records) -> tuple[Tensor, Tensor]:
     for part, labels in zip(x.detach().split(PART), y.split(PART), strict=True):
         if not len(part):
             continue
-        told = view.logits(part.clone().requires_grad_())
+        leaf = part.clone().requires_grad_()
+        told = view.logits(leaf)
         if told.requires_grad:
-            torch.autograd.grad(told.sum(), [one for one in view.module.parameters() if one.requires_grad], allow_unused=True)
+            held_back = [one for one in view.module.parameters() if one.requires_grad] or [leaf]  # none, of a model only served
+            torch.autograd.grad(told.sum(), held_back, allow_unused=True)
         answers.append(told.detach().double().cpu())
         with evaluating(own), record(own) as tape:
             held = next(own.parameters())
