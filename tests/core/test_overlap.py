@@ -65,3 +65,13 @@ def test_fingerprints_are_void_once_the_samples_are_exchanged() -> None:
     data.test.x = Split(1 - x, data.test.y).x
     assert overlap(data).count == 0
     assert overlap(Data(data.test)).count == 0
+
+
+def test_a_value_and_the_complement_of_its_bits_have_different_fingerprints() -> None:
+    x = torch.tensor([[4.0, 1.0], [0.5, 1e-3]])
+    other = (~x.view(torch.int32)).view(torch.float32)
+    assert float(other[0, 0]) == pytest.approx(-1)  # 4 and -0.99999994, for one
+    for column in range(2):
+        changed = x.clone()
+        changed[:, column] = other[:, column]
+        assert bool((fingerprints(x) != fingerprints(changed)).all())

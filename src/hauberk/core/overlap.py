@@ -54,7 +54,7 @@ def fingerprints(x: Tensor) -> Tensor:
     rows = x.detach().cpu().reshape(len(x), math.prod(x.shape[1:])).float() + 0.0  # minus zero becomes zero
     bits = rows.contiguous().view(torch.int32)
     # Round numbers end in zero bits, of which a product keeps as many: the upper half is folded down first.
-    bits = bits ^ (bits >> 16)
+    bits = bits ^ (bits >> 16 & 0xFFFF)  # without the sign, which would fold a pattern and its complement into one
     weights = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator(0, "fingerprints")) | 1
     return bits.long() @ weights
 
