@@ -21,7 +21,7 @@ from hauberk.core.kinds import MembershipScores
 from hauberk.core.rng import isolated
 from hauberk.core.roc import Roc, roc
 from hauberk.methods import load_methods
-from hauberk.privacy.membership.measure import Exposure, exposure
+from hauberk.privacy.membership.measure import Exposure, blind_auc, exposure
 
 MEMBERSHIP = ("privacy/membership-loss", "privacy/membership-entropy")
 
@@ -191,3 +191,21 @@ def test_labels_that_are_mixed_otherwise_are_not_blamed_on_the_model(name: str) 
 
     found = run(name, constant, data)
     assert found.status is Status.WARN and any("not attributable" in note for note in found.notes)
+
+
+def test_copies_are_no_evidence_of_their_own() -> None:
+    draw = torch.Generator().manual_seed(3)
+    x, z = torch.rand(60, 5, generator=draw), torch.rand(300, 5, generator=draw)
+    y = torch.randint(0, 2, (360,), generator=draw)
+    data = Data(Split(z, y[60:]), Split(x.repeat(5, 1), y[:60].repeat(5)))
+    found = run("privacy/membership-loss", lambda a: a[:, :2], data)
+    assert found.n == 60 and found.status is Status.PASS
+
+
+def test_the_control_without_the_model_is_not_fitted_to_copies_of_what_it_judges() -> None:
+    areas = []
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        x, z = torch.randn(50, 10, generator=draw), torch.randn(150, 10, generator=draw)
+        areas.append(blind_auc(x.repeat(3, 1), z, seed=seed)[0])
+    assert sum(areas) / 20 < 0.53  # fitted to copies, .57

@@ -14,7 +14,7 @@ from hauberk.checks.context import Context, NotRun
 from hauberk.core.access import Access
 from hauberk.core.finding import Advice, Curve, Finding, Interval, Status, Table
 from hauberk.core.kinds import MembershipScores, check
-from hauberk.core.overlap import overlap
+from hauberk.core.overlap import distinct, overlap
 from hauberk.core.rng import generator
 from hauberk.core.roc import Roc
 from hauberk.core.stats import clopper_pearson, newcombe, wilson
@@ -94,7 +94,7 @@ def generalisation_gap(context: Context) -> Finding:
 
 @dataclasses.dataclass
 class Sides:
-    """Equally many members and non-members, drawn by seed."""
+    """Members and non-members, equally many but for copies of records, which are left out, drawn by seed."""
 
     members: Records
     non_members: Records
@@ -112,8 +112,13 @@ def _sides(context: Context) -> Sides:
         raise NotRun(f"there are {len(train)} training and {len(unseen)} test records; at least 20 of each are needed")
     index = train.pick(n, context.seed, "members")
     chosen = torch.randperm(len(unseen), generator=generator(context.seed, "pick", "non-members"))[:n].sort().values
-    members, others = train.take(index), test.take(unseen[chosen])
-    return Sides(members, others, index, unseen[chosen], _blind(members, others, context.seed))
+    chosen = unseen[chosen]
+    # Copies are no records of their own: counted as such, they make every interval too narrow.
+    index, chosen = (place[distinct(*split.take(place))] for split, place in ((train, index), (test, chosen)))
+    if min(len(index), len(chosen)) < 20:
+        raise NotRun(f"there are {len(index)} training and {len(chosen)} test records that differ; at least 20 are needed")
+    members, others = train.take(index), test.take(chosen)
+    return Sides(members, others, index, chosen, _blind(members, others, context.seed))
 
 
 def _blind(members: Records, others: Records, seed: int) -> tuple[float, Interval, Roc]:
@@ -146,9 +151,11 @@ def _membership(context: Context, attacks: dict[str, Inference]) -> Finding:
     scores = {name: attack(context.target, sides.members, sides.non_members) for name, attack in attacks.items()}
     found = {name: exposure(one) for name, one in scores.items()}
     main, exposed = next(iter(scores)), next(iter(found.values()))
-    n = len(scores[main].members)
+    n, others = len(scores[main].members), len(scores[main].non_members)
     if exposed.fpr > 1e-3:
-        context.note(f"{n} non-members cannot resolve 0.1 % false positives; the rate is at {exposed.fpr:.2%}, one false alarm")
+        context.note(
+            f"{others} non-members cannot resolve 0.1 % false positives; the rate is at {exposed.fpr:.2%}, one false alarm"
+        )
     context.note(
         "warns when so many members stand out by chance less than once in a hundred, or the area is surely above .55; fails when "
         "surely ten times as many members as non-members stand out, or the area is surely above .7"

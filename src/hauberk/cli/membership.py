@@ -106,7 +106,7 @@ def run(
     import torch
 
     from hauberk.core.access import Access
-    from hauberk.core.overlap import overlap
+    from hauberk.core.overlap import distinct, overlap
     from hauberk.core.rng import generator
     from hauberk.methods import load_methods
     from hauberk.privacy.membership import MembershipReport
@@ -124,6 +124,15 @@ def run(
     index = data.train.pick(n, seed, "members")
     order = torch.randperm(len(fresh), generator=generator(seed, "pick", "non-members"))[:n]
     outside = fresh[order.sort().values]
+    drawn = len(index) + len(outside)
+    # Copies are no records of their own: counted as such, they make every interval too narrow.
+    index, outside = (
+        place[distinct(*split.take(place))] for split, place in ((data.train, index), (data.test, outside))
+    )
+    if min(len(index), len(outside)) < 20:
+        raise DataError(f"{min(len(index), len(outside))} records of one side differ", want="20 or more records of each side")
+    if len(index) + len(outside) < drawn:
+        remark(f"{drawn - len(index) - len(outside)} records are copies of others on their side and were left out")
     sides = data.train.take(index), data.test.take(outside)
     made = _references(target, sides, count, epochs, lr, seed) if count else None
     scores, again = {}, None

@@ -59,6 +59,15 @@ def fingerprints(x: Tensor) -> Tensor:
     return bits.long() @ weights
 
 
+def distinct(x: Tensor, y: Tensor) -> Tensor:
+    """Return the positions of the first of each record (x, y), shapes (n, ...) and (n,), sorted: its copies are left out."""
+    order = (keys := fingerprints(x) * 1_000_003 + y.cpu().long()).argsort(stable=True)
+    ranked = keys[order]
+    first = torch.ones(len(order), dtype=torch.bool)
+    first[1:] = ranked[1:] != ranked[:-1]
+    return order[first].sort().values
+
+
 def remember(split: Split, marks: Tensor) -> None:
     """Keep the fingerprints of `looked_at(split)` with the split, for those who ask later."""
     # Not a field: it says nothing that the samples do not, and it is void once they are exchanged.

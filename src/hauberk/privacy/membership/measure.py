@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hauberk.core.finding import Interval
 from hauberk.core.kinds import MembershipScores
+from hauberk.core.overlap import fingerprints
 from hauberk.core.rng import generator, numpy_generator
 from hauberk.core.roc import Roc, auc_interval, roc
 from hauberk.privacy.membership.signals import Records
@@ -135,7 +136,10 @@ def blind_auc(
     x = (x - x.mean(0)) / x.std(0).clamp(min=1e-9)
     x = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], 1)
     scores = torch.zeros(len(x), dtype=torch.float64)
-    fold = torch.randperm(len(x), generator=generator(seed, "blind folds")) % folds
+    kind = torch.unique(fingerprints(rows), return_inverse=True)[1]
+    kind = kind if int(kind.max()) + 1 < len(x) else torch.arange(len(x))
+    # Copies of a record are in one fold: it is not to be fitted to what it judges.
+    fold = (torch.randperm(int(kind.max()) + 1, generator=generator(seed, "blind folds")) % folds)[kind]
     for held in range(folds):
         fit, out = fold != held, fold == held
         gram = x[fit].T @ x[fit] + len(x) * 1e-3 * torch.eye(x.shape[1], dtype=torch.float64)
