@@ -55,6 +55,7 @@ def test_what_cannot_be_is_refused(hauberk: Run, shop: Path) -> None:
         (("membership", "no-plan.toml", "--references", 3), "an even number"),  # before anything is opened
         (call(shop, "--lr", -1, "--references", 2), "a learning rate above 0"), (call(shop, "--lr", "nan"), "above 0"),
         (call(shop, "--output", "a.txt"), "ends in .json or .npz"),
+        (call(shop, "--references", 2, "--attack", "loss-membership"), "no attack chosen takes them (loss-membership)"),
         # Before references are trained, which here would take hours.
         (call(shop, "--access", "label", "--attack", "gap-membership,lira", "--references", 64, "--epochs", 10**6), "SCORE acc"),
     ):

@@ -35,6 +35,7 @@ from hauberk.privacy.membership import (
 )
 from hauberk.privacy.membership.evidence import beyond
 from hauberk.privacy.membership.matching import matched_schedule
+from hauberk.privacy.membership.white_box import gradient_norms, inside_features
 
 Pair = tuple[Tensor, Tensor]
 Attack = Callable[..., Any]
@@ -232,3 +233,12 @@ def test_records_that_are_not_finite_are_named_and_spoil_no_others(learnt: tuple
         refer(model, (torch.cat([x, others[0]]), torch.cat([members[1], others[1]])))
     scores = quantile_regression(model, (x, members[1]), others)
     assert int(scores.members.isinf().sum()) <= 2 and area(scores) > 0.6
+
+
+def test_the_first_and_the_last_layer_are_whole_layers(learnt: tuple[nn.Module, Pair, Pair]) -> None:
+    model, (x, y), _ = learnt
+    norms, logits = gradient_norms(Target(model), (x[:5], y[:5]))  # by parameter: weight, bias, weight, bias
+    found = inside_features(model, norms, logits, y[:5])[:, :3]
+    squares = norms.square()
+    wanted = torch.stack([squares.sum(1), squares[:, :2].sum(1), squares[:, 2:].sum(1)], 1).sqrt().log()
+    torch.testing.assert_close(torch.from_numpy(found), wanted)

@@ -116,6 +116,11 @@ def run(
     cards = [load_methods().get(name, "inference") for name in names or _usual(target, count)]
     for card in cards:  # before any model is trained
         target.need(card.access or Access.LABEL, card.name)
+    if count and not any("references" in card.options for card in cards):
+        raise UsageError(
+            f"--references is {count}, and no attack chosen takes them ({', '.join(card.name for card in cards)})",
+            want="an attack that does, such as lira, or no --references",
+        )
     fresh = (~overlap(data).copies).nonzero()[:, 0]
     if min(len(fresh), len(data.train)) < 20:
         raise DataError(f"{len(fresh)} test records are not in the training data", want="20 or more records of each side")

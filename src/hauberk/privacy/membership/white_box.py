@@ -85,22 +85,24 @@ def white_box_membership(
     view.need(Access.GRADIENT, "white-box-membership")
     sides = (members, non_members)
     told = [gradient_norms(view, side) for side in sides]
-    asked = [inside_features(*one, side[1]) for one, side in zip(told, sides, strict=True)]
+    asked = [inside_features(view.module, *one, side[1]) for one, side in zip(told, sides, strict=True)]
     if references is None:
         if sum(map(len, asked)) < 4:
             return signals.both_sides(*(torch.zeros(len(one), dtype=torch.float64) for one in asked))
         references = own_references(sides)
     pool, side = (references.x, references.y), references.inside.numpy().astype(float)
-    rows = np.concatenate([inside_features(*gradient_norms(one, pool), pool[1]) for one in references.models])
+    rows = np.concatenate([inside_features(one.module, *gradient_norms(one, pool), pool[1]) for one in references.models])
     model = fitted(classifier, *features.thinned(rows, side.reshape(-1), seed), grid=None, seed=seed)
     return signals.both_sides(*(
         signals.unless_nan(judged(model, one), logits) for one, (_, logits) in zip(asked, told, strict=True)
     ))
 
 
-def inside_features(norms: Tensor, logits: Tensor, y: Tensor) -> Floats:
+def inside_features(module: nn.Module, norms: Tensor, logits: Tensor, y: Tensor) -> Floats:
     """Return log-norms of the gradient (all, first, last layer) beside the features of the answer, shape (n, 11)."""
-    told = torch.stack([norms.square().sum(1).sqrt(), norms[:, 0], norms[:, -1]], 1)
+    owners = [name.rpartition(".")[0] for name, _ in module.named_parameters()]
+    layers = [torch.tensor([one == end for one in owners]) for end in (owners[0], owners[-1])]
+    told = torch.stack([norms.square()[:, part].sum(1).sqrt() for part in (torch.ones(len(owners)).bool(), *layers)], 1)
     rows = features.features(logits, y.cpu().long())
     made: Floats = np.concatenate([torch.nan_to_num(_log(told), nan=0.0).clamp(-700, 700).numpy(), rows], 1)
     return made
