@@ -32,6 +32,7 @@ def test_references_attack_and_every_score_is_kept(hauberk: Run, shop: Path, tmp
     assert lines[1] == "plan     the command line" and lines[2].startswith("records  200 in the training data, ")
     assert lines[0].startswith("model    ") and lines[4].startswith("Members told from non-members")
     assert lines[6].startswith("variance-prior ")
+    assert any(line.startswith("inputs and labels alone, without the model") for line in lines)
     assert any(line.startswith("membership dealt at random") for line in lines) and lines[-1] == "kept: found.json"
     told = json.loads((tmp_path / "found.json").read_text())
     assert (told["main"], told["references"], told["members"]) == ("variance-prior", 2, 200)
@@ -82,6 +83,9 @@ def test_what_cannot_be_is_refused(hauberk: Run, shop: Path) -> None:
         (call(shop, "--lr", -1, "--references", 2), "a learning rate above 0"), (call(shop, "--lr", "nan"), "above 0"),
         (call(shop, "--keep", "kept"), "--keep is given without --references"),
         (call(shop, "--output", "a.txt"), "ends in .json or .npz"),
+        (call(shop, "--references", 2, "--attack", "loss-membership"), "no attack chosen takes them (loss-membership)"),
+        # Before references are trained, which here would take hours.
+        (call(shop, "--access", "label", "--attack", "gap-membership,lira", "--references", 64, "--epochs", 10**6), "SCORE acc"),
     ):
         run = hauberk(*arguments)
         assert run.exit_code == 2 and told in run.stderr, run.stderr

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hauberk import Data, Split
 from hauberk.core import overlap as module
-from hauberk.core.overlap import fingerprints, overlap
+from hauberk.core.overlap import distinct, fingerprints, overlap
 
 
 def brute(test: Tensor, train: Tensor) -> list[bool]:
@@ -65,3 +65,19 @@ def test_fingerprints_are_void_once_the_samples_are_exchanged() -> None:
     data.test.x = Split(1 - x, data.test.y).x
     assert overlap(data).count == 0
     assert overlap(Data(data.test)).count == 0
+
+
+def test_a_value_and_the_complement_of_its_bits_have_different_fingerprints() -> None:
+    x = torch.tensor([[4.0, 1.0], [0.5, 1e-3]])
+    other = (~x.view(torch.int32)).view(torch.float32)
+    assert float(other[0, 0]) == pytest.approx(-1)  # 4 and -0.99999994, for one
+    for column in range(2):
+        changed = x.clone()
+        changed[:, column] = other[:, column]
+        assert bool((fingerprints(x) != fingerprints(changed)).all())
+
+
+def test_the_first_of_each_record_stays() -> None:
+    x, y = torch.tensor([[1.0], [2.0], [1.0], [1.0], [2.0]]), torch.tensor([0, 0, 0, 1, 0])
+    assert distinct(x, y).tolist() == [0, 1, 3]
+    assert distinct(x[:0], y[:0]).tolist() == [] and distinct(x[:1], y[:1]).tolist() == [0]

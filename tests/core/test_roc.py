@@ -109,9 +109,11 @@ def test_delong_agrees_with_its_definition_and_with_resampling():
     positive, negative = np.round(rng.normal(1, 1, 60), 1), np.round(rng.normal(0, 1, 90), 1)
     wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
     variance = wins.mean(1).var(ddof=1) / 60 + wins.mean(0).var(ddof=1) / 90
-    got = auc_interval(positive, negative)
-    assert got.low == pytest.approx(wins.mean() - 1.959964 * np.sqrt(variance), abs=1e-6)
-    assert got.high == pytest.approx(min(1, wins.mean() + 1.959964 * np.sqrt(variance)), abs=1e-6)
+    got, area = auc_interval(positive, negative), wins.mean()
+    # On the logit scale, whose slope is 1 / (area (1 - area)).
+    reach = 1.959964 * np.sqrt(variance) / (area * (1 - area))
+    assert np.log(got.low / (1 - got.low)) == pytest.approx(np.log(area / (1 - area)) - reach, abs=1e-6)
+    assert np.log(got.high / (1 - got.high)) == pytest.approx(np.log(area / (1 - area)) + reach, abs=1e-6)
     drawn = [roc(rng.choice(positive, 60), rng.choice(negative, 90)).auc for _ in range(1500)]
     assert (got.high - got.low) / 2 / 1.959964 == pytest.approx(np.std(drawn), rel=0.08)
 
@@ -123,6 +125,26 @@ def test_delong_covers_the_true_area():
         interval = auc_interval(rng.normal(1, 1, 50), rng.normal(0, 1, 50))
         covered += interval.low <= truth <= interval.high
     assert 0.95 - 0.044 <= covered / runs <= 0.95 + 0.044
+
+
+@pytest.mark.parametrize(("shift", "n"), [(2.5, 20), (2.5, 50), (3.5, 100)])
+def test_the_interval_holds_areas_near_one(shift, n):
+    rng = np.random.default_rng(6)
+    truth, runs = norm.cdf(shift / 2**0.5), 300
+    spans = [auc_interval(rng.normal(shift, 1, n), rng.normal(0, 1, n)) for _ in range(runs)]
+    # An end that is too high calls a leak sure that is not: at most some 1 in 20, where the straight one has 1 in 8.
+    assert sum(one.low > truth for one in spans) <= 0.075 * runs
+    assert sum(one.low <= truth <= one.high for one in spans) >= 0.91 * runs
+
+
+@pytest.mark.parametrize(("p", "q"), [(1.0, 0.95), (1.0, 0.99), (0.99, 0.98), (0.9, 0.8)])
+def test_the_interval_holds_areas_of_scores_that_are_right_or_wrong(p, q):
+    rng = np.random.default_rng(7)
+    truth, runs = 0.5 + (p - q) / 2, 300
+    spans = [auc_interval(rng.random(50) < p, rng.random(50) < q) for _ in range(runs)]
+    assert sum(one.low <= truth <= one.high for one in spans) >= 0.91 * runs
+    same = auc_interval(np.ones(20), np.ones(20))
+    assert same.low < 0.5 < same.high and same.low == pytest.approx(1 - same.high)
 
 
 def test_perfect_separation_is_not_certainty():

@@ -71,8 +71,20 @@ class TestRules:
         found = csmia(Target(model, outputs="probabilities"), x, torch.ones(3).long(), sensitive=sensitive)
         # One value is right: that one. Both: the surer. None: the less sure, .6 of class 0 against .9.
         assert found.codes.tolist() == [0, 1, 1]
-        torch.testing.assert_close(found.scores, torch.tensor([[1.9, -0.7], [1.6, 1.8], [-0.9, -0.6]], dtype=torch.float64))
+        doubt = torch.tensor([[0.1, 0.3], [0.4, 0.2], [0.1, 0.4]], dtype=torch.float64).log()
+        right = torch.tensor([[-1, 1], [-1, -1], [1, 1]])
+        torch.testing.assert_close(found.scores, doubt * right)
         assert found.x[:, 1].tolist() == [0.0, 1.0, 1.0]
+
+    def test_csmia_orders_values_of_a_model_that_is_very_sure(self) -> None:
+        def model(x: Tensor) -> Tensor:  # right with every value, surest with the one that is true of all, 2
+            return torch.stack([60.0 + 10 * (x[:, 0] == 2), torch.zeros(len(x))], 1).double()
+
+        x, y = torch.rand(9, 3), torch.zeros(9, dtype=torch.long)
+        sensitive = Sensitive((0,), torch.tensor([[0.0], [1.0], [2.0]]))
+        assert csmia(Target(model, outputs="logits"), x, y, sensitive=sensitive).codes.tolist() == [2] * 9
+        wrong = csmia(Target(model, outputs="logits"), x, y + 1, sensitive=sensitive)
+        assert wrong.codes.tolist() == [0] * 9  # never right: the least sure, and the first of equals
 
     def test_the_likelihood_is_bayes_rule(self) -> None:
         x, y, _ = table(50)

@@ -76,7 +76,18 @@ def test_membership_dealt_at_random_gives_one_half_even_for_telling_scores() -> 
 def test_the_blind_control_sees_a_shift_of_the_inputs_and_nothing_else() -> None:
     draw = torch.Generator().manual_seed(0)
     x, z = torch.randn(400, 1, 10, 10, generator=draw), torch.randn(400, 1, 10, 10, generator=draw)
-    _, alike = blind_auc(x, z, seed=0)
+    _, alike, _ = blind_auc(x, z, seed=0)
     assert alike.low <= 0.5 <= alike.high
-    area, shifted = blind_auc(x + 0.5, z, seed=0)
-    assert area > 0.95 and shifted.low > 0.9
+    area, shifted, curve = blind_auc(x + 0.5, z, seed=0)
+    assert area == curve.auc > 0.95 and shifted.low > 0.9
+
+
+@pytest.mark.parametrize("classes", [2, 100])
+def test_the_blind_control_sees_that_labels_are_mixed_otherwise(classes: int) -> None:
+    draw = torch.Generator().manual_seed(1)
+    x, z = torch.randn(500, 3, generator=draw), torch.randn(500, 3, generator=draw)
+    y = [torch.randint(0, classes // 2, (500,), generator=draw) + part * (torch.rand(500, generator=draw) < 0.7)
+         * (classes // 2) for part in (torch.tensor(0), torch.tensor(1))]
+    assert blind_auc(x, z, seed=0)[1].low <= 0.5
+    assert blind_auc(x, z, seed=0, labels=(y[0], y[1]))[1].low > 0.7
+    assert blind_auc(x, z, seed=0, labels=(y[0], y[0].roll(1)))[1].low <= 0.5

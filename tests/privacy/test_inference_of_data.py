@@ -230,6 +230,16 @@ class TestExposure:
             rank_exposure(torch.tensor([1.0, 2.0]), 1.5)
         with pytest.raises(DataError):
             extrapolated_exposure(torch.zeros(50), 0.0, 100)
+        losses = torch.arange(50.0)
+        for estimate in (sampled_exposure, extrapolated_exposure):
+            with pytest.raises(DataError, match="canary's loss is NaN"):
+                estimate(losses, float("nan"), 10**6)  # it would count as the most exposed of all
+        with pytest.raises(DataError, match="1 of 50 losses are infinite"):
+            extrapolated_exposure(torch.where(losses == 3, torch.inf, losses), 0.0, 10**6)
+        with pytest.raises(UsageError, match="hold one twice"):
+            exposure_of(lambda rows: rows.double().sum(1), (1, 1), Space((1, 1, 2), 2))
+        with pytest.raises(DataError, match=r"of 4 sequences have shape \(4, 2\)"):
+            exposure_of(lambda rows: rows.double(), (1, 2), Space((1, 2), 2))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hauberk.core.errors import DataError
+from hauberk.core.finding import Interval
 from hauberk.core.kinds import MembershipScores
 from hauberk.core.roc import auc_gain, beaten, roc
 from hauberk.privacy.membership import MembershipReport
@@ -75,7 +76,9 @@ def test_slices_are_judged_by_one_threshold_and_small_ones_are_left_out() -> Non
     first, second = report.sliced("class")
     assert (first.name, first.auc, first.tpr, first.members, first.others) == ("x", 1.0, 1.0, 30, 100)
     assert (second.name, second.auc, second.tpr) == ("y", pytest.approx(0.005), 0.0)
-    assert first.tpr_interval.low == pytest.approx(0.025 ** (1 / 30))  # Clopper and Pearson, 30 of 30
+    # Two slices at once, and 1 % of 205 others is no threshold that is surely low enough.
+    assert (first.tpr_interval.low, first.tpr_interval.high) == (0.0, 1.0)
+    assert first.auc_interval.confidence == first.tpr_interval.confidence == 0.975
     assert report.slices_table("class").rows[0][0] == "x"
 
 
@@ -98,6 +101,10 @@ def test_records_of_one_score_are_not_ranked_where_not_all_of_them_fit() -> None
 def test_scores_of_other_records_are_refused() -> None:
     with pytest.raises(DataError, match="the same records"):
         MembershipReport({"a": drawn(0, 30), "b": drawn(0, 31)})
+    spoilt = drawn(0, 30)
+    spoilt.non_members[3] = torch.nan
+    with pytest.raises(DataError, match="scores of 'a' are NaN"):
+        MembershipReport({"a": spoilt})
     with pytest.raises(DataError, match="the slice 'sex' has 3 and 30 codes"):
         MembershipReport({"a": drawn(0, 30)}, {"sex": (torch.zeros(3), torch.zeros(30))})
 
@@ -132,3 +139,32 @@ def test_the_paired_gain_agrees_with_a_bootstrap_of_records() -> None:
     assert (apart.high - apart.low) == pytest.approx((span.high - span.low) / 2**0.5)
     wins, losses = beaten(a[0], a[1])
     assert wins.mean() == pytest.approx(losses.mean()) == pytest.approx(roc(a[0], a[1]).auc)
+
+
+def test_records_that_stand_out_by_chance_are_told_from_those_that_are_known() -> None:
+    silent = [MembershipReport({"a": drawn(0.0, 500, seed=seed)}) for seed in range(40)]
+    assert all(one.risk.min() < 0.02 for one in silent)  # some record is always the first
+    assert sum(one.wrong.min() < 0.1 for one in silent) <= 9  # 4 expected at most
+    scores = drawn(0.0, 1000, seed=4)
+    scores.members[:50] += 10
+    told = MembershipReport({"a": scores})
+    assert sorted(told.most_exposed(50)) == list(range(50)) and told.wrong[:50].max() < 0.05
+    assert told.to_dict()["most_exposed"][0]["fdr"] == pytest.approx(told.wrong[told.most_exposed(1)[0]])
+    # Benjamini and Hochberg: risk x members / rank, here all of one risk and the last of rank 50.
+    assert told.wrong[:50].max() == pytest.approx(1 / 1001 * 1000 / 50)
+
+
+def test_slices_of_a_model_that_remembers_nothing_do_not_seem_exposed() -> None:
+    sure = 0
+    for seed in range(20):
+        scores, code = drawn(0.0, 400, seed=seed), torch.arange(400) % 20
+        found = MembershipReport({"a": scores}, {"class": (code, code)}).sliced("class")
+        assert len(found) == 20
+        sure += any(one.auc_interval.low > 0.5 for one in found)
+    assert sure <= 3  # two-sided 5 % for all twenty at once; each by itself would be surely above in a third of the runs
+
+
+def test_the_control_without_the_model_is_told() -> None:
+    report = MembershipReport({"a": drawn(0.0, 100)}, blind=(0.7, Interval(0.6, 0.8)))
+    assert report.control_table().rows[-1] == ("inputs and labels alone, without the model", "0.700", "0.600 to 0.800")
+    assert report.to_dict()["blind"]["interval"]["low"] == 0.6 and MembershipReport({"a": drawn(0.0)}).to_dict()["blind"] is None

@@ -17,10 +17,11 @@ from hauberk.checks.engine import run_check
 from hauberk.checks.privacy import verdict
 from hauberk.cli.app import app
 from hauberk.core.finding import Finding, Interval, Status
+from hauberk.core.kinds import MembershipScores
 from hauberk.core.rng import isolated
-from hauberk.core.roc import Roc
+from hauberk.core.roc import Roc, roc
 from hauberk.methods import load_methods
-from hauberk.privacy.membership.measure import Exposure
+from hauberk.privacy.membership.measure import Exposure, blind_auc, exposure
 
 MEMBERSHIP = ("privacy/membership-loss", "privacy/membership-entropy")
 
@@ -162,3 +163,49 @@ def test_the_advice_runs_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.Mo
             assert len(answers.unique()) <= 21 < 40 and torch.equal(before, model.weight.detach())
             continue
         assert not model.training and not torch.equal(before, model.weight.detach())
+
+
+def test_a_shift_of_the_whole_split_does_not_excuse_members_that_stand_out() -> None:
+    draw = torch.Generator().manual_seed(0)
+    others = torch.randn(2000, generator=draw).double()
+    members = torch.randn(2000, generator=draw).double() + 0.4
+    alone = members.clone()
+    members[:200] += 20  # one in ten is known by heart
+    found, blind = exposure(MembershipScores(members, others)), roc(alone, others)
+    assert found.ahead > 10 and found.auc_interval.low < 0.7
+    shifted = (0.66, Interval(0.6, 0.7))
+    assert verdict(found, shifted) is Status.WARN  # of the area alone nothing better can be said
+    assert verdict(found, (*shifted, blind)) is Status.FAIL
+    assert verdict(found, (*shifted, found.roc)) is Status.WARN  # the records alone stand out as much
+
+
+@pytest.mark.parametrize("name", MEMBERSHIP)
+def test_labels_that_are_mixed_otherwise_are_not_blamed_on_the_model(name: str) -> None:
+    draw = torch.Generator().manual_seed(2)
+    x = torch.rand(2000, 5, generator=draw)
+    y = (torch.rand(2000, generator=draw) > torch.where(torch.arange(2000) < 1000, 0.9, 0.3)).long()
+    data = Data(Split(x[1000:], y[1000:]), Split(x[:1000], y[:1000]))
+
+    def constant(z: Tensor) -> Tensor:  # it knows no record, and that class 0 was the commoner
+        return torch.tensor([2.0, 0.0]) + 0.01 * z[:, :2]
+
+    found = run(name, constant, data)
+    assert found.status is Status.WARN and any("not attributable" in note for note in found.notes)
+
+
+def test_copies_are_no_evidence_of_their_own() -> None:
+    draw = torch.Generator().manual_seed(3)
+    x, z = torch.rand(60, 5, generator=draw), torch.rand(300, 5, generator=draw)
+    y = torch.randint(0, 2, (360,), generator=draw)
+    data = Data(Split(z, y[60:]), Split(x.repeat(5, 1), y[:60].repeat(5)))
+    found = run("privacy/membership-loss", lambda a: a[:, :2], data)
+    assert found.n == 60 and found.status is Status.PASS
+
+
+def test_the_control_without_the_model_is_not_fitted_to_copies_of_what_it_judges() -> None:
+    areas = []
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        x, z = torch.randn(50, 10, generator=draw), torch.randn(150, 10, generator=draw)
+        areas.append(blind_auc(x.repeat(3, 1), z, seed=seed)[0])
+    assert sum(areas) / 20 < 0.53  # fitted to copies, .57

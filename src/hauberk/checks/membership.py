@@ -148,11 +148,11 @@ def _finding(
             f"{len(sides.non_members[1])} non-members cannot resolve 0.1 % false positives; the rate is at {exposed.fpr:.2%}, "
             "one false alarm"
         )
-    area, spread = sides.blind
+    area, spread, _ = sides.blind
     status = verdict(exposed, sides.blind)
     if status is not verdict(exposed):
-        context.note("not attributable to the model, so that it warns at most: the inputs alone separate the two splits as well")
-    blind = Table("Control: the inputs alone, without the model; .5 is right", ("AUC", "95 % range"), [
+        context.note("not attributable to the model, so that it warns at most: the records alone separate the two splits as well")
+    blind = Table("Control: inputs and labels alone, without the model; .5 is right", ("AUC", "95 % range"), [
         (f"{area:.3f}", f"{spread.low:.3f} to {spread.high:.3f}"),
     ])
     if report.broken:

@@ -120,14 +120,22 @@ def run(
     """Run the attacks; return the report, where each member stands in the training data, and its label."""
     import torch
 
-    from hauberk.core.overlap import overlap
+    from hauberk.core.access import Access
+    from hauberk.core.overlap import distinct, overlap
     from hauberk.core.rng import generator
     from hauberk.methods import load_methods
     from hauberk.privacy.membership import MembershipReport
-    from hauberk.privacy.membership.measure import dealt_anew
+    from hauberk.privacy.membership.measure import blind_auc, dealt_anew
 
     assert data.train is not None
     cards = [load_methods().get(name, "inference") for name in names or _usual(target, count)]
+    for card in cards:  # before any model is trained
+        target.need(card.access or Access.LABEL, card.name)
+    if count and not any("references" in card.options for card in cards):
+        raise UsageError(
+            f"--references is {count}, and no attack chosen takes them ({', '.join(card.name for card in cards)})",
+            want="an attack that does, such as lira, or no --references",
+        )
     fresh = (~overlap(data).copies).nonzero()[:, 0]
     if min(len(fresh), len(data.train)) < 20:
         raise DataError(f"{len(fresh)} test records are not in the training data", want="20 or more records of each side")
@@ -136,6 +144,15 @@ def run(
     index = data.train.pick(n, seed, "members")
     order = torch.randperm(len(fresh), generator=generator(seed, "pick", "non-members"))[:n]
     outside = fresh[order.sort().values]
+    drawn = len(index) + len(outside)
+    # Copies are no records of their own: counted as such, they make every interval too narrow.
+    index, outside = (
+        place[distinct(*split.take(place))] for split, place in ((data.train, index), (data.test, outside))
+    )
+    if min(len(index), len(outside)) < 20:
+        raise DataError(f"{min(len(index), len(outside))} records of one side differ", want="20 or more records of each side")
+    if len(index) + len(outside) < drawn:
+        remark(f"{drawn - len(index) - len(outside)} records are copies of others on their side and were left out")
     sides = data.train.take(index), data.test.take(outside)
     made = _references(target, sides, count, epochs, lr, seed, workers, keep) if count else None
     scores, again = {}, None
@@ -151,7 +168,14 @@ def run(
         slices[name] = (data.train.groups[name][index], data.test.groups[name][outside])
         words[name] = data.group_names.get(name, ())
     assert again is not None
-    return MembershipReport(scores, slices, words, seed, dealt_anew(again, *sides, seed=seed)), index, sides[0][1]
+    area, spread, _ = blind_auc(sides[0][0], sides[1][0], seed=seed, labels=(sides[0][1], sides[1][1]))
+    if spread.low > 0.5:
+        remark(
+            f"the two splits differ in themselves: a classifier that never saw the model tells them apart with an area of "
+            f"{area:.3f}; part of every figure is that difference"
+        )
+    dealt = dealt_anew(again, *sides, seed=seed)
+    return MembershipReport(scores, slices, words, seed, dealt, (area, spread)), index, sides[0][1]
 
 
 def describe(evidence: tuple[Evidence, ...]) -> str:

@@ -54,9 +54,18 @@ def fingerprints(x: Tensor) -> Tensor:
     rows = x.detach().cpu().reshape(len(x), math.prod(x.shape[1:])).float() + 0.0  # minus zero becomes zero
     bits = rows.contiguous().view(torch.int32)
     # Round numbers end in zero bits, of which a product keeps as many: the upper half is folded down first.
-    bits = bits ^ (bits >> 16)
+    bits = bits ^ (bits >> 16 & 0xFFFF)  # without the sign, which would fold a pattern and its complement into one
     weights = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator(0, "fingerprints")) | 1
     return bits.long() @ weights
+
+
+def distinct(x: Tensor, y: Tensor) -> Tensor:
+    """Return the positions of the first of each record (x, y), shapes (n, ...) and (n,), sorted: its copies are left out."""
+    order = (keys := fingerprints(x) * 1_000_003 + y.cpu().long()).argsort(stable=True)
+    ranked = keys[order]
+    first = torch.ones(len(order), dtype=torch.bool)
+    first[1:] = ranked[1:] != ranked[:-1]
+    return order[first].sort().values
 
 
 def remember(split: Split, marks: Tensor) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import special as _special
 from scipy import stats as _stats
 
 from hauberk.core.finding import Curve, Interval, Series
@@ -121,22 +122,34 @@ def roc(positive_scores: ArrayLike, negative_scores: ArrayLike) -> Roc:
 
 
 def auc_interval(positive_scores: ArrayLike, negative_scores: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Return the interval of the area under the ROC (DeLong et al. 1988), clipped to [0, 1].
+    """Return the interval of the area under the ROC: DeLong's variance (1988) on the logit scale, as for other rates.
 
-    Where the two sides do not overlap, DeLong's has no width; then the exact interval of min(p, q) disjoint pairs, all won or all
-    lost, is returned.
+    Taken straight, it would miss an area near 1 far too often: it is not symmetric there. Where one side's scores all stand
+    alike against the other's, DeLong takes that side to be certain; then one score below all and one above are added to each
+    side, as Agresti and Caffo (2000) add successes and failures. Where the two sides do not overlap, the exact interval of
+    min(p, q) disjoint pairs, all won or all lost, is returned.
     """
     positive, negative = np.asarray(positive_scores, dtype=float), np.asarray(negative_scores, dtype=float)
     if len(positive) < 2 or len(negative) < 2:
         return Interval(0.0, 1.0, "delong", confidence)
     wins, losses = beaten(positive, negative)
-    spread = np.sqrt(wins.var(ddof=1) / len(positive) + losses.var(ddof=1) / len(negative))
-    half = float(_stats.norm.ppf(0.5 + confidence / 2)) * float(spread)
-    centre = float(wins.mean())
+    seen = centre = float(wins.mean())
     if centre in (0.0, 1.0):
         pairs = min(len(positive), len(negative))
         return clopper_pearson(pairs if centre else 0, pairs, confidence)
-    return Interval(max(0.0, centre - half), min(1.0, centre + half), "delong", confidence)
+    z = float(_stats.norm.ppf(0.5 + confidence / 2))
+    if not np.ptp(wins) or not np.ptp(losses):
+        wins, losses = beaten(*(np.concatenate([one, [-np.inf, np.inf]]) for one in (positive, negative)))
+        centre = float(wins.mean())
+        half = z * _deviation(wins, losses)
+        return Interval(max(0.0, min(seen, centre - half)), min(1.0, max(seen, centre + half)), "delong, added", confidence)
+    half = z * _deviation(wins, losses) / (centre * (1 - centre))
+    low, high = (float(_special.expit(_special.logit(centre) + end)) for end in (-half, half))
+    return Interval(low, high, "delong, logit", confidence)
+
+
+def _deviation(wins: Floats, losses: Floats) -> float:
+    return float(np.sqrt(wins.var(ddof=1) / len(wins) + losses.var(ddof=1) / len(losses)))
 
 
 def beaten(positive_scores: ArrayLike, negative_scores: ArrayLike) -> tuple[Floats, Floats]:

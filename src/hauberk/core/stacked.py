@@ -149,17 +149,27 @@ def _fit(
     parameters = learner.parameters
     optimizer = FusedAdam(parameters, lr=lr)
     longest = max(len(rows) for rows in index)
-    weights = [part.to(parameters[0]) for part in _weights([len(rows) for rows in index], schedule.batch_size)]
+    size = _batch_size(learner, longest, schedule.batch_size)
+    weights = [part.to(parameters[0]) for part in _weights([len(rows) for rows in index], size)]
     for epoch in range(schedule.epochs):
         orders = [_shuffled(rows, schedule.seed, number, epoch) for rows, number in zip(index, numbers, strict=True)]
         # Shorter orders are filled up with a record of theirs.
         order = torch.stack([torch.cat([one, one[:1].expand(longest - len(one))]) for one in orders])
         for rows, labels, part in zip(
-            order.split(schedule.batch_size, 1), y[order].split(schedule.batch_size, 1), weights, strict=True
+            order.split(size, 1), y[order].split(size, 1), weights, strict=True
         ):
             learner.backward(Batch(rows, labels, part))
             optimizer.step()
     learner.give_back()
+
+
+def _batch_size(learner: _Stack | _Alone | perceptrons.Stacked, n: int, size: int) -> int:
+    """Return the size, or the next one that leaves no batch of a single record where layers normalise over the batch."""
+    module = getattr(learner, "base", getattr(learner, "model", None))
+    over_batch = module is not None and any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in module.modules())
+    while over_batch and 1 < size < n and n % size == 1:
+        size += 1
+    return size
 
 
 def _shuffled(rows: Tensor, seed: int, number: int, epoch: int) -> Tensor:

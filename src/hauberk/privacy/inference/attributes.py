@@ -30,16 +30,18 @@ def csmia(target: Target | nn.Module, x: Tensor, y: Tensor, *, sensitive: Sensit
         sensitive: the columns and the values they may hold.
 
     Returns:
-        Guesses; scores are 1 + confidence where the model is right and minus the confidence where it is not.
+        Guesses; scores are -log(1 - confidence) where the model is right and log(1 - confidence) where it is not: on that scale
+        values stay ordered where the confidence itself rounds to 1.
 
     Raises:
         AccessDenied: below SCORE access.
         DataError: for records that are no table.
     """
     log_p = candidates(as_target(target), x, y, sensitive, "csmia")  # (n, values, classes)
-    sure, said = log_p.exp().max(2)
+    top, said = log_p.max(2)
+    doubt = (-torch.expm1(top)).log().clamp(min=-800)
     right = said == y[:, None].to(said.device)
-    return Guesses.made(x, y, sensitive, torch.where(right, 1 + sure, -sure))
+    return Guesses.made(x, y, sensitive, torch.where(right, -doubt, doubt))
 
 
 @reconstruction(

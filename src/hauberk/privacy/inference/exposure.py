@@ -90,8 +90,11 @@ def sampled_exposure(losses: Tensor, canary: float, size: int) -> Exposure:
         losses: of candidates drawn evenly from the space, shape (m,).
         canary: the canary's own loss.
         size: of the whole space: no rank is better than 1 of it.
+
+    Raises:
+        DataError: for no candidate, or a NaN.
     """
-    _sound(losses)
+    _sound(losses, canary)
     before, n = int((losses <= canary).sum()), len(losses)
     span = clopper_pearson(before, n)
     most = math.log2(size)
@@ -109,10 +112,12 @@ def extrapolated_exposure(losses: Tensor, canary: float, size: int) -> Exposure:
         size: of the whole space. The law may say more bits than its log2: the canary then is surely the first.
 
     Raises:
-        DataError: for fewer than 20 losses, a NaN, or losses that are all equal.
+        DataError: for fewer than 20 losses, a NaN, losses that are infinite, or all equal.
     """
-    _sound(losses)
+    _sound(losses, canary)
     rows = losses.double().numpy()
+    if not np.isfinite(rows).all():
+        raise DataError(f"{int((~np.isfinite(rows)).sum())} of {len(rows)} losses are infinite", want="finite ones, to fit a law")
     if len(rows) < 20 or float(rows.std()) == 0:
         raise DataError(f"there are {len(rows)} losses with deviation {rows.std():.3g}", want="at least 20 that differ")
     middle, spread = float(rows.mean()), float(rows.std())
@@ -144,22 +149,30 @@ def exposure_of(
         seed: of the sample.
 
     Raises:
-        UsageError: for a canary that is not of the space.
+        UsageError: for a canary that is not of the space, or a space that lists a symbol twice.
+        DataError: for scores that are not one loss a sequence, or NaN.
     """
+    if len(set(space.symbols)) < len(space.symbols):
+        raise UsageError(f"the symbols {list(space.symbols)[:12]} hold one twice", want="each once, as a rank counts secrets")
     if len(canary) != space.length or not set(canary) <= set(space.symbols):
         raise UsageError(f"the canary {list(canary)}", want=f"{space.length} of the symbols {list(space.symbols)[:12]}")
     whole = len(space) <= largest
     rows = space.all() if whole else space.draw(sample, generator(seed, "exposure"))
     losses = torch.cat([score(part).detach().cpu().double() for part in rows.split(batch_size)])
+    if losses.shape != rows.shape[:1]:
+        raise DataError(f"the scores of {len(rows)} sequences have shape {tuple(losses.shape)}", want=f"({len(rows)},)")
     if whole:
         place = int((rows == torch.tensor(list(canary))).all(1).nonzero()[0, 0])
         return rank_exposure(losses, float(losses[place]))
     return extrapolated_exposure(losses, float(score(torch.tensor([list(canary)]))[0]), len(space))
 
 
-def _sound(losses: Tensor) -> None:
+def _sound(losses: Tensor, canary: float = 0.0) -> None:
+    if math.isnan(canary):
+        raise DataError("the canary's loss is NaN", want="a number: a broken model exposes nothing that can be told")
     if losses.ndim != 1 or not len(losses) or bool(losses.isnan().any()):
-        raise DataError(f"the losses have shape {tuple(losses.shape)}", want="one number per candidate, none of them NaN")
+        told = f"of shape {tuple(losses.shape)}, {int(losses.isnan().sum())} of them NaN"
+        raise DataError(f"there are losses {told}", want="one number per candidate, none of them NaN")
 
 
 def expected_exposure(size: int) -> float:

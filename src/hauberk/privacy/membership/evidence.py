@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import special
+from torch import Tensor
 
 from hauberk.core.access import Access
 from hauberk.core.errors import DataError
@@ -31,16 +32,19 @@ class Evidence:
         references: of each reference, shape (k, n).
         inside: whether it was trained on the record, shape (k, n), bool.
         members: how many of the n are members. No score may depend on it.
+        lost: which records the target answered with NaN, shape (n,); their scores are the lowest. None for none.
     """
 
     target: Floats
     references: Floats
     inside: NDArray[np.bool_]
     members: int
+    lost: NDArray[np.bool_] | None = None
 
     def split(self, scores: Floats) -> MembershipScores:
         """Return scores of all records, shape (n,), by side."""
-        made = torch.from_numpy(np.ascontiguousarray(scores, dtype=np.float64))
+        kept = scores if self.lost is None else np.where(self.lost, -np.inf, scores)
+        made = torch.from_numpy(np.ascontiguousarray(kept, dtype=np.float64))
         return signals.both_sides(made[: self.members], made[self.members :])
 
     def need(self, *, inside: bool) -> Evidence:
@@ -78,8 +82,15 @@ def gathered(
     theirs, inside = (torch.cat([one[part] for one in told], 1) for part in (0, 1))
     if view.outputs == "probabilities" or any(one.outputs == "probabilities" for one in references.models):
         own, theirs = own.clamp(-REACH, REACH), theirs.clamp(-REACH, REACH)
-    clean = [torch.nan_to_num(one.detach().cpu(), nan=-REACH, posinf=700.0, neginf=-700.0).numpy() for one in (own, theirs)]
-    return Evidence(clean[0], clean[1], inside.numpy(), len(sides[0][0]))
+    parts = [one.detach().cpu() for one in (own, theirs)]
+    far = beyond(*parts)
+    clean = [torch.nan_to_num(one, nan=-REACH, posinf=far, neginf=-far).numpy() for one in parts]
+    return Evidence(clean[0], clean[1], inside.numpy(), len(sides[0][0]), parts[0].isnan().numpy())
+
+
+def beyond(*values: Tensor) -> float:
+    """Return a number that stands for infinity among these: none that is finite lies further out."""
+    return max([700.0, *(float(one.abs()[one.isfinite()].max()) for one in values if bool(one.isfinite().any()))])
 
 
 def _too_few(n: int) -> References:

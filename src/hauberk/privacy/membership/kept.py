@@ -21,14 +21,17 @@ ABOUT = "references.json"
 
 
 def about(model: nn.Module, marks: Tensor, schedule: Schedule, lr: float) -> dict[str, Any]:
-    """Return what tells one training of references from another: architecture, records by their marks, schedule and rate.
+    """Return what tells one training of references from another: architecture, frozen weights, records, schedule and rate.
 
     How many models there are is not in it: the first of many are those of few.
     """
     layout = [(name, list(one.shape), str(one.dtype)) for name, one in model.state_dict().items() if isinstance(one, Tensor)]
-    kind = f"{type(model).__qualname__} {model!r} {layout}"
+    kind = hashlib.sha256(f"{type(model).__qualname__} {model!r} {layout}".encode())
+    for one in model.parameters():
+        if not one.requires_grad:  # kept from the target: another target is another training
+            kind.update(one.detach().cpu().double().numpy().tobytes())
     return {
-        "model": hashlib.sha256(kind.encode()).hexdigest(),
+        "model": kind.hexdigest(),
         "records": hashlib.sha256(marks.cpu().contiguous().numpy().tobytes()).hexdigest(),
         "epochs": schedule.epochs, "batch_size": schedule.batch_size, "seed": schedule.seed, "lr": lr,
     }

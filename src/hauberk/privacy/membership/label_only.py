@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hauberk.core import rng
 from hauberk.core.access import Access
-from hauberk.core.errors import UsageError
+from hauberk.core.errors import DataError, UsageError
 from hauberk.core.kinds import MembershipScores, inference
 from hauberk.core.target import Target, as_target
 from hauberk.privacy.membership import signals
@@ -44,6 +44,9 @@ def augmentation_membership(
 
     Returns:
         The scores of both sides, from 0 to 1.
+
+    Raises:
+        DataError: for whole numbers that are no images, zeros and ones, without `change`: no usual change suits them.
     """
     view = as_target(target)
     sides = (members, non_members)
@@ -82,12 +85,16 @@ def boundary_membership(
 
     Raises:
         UsageError: for fewer than one direction.
+        DataError: for whole numbers without `distance`: a step from one would be no record.
     """
     if directions < 1:
         raise UsageError(f"directions is {directions}", want="1 or more")
     view = as_target(target)
     sides = (members, non_members)
     x = torch.cat([one[0].detach() for one in sides])
+    if distance is None and not x.is_floating_point():
+        raise DataError(f"the records are {x.dtype}", want="floating point numbers", fix="Give them as such, or a distance")
+    x = x if x.is_floating_point() else x.float()
     # Sums of what is sorted: neither side nor order enters, to the last bit.
     unit = float(x.double().flatten().sort().values.std()) if x.numel() > 1 else 1.0
     ways = torch.randn((directions, *x.shape[1:]), generator=rng.generator(seed, "directions")).to(x)
@@ -110,6 +117,11 @@ def usual_change(x: Tensor) -> View:
         return _shift
     if bool(((x == 0) | (x == 1)).all()):
         return lambda z, draw: torch.where((rng.uniform(z[:1], draw) < 0.05).expand_as(z), 1 - z, z)
+    if not x.is_floating_point():
+        raise DataError(
+            f"the records are {x.dtype} and not all 0 or 1", want="floating point numbers",
+            fix="Give them as such; for tokens, give a change that leaves tokens",
+        )
     spread = x.sort(0).values.std(0) if len(x) > 1 else torch.ones_like(x[0])  # sorted: the order must not enter
     return lambda z, draw: z + 0.1 * spread * rng.normal(z[:1], draw)
 

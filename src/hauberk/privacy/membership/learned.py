@@ -63,7 +63,8 @@ def learned_membership(
     view = as_target(target)
     view.need(Access.SCORE, "learned-membership")
     sides = (members, non_members)
-    asked = [features.features(*signals.answers(view, side)) for side in sides]
+    told = [signals.answers(view, side) for side in sides]
+    asked = [features.features(*one) for one in told]
     if known is not None:
         rows, side = from_known(view, sides, known, references)
     else:
@@ -71,7 +72,9 @@ def learned_membership(
     if not len(rows) or len(set(side.tolist())) < 2:
         return signals.both_sides(*(torch.zeros(len(one), dtype=torch.float64) for one in asked))
     model = fitted(classifier, *features.thinned(rows, side, seed), grid=grid, seed=seed)
-    return signals.both_sides(*(judged(model, one) for one in asked))
+    return signals.both_sides(*(
+        signals.unless_nan(judged(model, rows), logits) for rows, (logits, _) in zip(asked, told, strict=True)
+    ))
 
 
 def from_known(view: Target, sides: Sequence[Records], known: Known, references: References | None) -> tuple[Floats, Floats]:
@@ -146,6 +149,8 @@ def judged(model: Any, rows: Floats) -> Tensor:
     """Return the log-odds that a fitted classifier gives, shape (n,)."""
     if not len(rows):
         return torch.zeros(0, dtype=torch.float64)
+    if hasattr(model, "decision_function"):  # of a logistic regression the log-odds themselves: a probability ties them near 1
+        return torch.from_numpy(np.asarray(model.decision_function(rows), dtype=np.float64))
     p = torch.from_numpy(np.asarray(model.predict_proba(rows)[:, 1], dtype=np.float64))
     small = 1e-12
     return p.clamp(small, 1 - small).logit()

@@ -26,7 +26,7 @@ def loss_membership(target: Target | nn.Module, members: Records, non_members: R
         non_members: records that were not, likewise.
 
     Returns:
-        The scores of both sides, never tied by rounding while the logits are finite.
+        The scores of both sides, not tied by rounding while no logit leads the others by more than 700.
 
     Raises:
         AccessDenied: below SCORE access.

@@ -30,7 +30,8 @@ def matched_schedule(
         longest: the most epochs, tried last.
     """
     held = next(iter(module.parameters()), records[0])
-    x, y = records[0].detach().to(held.device, held.dtype), records[1].to(held.device).long()
+    exact = torch.float32 if held.dtype in (torch.float16, torch.bfloat16) else held.dtype  # as `redrawn` makes them
+    x, y = records[0].detach().to(held.device, exact), records[1].to(held.device).long()
     half = torch.arange(0, len(x), 2, device=held.device)
     reached = 0.0
     rounds = [*(epochs for epochs in ROUNDS if epochs < longest), longest]

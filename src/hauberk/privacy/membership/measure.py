@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hauberk.core.finding import Interval
 from hauberk.core.kinds import MembershipScores
+from hauberk.core.overlap import fingerprints
 from hauberk.core.rng import generator, numpy_generator
 from hauberk.core.roc import Roc, auc_interval, roc
 from hauberk.privacy.membership.signals import Records
@@ -103,17 +104,20 @@ def dealt_anew(attack: Attack, members: Records, non_members: Records, *, seed: 
     return attack((x[first.to(x.device)], y[first]), (x[second.to(x.device)], y[second]))
 
 
-def blind_auc(members: Tensor, non_members: Tensor, *, seed: int, folds: int = 5) -> tuple[float, Interval]:
-    """Return how well the two sides can be told apart from the inputs alone, without the model.
+def blind_auc(
+    members: Tensor, non_members: Tensor, *, seed: int, folds: int = 5, labels: tuple[Tensor, Tensor] | None = None
+) -> tuple[float, Interval, Roc]:
+    """Return how well the two sides can be told apart from the records alone, without the model: area, interval and curve.
 
-    A ridge classifier on the inputs (projected to 64 random directions where there are more features), scored on records it was
-    not fitted to. Above .5 the two splits differ in themselves, and a membership figure is in part that difference
+    A ridge classifier on the inputs (projected to 64 random directions where there are more features) and labels, scored on
+    records it was not fitted to. Above .5 the two splits differ in themselves, and a membership figure is in part that difference
     (Das et al. 2024, arXiv:2406.16201).
 
     Arguments:
         members, non_members: inputs, shapes (m, ...) and (k, ...).
         seed: of the folds and the projection.
         folds: each is scored by a classifier fitted to the others.
+        labels: of both sides, (m,) and (k,): every attack sees them, and they may be mixed otherwise. None leaves them out.
     """
     rows = torch.cat([members, non_members]).flatten(1)
     if rows.shape[1] > 64:
@@ -122,14 +126,24 @@ def blind_auc(members: Tensor, non_members: Tensor, *, seed: int, folds: int = 5
         x = torch.cat([part.cpu().float() @ draw for part in rows.split(256)]).double()
     else:
         x = rows.cpu().double()
+    if labels is not None:
+        codes = torch.unique(torch.cat([one.cpu() for one in labels]), return_inverse=True)[1]
+        known = torch.nn.functional.one_hot(codes).double()
+        if known.shape[1] > 64:
+            known = known @ torch.randn(known.shape[1], 64, generator=generator(seed, "blind labels")).double()
+        x = torch.cat([x, known], 1)
     side = torch.cat([torch.ones(len(members)), -torch.ones(len(non_members))]).double()
     x = (x - x.mean(0)) / x.std(0).clamp(min=1e-9)
     x = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], 1)
     scores = torch.zeros(len(x), dtype=torch.float64)
-    fold = torch.randperm(len(x), generator=generator(seed, "blind folds")) % folds
+    kind = torch.unique(fingerprints(rows), return_inverse=True)[1]
+    kind = kind if int(kind.max()) + 1 < len(x) else torch.arange(len(x))
+    # Copies of a record are in one fold: it is not to be fitted to what it judges.
+    fold = (torch.randperm(int(kind.max()) + 1, generator=generator(seed, "blind folds")) % folds)[kind]
     for held in range(folds):
         fit, out = fold != held, fold == held
         gram = x[fit].T @ x[fit] + len(x) * 1e-3 * torch.eye(x.shape[1], dtype=torch.float64)
         scores[out] = x[out] @ torch.linalg.solve(gram, x[fit].T @ side[fit])
     left, right = scores[: len(members)].numpy(), scores[len(members) :].numpy()
-    return roc(left, right).auc, auc_interval(left, right)
+    curve = roc(left, right)
+    return curve.auc, auc_interval(left, right), curve

@@ -9,11 +9,12 @@ from torch.nn import functional
 from hauberk.core import rng
 from hauberk.core.access import Access
 from hauberk.core.adam import FusedAdam
+from hauberk.core.errors import DataError
 from hauberk.core.kinds import MembershipScores, inference
 from hauberk.core.overlap import fingerprints
 from hauberk.core.target import Target, as_target
 from hauberk.privacy.membership import signals
-from hauberk.privacy.membership.evidence import REACH
+from hauberk.privacy.membership.evidence import REACH, beyond
 from hauberk.privacy.membership.loss import TAGS
 from hauberk.privacy.membership.signals import Records
 
@@ -37,8 +38,9 @@ def quantile_regression(
         target: with SCORE access.
         members: records that were trained on, x of shape (m, ...) and labels y of shape (m,).
         non_members: records that were not, likewise.
-        public: other records that were not trained on. None: each half of the records at hand is judged by what the other half
-            teaches, members and others mixed, as who they are is not known; that is weaker.
+        public: other records that were not trained on, none of them among those to be scored. None: each half of the records at
+            hand is judged by what the other half teaches, members and others mixed, as who they are is not known; that is weaker.
+            Copies of a record are in one half.
         epochs: passes over the public records.
         seed: of the regression.
 
@@ -47,25 +49,37 @@ def quantile_regression(
 
     Raises:
         AccessDenied: below SCORE access.
-        DataError: for labels that are not classes.
+        DataError: for labels that are not classes, public records of another shape, or a record to be scored among them.
     """
     view = as_target(target)
     view.need(Access.SCORE, "quantile-regression")
     sides = (members, non_members)
-    own = torch.cat([_signal(view, side) for side in sides])
+    told = torch.cat([_signal(view, side) for side in sides])
+    own, lost = _finite(told), told.isnan()
     x, y = torch.cat([one[0].detach().cpu().float().flatten(1) for one in sides]), torch.cat([one[1].cpu() for one in sides])
     width = int(y.max()) + 1 if len(y) else 1
+    x = torch.where(x.isfinite(), x, 0.0)  # one record must not spoil the scale of all
     scores = torch.zeros(len(own), dtype=torch.float64)
     if public is not None:
         z, labels = public[0].detach().cpu().float().flatten(1), public[1].cpu()
+        z = torch.where(z.isfinite(), z, 0.0)
+        shared = int(torch.isin(fingerprints(x), fingerprints(z)).sum()) if z.shape[1] == x.shape[1] else 0
+        if shared or len(z) < 2 or z.shape[1] != x.shape[1]:
+            raise DataError(
+                f"there are {len(z)} public records of {z.shape[1]} inputs, and {shared} to be scored are among them",
+                want=f"other records than those, of {x.shape[1]} inputs, at least 2",
+            )
         width = max(width, int(labels.max()) + 1)
-        scores = _above(own, _quantiles((z, labels), _signal(view, public), (x, y), width, epochs, seed))
+        scores = _above(own, _quantiles((z, labels), _finite(_signal(view, public)), (x, y), width, epochs, seed))
     elif len(own) >= 4:
-        # Halves by what the records hold: neither the order nor the side they came from decides.
-        order = (fingerprints(x) * 1_000_003 + y).argsort(stable=True)
-        for fit, judged in ((order[::2], order[1::2]), (order[1::2], order[::2])):
+        # Halves by what the records hold: neither the order nor the side they came from decides, and copies stay together.
+        keys = fingerprints(x) * 1_000_003 + y
+        order, even = keys.argsort(stable=True), torch.unique(keys, return_inverse=True)[1] % 2 == 0
+        first, second = order[even[order]], order[~even[order]]
+        for fit, judged in ((first, second), (second, first)) if min(len(first), len(second)) > 1 else ():
             expected = _quantiles((x[fit], y[fit]), own[fit], (x[judged], y[judged]), width, epochs, seed)
             scores[judged] = _above(own[judged], expected)
+    scores = torch.where(lost, -torch.inf, scores)
     return signals.both_sides(scores[: len(members[0])], scores[len(members[0]) :])
 
 
@@ -77,7 +91,12 @@ def pinball(predicted: Tensor, s: Tensor, levels: Tensor) -> Tensor:
 
 def _signal(view: Target, side: Records) -> Tensor:
     found = signals.log_odds(*signals.answers(view, side)).cpu()
-    return torch.nan_to_num(found.clamp(-REACH, REACH) if view.outputs == "probabilities" else found, nan=-REACH)
+    return found.clamp(-REACH, REACH) if view.outputs == "probabilities" else found
+
+
+def _finite(s: Tensor) -> Tensor:
+    far = beyond(s)
+    return torch.nan_to_num(s, nan=-REACH, posinf=far, neginf=-far)
 
 
 def _above(s: Tensor, quantiles: Tensor) -> Tensor:

@@ -122,8 +122,9 @@ def train_references(
     one by one, and estimators of scikit-learn are fitted so: here, or in processes, or where `spread` takes them.
 
     Arguments:
-        make: a module, whose architecture is taken and initialised anew; an estimator, which is cloned; or a function of a seed
-            that returns either, untrained.
+        make: a module, whose architecture is taken and initialised anew (where some of its layers are frozen, these are kept as
+            they are; half precision is trained in float32); an estimator, which is cloned; or a function of a seed that returns
+            either, untrained, a new one at each call.
         records: the pool, x of shape (n, ...) and y of shape (n,): what will be judged, and more of the kind where there is.
         count: of models, even.
         schedule: epochs, batch size and seed: those of the target's training.
@@ -147,6 +148,7 @@ def train_references(
     index = [one.nonzero()[:, 0] for one in inside]
     seeds = [rng.derive_seed(schedule.seed, "reference", k) % 2**32 for k in range(count)]
     made, elsewhere = [_make(make, seed) for seed in seeds], Elsewhere(workers, spread)
+    _refuse_shared(made)
     if all(isinstance(one, nn.Module) for one in made):
         held = next(iter(made[0].parameters()), x)
         placed = x.to(held.device, held.dtype)
@@ -181,7 +183,17 @@ def _halves_of(x: Tensor, y: Tensor, count: int, seed: int) -> Tensor:
     return halves(distinct, count, seed=seed)[:, kinds]
 
 
+def _refuse_shared(made: Sequence[Any]) -> None:
+    modules = [one for one in made if isinstance(one, nn.Module)]
+    held = [id(weight) for one in modules for weight in one.parameters() if weight.requires_grad]
+    if len({id(one) for one in made}) < len(made) or len(set(held)) < len(held):
+        raise UsageError("the factory returned the same model or weights more than once", want="a new model at each call")
+
+
 def _refuse_misfits(module: nn.Module, x: Tensor, y: Tensor) -> None:
+    if not bool(x.isfinite().all()):
+        broken = int((~x.isfinite()).flatten(1).any(1).sum())
+        raise DataError(f"{broken} of {len(x)} records hold NaN or infinity", want="finite numbers", fix="Leave them out")
     try:
         told = logits_of([module], x[:2]).shape[2]
     except (RuntimeError, ValueError) as error:
@@ -215,12 +227,20 @@ def own_references(sides: Sequence[Records], *, count: int = 4) -> References:
 def redrawn(module: nn.Module, seed: int) -> nn.Module:
     """Return a copy of a module with its weights drawn anew, as its layers draw them when they are made.
 
+    Frozen layers beside others that are not are kept: they were not trained on the records. Where all are frozen, as in a model
+    that is only served, all are drawn, and can be trained.
+
     Raises:
         ModelError: where a layer holds weights that it cannot draw.
     """
-    made = copy.deepcopy(module)
+    made = _single_precision(copy.deepcopy(module))
+    partly = any(one.requires_grad for one in made.parameters())
+    kept = {
+        layer for layer in made.modules()
+        if partly and (own := [*layer.parameters(recurse=False)]) and not any(one.requires_grad for one in own)
+    }
     for name, layer in made.named_modules():
-        held = [*layer.parameters(recurse=False)]
+        held = [] if layer in kept else [*layer.parameters(recurse=False)]
         drawn = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
         if drawn is None and held:
             raise ModelError(
@@ -230,11 +250,19 @@ def redrawn(module: nn.Module, seed: int) -> nn.Module:
     with rng.isolated(seed):
         for layer in made.modules():
             drawn = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
-            if callable(drawn):
+            if callable(drawn) and layer not in kept:
                 drawn()
     for parameter in made.parameters():
         parameter.grad = None
+        if not partly and parameter.is_floating_point():
+            parameter.requires_grad_(True)
     return made
+
+
+def _single_precision(module: nn.Module) -> nn.Module:
+    """Return the module, in float32 where it is in half precision, in which Adam's small steps are lost or overflow."""
+    half = any(one.dtype in (torch.float16, torch.bfloat16) for one in module.parameters())
+    return module.float() if half else module
 
 
 def _make(make: object, seed: int) -> Any:
@@ -243,8 +271,11 @@ def _make(make: object, seed: int) -> Any:
     if callable(getattr(make, "fit", None)) and hasattr(make, "get_params"):
         return fresh_estimator(make, seed)
     if callable(make) and not isinstance(make, type):
-        made = make(seed)
-        if isinstance(made, nn.Module) or callable(getattr(made, "fit", None)):
+        with rng.isolated(seed):  # it may seed the global stream, or draw from it
+            made = make(seed)
+        if isinstance(made, nn.Module):
+            return _single_precision(made)
+        if callable(getattr(made, "fit", None)):
             return made
         raise UsageError(f"the factory returned a {type(made).__name__}", want="a torch module or an estimator, untrained")
     raise UsageError(

@@ -15,7 +15,7 @@ from hauberk.core.errors import DataError
 from hauberk.core.finding import Curve, Evidence, Interval, Table, plain_values
 from hauberk.core.kinds import MembershipScores
 from hauberk.core.roc import auc_interval, roc
-from hauberk.core.stats import Floats, clopper_pearson
+from hauberk.core.stats import Floats, benjamini_hochberg
 from hauberk.privacy.membership.measure import Exposure, exposure, shuffled_auc
 
 RATES = (1e-2, 1e-3, 1e-4)
@@ -31,6 +31,8 @@ class Slice:
         members, others: how many records it has.
         auc, auc_interval: the area within the slice.
         tpr, tpr_interval: members of the slice beyond the threshold that 1 % of all non-members pass.
+
+    The intervals of all slices of a slicing hold together with 95 % (Bonferroni): the most exposed one was picked among them.
     """
 
     name: str
@@ -53,6 +55,8 @@ class MembershipReport:
         seed: of the shuffled control.
         dealt: what the main attack says of the same records when they are dealt to two sides at random (`dealt_anew`): an attack
             whose scores depend on the side is found out by it. None leaves that control out.
+        blind: the area, with its interval, at which the records alone tell the sides apart (`blind_auc`): above .5 the splits
+            differ in themselves, and part of every figure is that. None leaves that control out.
     """
 
     scores: Mapping[str, MembershipScores]
@@ -60,11 +64,15 @@ class MembershipReport:
     words: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     seed: int = 0
     dealt: MembershipScores | None = None
+    blind: tuple[float, Interval] | None = None
 
     def __post_init__(self) -> None:
         sizes = {(len(one.members), len(one.non_members)) for one in self.scores.values()}
         if len(sizes) != 1 or 0 in next(iter(sizes)):
             raise DataError(f"the attacks scored {sorted(sizes)} members and others", want="the same records, some of each side")
+        broken = [name for name, one in self.scores.items() if bool(torch.cat([one.members, one.non_members]).isnan().any())]
+        if broken:
+            raise DataError(f"scores of '{broken[0]}' are NaN", want="numbers; the lowest where a model answers nothing")
         for name, (inside, outside) in self.slices.items():
             if (len(inside), len(outside)) not in sizes:
                 raise DataError(f"the slice '{name}' has {len(inside)} and {len(outside)} codes", want="one for each record")
@@ -110,6 +118,15 @@ class MembershipReport:
         made: Floats = (above + 1.0) / (len(others) + 1)
         return made
 
+    @functools.cached_property
+    def wrong(self) -> Floats:
+        """For each member the share of wrong finds to expect among all that score as high, shape (m,): the false discovery rate.
+
+        Where the model remembers nothing some record is the first all the same, at a small false-positive rate; this is then near
+        1. Benjamini and Hochberg's over all members, each with `risk` for its p-value (Bates et al. 2023, arXiv:2104.08279).
+        """
+        return benjamini_hochberg(self.risk.tolist())
+
     def most_exposed(self, count: int = 10) -> list[int]:
         """Return the positions of the members that are the easiest to find, the easiest first."""
         order = torch.argsort(self.scores[self.main].members, descending=True, stable=True)
@@ -119,18 +136,20 @@ class MembershipReport:
     def sliced(self, by: str) -> list[Slice]:
         """Return the exposure of each slice with at least 20 records a side, the most exposed first."""
         one, (inside, outside) = self.scores[self.main], self.slices[by]
-        bar = _threshold(one.non_members.numpy(), 1e-2)
+        codes = [
+            code for code in torch.unique(torch.cat([inside, outside])).tolist()
+            if min(int((inside == code).sum()), int((outside == code).sum())) >= FEW
+        ]
+        sure = 1 - 0.05 / max(1, len(codes))
         made = []
-        for code in torch.unique(torch.cat([inside, outside])).tolist():
+        for code in codes:
             left, right = one.members[inside == code].numpy(), one.non_members[outside == code].numpy()
-            if min(len(left), len(right)) < FEW:
-                continue
-            hits = int((left > bar).sum())
+            among = roc(left, one.non_members.numpy())
             names = self.words.get(by, ())
             name = names[int(code)] if 0 <= int(code) < len(names) else f"{by} {int(code)}"
             made.append(Slice(
-                name, len(left), len(right), roc(left, right).auc, auc_interval(left, right), hits / len(left),
-                clopper_pearson(hits, len(left)),
+                name, len(left), len(right), roc(left, right).auc, auc_interval(left, right, sure), among.tpr_at(1e-2),
+                among.tpr_interval(1e-2, sure),
             ))
         return sorted(made, key=lambda slice_: -slice_.auc)
 
@@ -162,7 +181,7 @@ class MembershipReport:
             for one in self.sliced(by)[:count]
         ]
         heads = ("slice", "members", "others", "AUC", "TPR at 1 % FPR of all")
-        return Table(f"The most exposed by {by}, {self.main}", heads, rows)
+        return Table(f"The most exposed by {by}, {self.main}, with intervals that hold for all slices at once", heads, rows)
 
     def exposed_table(self, position: Tensor | None = None, y: Tensor | None = None, count: int = 10) -> Table:
         """Return the most exposed members; those that share a score and do not all fit are one row: they have no order.
@@ -181,13 +200,16 @@ class MembershipReport:
             chosen = [k for k in chosen if members[k] > members[last]]
         for k in chosen:
             place = k if position is None else int(position[k])
-            rows.append((place, "" if y is None else int(y[k]), f"{float(members[k]):.4g}", f"{self.risk[k]:.2%}"))
+            rows.append((place, "" if y is None else int(y[k]), *self._told(k)))
         if alike:
-            rows.append((f"{alike:,} records alike", "", f"{float(members[last]):.4g}", f"{self.risk[last]:.2%}"))
+            rows.append((f"{alike:,} records alike", "", *self._told(last)))
         return Table(
             f"Most exposed training records, {self.main}",
-            ("position in train", "label", "score", "false alarms at which it is found"), rows,
+            ("position in train", "label", "score", "false alarms at which it is found", "wrong among those found so"), rows,
         )
+
+    def _told(self, k: int) -> tuple[str, str, str]:
+        return f"{float(self.scores[self.main].members[k]):.4g}", f"{self.risk[k]:.2%}", f"{self.wrong[k]:.1%}"
 
     def control_table(self) -> Table:
         """Return the control."""
@@ -196,6 +218,9 @@ class MembershipReport:
         if self.leak is not None:
             area, reach = self.leak
             rows.append((f"{self.main}, run on sides dealt at random", f"{area:.3f}", f"{reach.low:.3f} to {reach.high:.3f}"))
+        if self.blind is not None:
+            alone, sure = self.blind
+            rows.append(("inputs and labels alone, without the model", f"{alone:.3f}", f"{sure.low:.3f} to {sure.high:.3f}"))
         return Table("Control: .5 is right", ("control", "AUC", "95 % range (99.9 % of a run)"), rows)
 
     def evidence(self, position: Tensor | None = None, y: Tensor | None = None) -> tuple[Evidence, ...]:
@@ -223,17 +248,13 @@ class MembershipReport:
             "members": len(first.members), "non_members": len(first.non_members), "main": self.main, "attacks": attacks,
             "shuffled": {"auc": mean, "range": dataclasses.asdict(span)},
             "dealt": None if self.leak is None else {"auc": self.leak[0], "interval": dataclasses.asdict(self.leak[1])},
+            "blind": None if self.blind is None else {"auc": self.blind[0], "interval": dataclasses.asdict(self.blind[1])},
             "slices": {by: [dataclasses.asdict(one) for one in self.sliced(by)] for by in self.slices},
-            "most_exposed": [{"member": k, "score": float(first.members[k]), "fpr": self.risk[k]} for k in self.most_exposed()],
+            "most_exposed": [{"member": k, "score": float(first.members[k]), "fpr": self.risk[k], "fdr": self.wrong[k]}
+                             for k in self.most_exposed()],
         })
         assert isinstance(plain, dict)
         return plain
-
-
-def _threshold(others: Floats, fpr: float) -> float:
-    """Return the score that at most a share `fpr` of the others is above."""
-    allowed = int(fpr * len(others) + 1e-9)
-    return float(np.sort(others)[::-1][min(allowed, len(others) - 1)])
 
 
 def _band(value: float, span: Interval, unit: str = "") -> str:

@@ -37,7 +37,7 @@ def rmia(
         references: from `train_references`; None trains four small perceptrons on all records, the weakest choice.
         online: use the references that were trained on a record as well.
         gamma: how much a record must be preferred to another; 1 or more.
-        a: how much training on a record lifts its score, offline; 0 to 1.
+        a: how far a record's score without training on it also holds with it, offline: 0 lifts every score to 1, 1 lifts none.
 
     Returns:
         The scores of both sides, from 0 to 1.

@@ -31,8 +31,9 @@ def shadow_membership(
 ) -> MembershipScores:
     """Score each record by the classifier of its class, fitted to the scores of shadow models.
 
-    As in the paper, an attack model sees the vector of scores (sorted, as log-odds) and the label chooses the attack model. A
-    class with few answers is judged by one attack model of all classes.
+    As in the paper, an attack model sees the vector of scores, and the label chooses the attack model. The scores are log-odds:
+    that of the label, then those of all classes from the likeliest down, so that shadows may have other classes than the target.
+    A class with few answers is judged by one attack model of all classes.
 
     Arguments:
         target: with SCORE access.
@@ -62,31 +63,37 @@ def shadow_membership(
     k, n, width = references.logits.shape
     chosen = features.drawn(k, n, seed, 4 * features.MOST)
     wide = min(width, MOST)
-    rows = vectors(references.logits.reshape(k * n, width)[chosen], wide)
+    own_y = references.y.cpu().long()[chosen % n]
+    rows = vectors(references.logits.reshape(k * n, width)[chosen], own_y, wide)
     side = references.inside.reshape(-1)[chosen].numpy().astype(float)
-    label = references.y[chosen % n].numpy()
+    label = own_y.numpy()
     general = fitted(classifier, *features.thinned(rows, side, seed), grid=None, seed=seed)
-    scores = [judged(general, vectors(logits, wide)) for logits, _ in asked]
+    seen = [vectors(*one, wide) for one in asked]
+    scores = [judged(general, one) for one in seen]
     for one in np.unique(label):
         own = label == one
         if min(side[own].sum(), (1 - side[own]).sum()) < FEW:
             continue
         model = None
-        for (logits, y), score in zip(asked, scores, strict=True):
+        for (_, y), vector, score in zip(asked, seen, scores, strict=True):
             mine = (y == int(one)).cpu().numpy()
             if mine.any():
                 model = model or fitted(classifier, *features.thinned(rows[own], side[own], seed), grid=None, seed=seed)
-                score[torch.from_numpy(mine)] = judged(model, vectors(logits[torch.from_numpy(mine)], wide))
-    return signals.both_sides(*scores)
+                score[torch.from_numpy(mine)] = judged(model, vector[mine])
+    return signals.both_sides(*(
+        signals.unless_nan(score, logits) for score, (logits, _) in zip(scores, asked, strict=True)
+    ))
 
 
-def vectors(logits: Tensor, width: int) -> Floats:
-    """Return the log-odds of the classes, sorted from the likeliest down, the first of them, shape (n, width).
+def vectors(logits: Tensor, y: Tensor, width: int) -> Floats:
+    """Return the log-odds of the label, and of the classes from the likeliest down, the first `width`: shape (n, 1 + width).
 
     What is missing of fewer classes is filled up with the lowest: shadows need not have as many as the target.
     """
     log_p, log_rest = signals.log_probabilities(logits.double())
     odds = torch.nan_to_num(log_p - log_rest, nan=-50.0).clamp(-50, 50)
+    own = odds.gather(1, y[:, None])
     odds = odds.sort(1, descending=True).values[:, :width]
-    made: Floats = torch.nn.functional.pad(odds, (0, width - odds.shape[1]), value=-50.0).cpu().numpy()
+    padded = torch.nn.functional.pad(odds, (0, width - odds.shape[1]), value=-50.0)
+    made: Floats = torch.cat([own, padded], 1).cpu().numpy()
     return made

@@ -79,8 +79,14 @@ def paired(records: Records) -> Records:
 
 def both_sides(members: Tensor, non_members: Tensor) -> MembershipScores:
     """Return the scores on the CPU, one NaN of a broken model counting as the lowest score."""
-    clean = [torch.nan_to_num(one.detach().cpu(), nan=-torch.inf) for one in (members, non_members)]
+    far = torch.inf
+    clean = [torch.nan_to_num(one.detach().cpu(), nan=-far, posinf=far, neginf=-far) for one in (members, non_members)]
     return MembershipScores(*clean)
+
+
+def unless_nan(scores: Tensor, logits: Tensor) -> Tensor:
+    """Return the scores, shape (n,), and -inf where the model answered NaN: a broken answer is no sign of membership."""
+    return torch.where(logits.isnan().any(1).to(scores.device), -torch.inf, scores)
 
 
 def gap(logits: Tensor, y: Tensor) -> Tensor:

@@ -46,7 +46,10 @@ def gradient_norm_membership(target: Target | nn.Module, members: Records, non_m
     """
     view = as_target(target)
     view.need(Access.GRADIENT, "gradient-norm-membership")
-    sides = [-_log(gradient_norms(view, side)[0].square().sum(1).sqrt()) for side in (members, non_members)]
+    sides = []
+    for side in (members, non_members):
+        norms, logits = gradient_norms(view, side)
+        sides.append(signals.unless_nan(-_log(norms.square().sum(1).sqrt()), logits))
     return signals.both_sides(*sides)
 
 
@@ -81,23 +84,27 @@ def white_box_membership(
     view = as_target(target)
     view.need(Access.GRADIENT, "white-box-membership")
     sides = (members, non_members)
-    asked = [inside_features(view, side) for side in sides]
+    told = [gradient_norms(view, side) for side in sides]
+    asked = [inside_features(view.module, *one, side[1]) for one, side in zip(told, sides, strict=True)]
     if references is None:
         if sum(map(len, asked)) < 4:
             return signals.both_sides(*(torch.zeros(len(one), dtype=torch.float64) for one in asked))
         references = own_references(sides)
     pool, side = (references.x, references.y), references.inside.numpy().astype(float)
-    rows = np.concatenate([inside_features(one, pool) for one in references.models])
+    rows = np.concatenate([inside_features(one.module, *gradient_norms(one, pool), pool[1]) for one in references.models])
     model = fitted(classifier, *features.thinned(rows, side.reshape(-1), seed), grid=None, seed=seed)
-    return signals.both_sides(*(judged(model, one) for one in asked))
+    return signals.both_sides(*(
+        signals.unless_nan(judged(model, one), logits) for one, (_, logits) in zip(asked, told, strict=True)
+    ))
 
 
-def inside_features(view: Target, side: Records) -> Floats:
+def inside_features(module: nn.Module, norms: Tensor, logits: Tensor, y: Tensor) -> Floats:
     """Return log-norms of the gradient (all, first, last layer) beside the features of the answer, shape (n, 11)."""
-    norms, logits = gradient_norms(view, side)
-    told = torch.stack([norms.square().sum(1).sqrt(), norms[:, 0], norms[:, -1]], 1)
-    rows = features.features(logits, side[1].cpu().long())
-    made: Floats = np.concatenate([_log(told).clamp(-700, 700).numpy(), rows], 1)
+    owners = [name.rpartition(".")[0] for name, _ in module.named_parameters()]
+    layers = [torch.tensor([one == end for one in owners]) for end in (owners[0], owners[-1])]
+    told = torch.stack([norms.square()[:, part].sum(1).sqrt() for part in (torch.ones(len(owners)).bool(), *layers)], 1)
+    rows = features.features(logits, y.cpu().long())
+    made: Floats = np.concatenate([torch.nan_to_num(_log(told), nan=0.0).clamp(-700, 700).numpy(), rows], 1)
     return made
 
 
@@ -110,13 +117,17 @@ def gradient_norms(view: Target, side: Records) -> tuple[Tensor, Tensor]:
     if len(y) and int(y.min()) < 0:
         raise signals.foreign(y)
     own = copy.deepcopy(view.module).requires_grad_(True)  # weights that are frozen take part as well
+    # As the model is asked in any case: whole numbers have no gradient.
+    x = x if x.is_floating_point() else x.to(next(own.parameters()).dtype)
     norms, answers = [], []
     for part, labels in zip(x.detach().split(PART), y.split(PART), strict=True):
         if not len(part):
             continue
-        told = view.logits(part.clone().requires_grad_())
+        leaf = part.clone().requires_grad_()
+        told = view.logits(leaf)
         if told.requires_grad:
-            torch.autograd.grad(told.sum(), [one for one in view.module.parameters() if one.requires_grad], allow_unused=True)
+            held_back = [one for one in view.module.parameters() if one.requires_grad] or [leaf]  # none, of a model only served
+            torch.autograd.grad(told.sum(), held_back, allow_unused=True)
         answers.append(told.detach().double().cpu())
         with evaluating(own), record(own) as tape:
             held = next(own.parameters())
