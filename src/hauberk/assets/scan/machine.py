@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hauberk.assets.scan import numpy_state, rules
+from hauberk.assets.scan import jagged, numpy_state, rules
 from hauberk.assets.scan.allowlist import Ruling, Use, canonical
 from hauberk.assets.scan.opcodes import Bounded, cut
 from hauberk.assets.scan.stack import Stack
@@ -92,9 +92,8 @@ class Machine(Stack):
         if max(len(module), len(name)) > LONGEST_NAME:
             raise Unverifiable(f"a name of {max(len(module), len(name))} characters at byte {self.at}")
         module, name = canonical(module, name)
-        # `getattr` is listed nowhere: here alone are the arguments seen that make it harmless.
-        lookup = f"{module}.{name}" == rules.LOOKUP
-        made = Global(module, name, Ruling(Level.SAFE, Use.CALL) if lookup else self.scan.judge(module, name))
+        use = rules.SEEN.get(f"{module}.{name}")
+        made = Global(module, name, self.scan.judge(module, name) if use is None else Ruling(Level.SAFE, use))
         self.scan.refers(made.full[:200])
         if made.ruling.level is not Level.SAFE:
             self.warn(made.ruling.level, f"imports {made.full[:200]}")
@@ -118,6 +117,8 @@ class Machine(Stack):
                 self.warn(Level.DANGEROUS, f"{callee.full} {why}")
             if callee.full == "torch.storage._load_from_bytes":
                 self._nested(args)
+            if callee.full == jagged.WRAPPED and jagged.rebuilt(args) and not why:
+                self._doubt(lambda: jagged.check(args, self.scan.archive, self.scan.meter.spend))
             self._doubt(lambda: numpy_state.check_call(callee.full, args))
         self.stack.append(Made(rules.result_of(callee, args), args))
 

@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from hauberk.assets.scan import lazy, tables
+from hauberk.assets.scan import jagged, lazy, tables
 from hauberk.assets.scan.allowlist import Use
 from hauberk.assets.scan.values import Global, Made
 from hauberk.assets.scan.verdict import Unverifiable
 
 Rule = Callable[[tuple[Any, ...]], str]
 LOOKUP = "builtins.getattr"
+# Names that are listed for no other format: in a pickle the arguments are seen that make them harmless.
+SEEN = {LOOKUP: Use.CALL, jagged.REBUILD: Use.VALUE, jagged.CLASS: Use.VALUE, jagged.RANGE: Use.CLASS}
 LARGEST = 2**26  # bytes that a call may allocate out of nothing
 
 _PLAIN = "object dict list tuple set frozenset int float str"
@@ -66,12 +68,18 @@ def _default(args: tuple[Any, ...]) -> str:
 
 
 def _from_type(args: tuple[Any, ...]) -> str:
+    if jagged.rebuilt(args):
+        return jagged.refusal(args)
+    if len(args) == 4 and jagged.acts(args[3]):
+        return "sets more than what a tensor carries along"
     fine = len(args) == 4 and isinstance(args[0], Global) and args[0].full.startswith(_REBUILDERS) and _is_class(args[1])
     return "" if fine else "rebuilds a tensor through something that is not a torch rebuild function"
 
 
 def _set_state(args: tuple[Any, ...]) -> str:
     fine = len(args) == 2 and isinstance(args[0], Made) and args[0].of.startswith("torch.") and not unseen(args[0], sets=True)
+    if fine and jagged.acts(args[1]):
+        return "sets more than what a tensor carries along"
     return "" if fine else "sets the state of something that is not an instance"
 
 
@@ -153,6 +161,8 @@ def refusal(full: str, args: tuple[Any, ...]) -> str:
 
 def misfit(made: Made) -> str:
     """Return why what an object was just filled with is not harmless; empty when it is."""
+    if made.of == jagged.RANGE:
+        return jagged.dimension(made.state)
     return lazy.handle(made.state) if made.of == lazy.HANDLE else ""
 
 

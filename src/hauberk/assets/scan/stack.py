@@ -95,6 +95,8 @@ class Stack:
         check_keys(values[::2], self.at, self.scan.meter.step)
         target = self.filled()
         if isinstance(target, Items):
+            if target.closed:
+                raise Unverifiable(f"a table that was judged is changed at byte {self.at}")
             target.pairs.extend(zip(values[::2], values[1::2], strict=True))
         elif isinstance(target, Made):
             target.held.extend(zip(values[::2], values[1::2], strict=True))
