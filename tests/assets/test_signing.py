@@ -298,12 +298,22 @@ def test_statements_that_do_not_hold_are_refused(model: Path) -> None:
 
 
 def test_what_cannot_be_stated_is_refused_before_it_is_signed(model: Path) -> None:
-    digest = "0" * 64
-    for claims in ({"privacy": {"digest": digest, "epsilon": float("nan")}}, {"scan": {"verdict": "fine", "files": 1}},
-                   {"new": 1}, {"training_data": {"digest": "x", "files": 1}}, {"key": digest[1:]}):
-        with pytest.raises(UsageError, match="cannot be stated"):
+    digest, step = "0" * 64, "Correct it in the Label given to sign, or leave it out."
+    for claims, told in (
+        ({"privacy": {"digest": digest, "epsilon": float("nan")}}, "privacy.epsilon is nan. Expected a finite number"),
+        ({"scan": {"verdict": "fine", "files": 1}}, "scan.verdict is 'fine'. Expected safe | unknown code |"),
+        ({"new": 1}, "new is unknown. Known: algorithm, expires, format"),
+        ({"training_data": {"digest": "x", "files": 1}}, "training_data.digest is 'x'. Expected a SHA-256: 64 digits"),
+        ({"training_data": {"digest": digest}}, "training_data.files is missing. Expected a whole number of files."),
+        ({"key": digest[1:]}, f"key is '{digest[:56]}…"),
+        ({"watermark": "x"}, "watermark is 'x'. Expected what watermark_claim returns."),
+    ):
+        with pytest.raises(UsageError) as error:
             sign(model, KEY, Label(claims=claims))
-    with pytest.raises(UsageError, match="version cannot be stated"):
+        said = str(error.value)
+        assert said.startswith(f"this cannot be stated: {told}") and said.endswith(step), said
+        assert "Input" not in said and "pattern" not in said
+    with pytest.raises(UsageError, match=r"version is 'v1'\. Expected numbers and dots, such as 1\.10\.2"):
         sign(model, KEY, Label(version="v1"))
 
 

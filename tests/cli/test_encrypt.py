@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from hauberk.assets.encryption import describe
+from hauberk.assets.encryption.rewrap import encrypt_anew
 from hauberk.cli import app
 from hauberk.cli.encrypt import CipherName
 
@@ -100,3 +104,41 @@ def test_a_passphrase_is_asked_for_twice(folder: Path, monkeypatch: pytest.Monke
     assert hauberk("decrypt", "m.pt.hbke").exit_code == 0
     assert hauberk("decrypt", "m.pt.hbke", "--passphrase-env", "PHRASE").exit_code == 0
     assert asked == [("Passphrase", True), ("Passphrase", False)]
+
+
+ENDED = """
+import os, signal
+from hauberk.assets.encryption import EncryptedReader
+from hauberk.cli import app
+real, calls = EncryptedReader.readinto, []
+def readinto(self, buffer):
+    calls.append(1)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return real(self, buffer)
+EncryptedReader.readinto = readinto
+app()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="unnamed files are Linux's")
+def test_a_decryption_that_is_ended_leaves_no_plaintext(folder: Path) -> None:
+    hauberk("encrypt", "m.pt", "--key-file", "key")
+    before = sorted(folder.iterdir())
+    words = ["decrypt", "m.pt.hbke", "--key-file", "key", "--output", "out.pt"]
+    done = subprocess.run([sys.executable, "-c", ENDED, *words], check=False)
+    assert done.returncode == -signal.SIGTERM
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_a_change_of_keys_keeps_the_mode(folder: Path, mode: int) -> None:
+    hauberk("encrypt", "m.pt", "--key-file", "key", "-o", "m")
+    (folder / "m").chmod(mode)
+    for more in ((), ("-o", "other")):
+        done = hauberk("rewrap", "m", "--key-file", "key", "--new-passphrase-file", "phrase", *more)
+        assert done.exit_code == 0, done.output
+    assert [(folder / name).stat().st_mode & 0o777 for name in ("m", "other")] == [mode, mode]
+    key = (folder / "key").read_bytes()
+    encrypt_anew("m", key, key)
+    assert (folder / "m").stat().st_mode & 0o777 == mode

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from hauberk.core import files
 from hauberk.core.errors import UsageError
-from hauberk.core.files import refuse_unwritable, write_whole
+from hauberk.core.files import refuse_unwritable, whole_file, write_whole
 
 
 def test_text_and_bytes_are_written_with_their_folders(tmp_path):
@@ -71,3 +75,86 @@ def test_a_place_that_nobody_can_write_to_is_refused_before_the_work() -> None:
         with pytest.raises(UsageError, match="Expected a place that may be written to") as told:
             call(place)
         assert "space" not in str(told.value)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from hauberk.core import files
+place, ending, kind = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+if kind == "named":
+    files._unnamed = lambda folder: None
+with files.whole_file(place) as file:
+    file.write(b"secret" * 100_000)
+    file.flush()
+    os.kill(os.getpid(), ending)
+"""
+
+
+@pytest.mark.parametrize(("ending", "kind"), [
+    (signal.SIGTERM, "unnamed"), (signal.SIGKILL, "unnamed"), (signal.SIGTERM, "named"), (signal.SIGHUP, "named"),
+])
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="unnamed files are Linux's")
+def test_a_process_that_is_ended_leaves_no_half_file(tmp_path, ending, kind):
+    place = tmp_path / "weights"
+    place.write_text("old")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(place), str(int(ending)), kind], check=False)
+    assert done.returncode == -ending
+    assert [one.name for one in tmp_path.iterdir()] == ["weights"] and place.read_text() == "old"
+
+
+def test_while_it_is_written_a_file_has_no_name(tmp_path):
+    if files._unnamed(tmp_path) is None:
+        pytest.skip("no unnamed files in the folder of the tests")
+    for content in (b"first", b"second"):
+        before = sorted(tmp_path.iterdir())
+        with whole_file(tmp_path / "weights", mode=0o600) as file:
+            file.write(content)
+            file.flush()
+            assert sorted(tmp_path.iterdir()) == before
+        assert (tmp_path / "weights").read_bytes() == content
+        assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o600
+    assert [one.name for one in tmp_path.iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize("lacks", ["unnamed files", "links to them", "any links"])
+def test_file_systems_that_can_do_less_end_with_the_same_file(tmp_path, monkeypatch, lacks):
+    def refused(*_, **__):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    if lacks == "unnamed files":
+        monkeypatch.setattr(files, "_unnamed", lambda folder: None)
+    else:
+        monkeypatch.setattr(*((files, "_link") if lacks == "links to them" else (os, "link")), refused)
+    place = tmp_path / "weights"
+    for content, replace in ((b"first", False), (b"second" * 10_000, True)):
+        with whole_file(place, mode=0o600, replace=replace) as file:
+            file.write(content)
+        assert place.read_bytes() == content and place.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(UsageError, match="exists already"), whole_file(place, replace=False) as file:
+        file.write(b"third")
+    assert place.read_bytes() == b"second" * 10_000 and list(tmp_path.iterdir()) == [place]
+
+
+def test_a_link_in_the_place_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "other").write_text("kept")
+    (tmp_path / "link").symlink_to("other")
+    write_whole(tmp_path / "link", "new")
+    assert (tmp_path / "other").read_text() == "kept" and not (tmp_path / "link").is_symlink()
+
+
+def test_handlers_of_others_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_unnamed", lambda folder: None)
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+    try:
+        with whole_file(tmp_path / "weights") as file:
+            file.write(b"x")
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert seen == [1] and (tmp_path / "weights").read_bytes() == b"x"
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with whole_file(tmp_path / "weights"):
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -164,6 +164,61 @@ def test_a_batch_that_no_step_is_made_on_is_not_passed_over():
     next(iter(private.batches(steps=1)))  # to look at one is no step left out
 
 
+def loop_of_calls(private, seen, skip):
+    """As many calls of one batch each, as a loop of one's own makes them."""
+    for _ in range(60):
+        for xs, ys in private.batches(steps=1):
+            seen.append(xs)
+            if not skip(xs):
+                private.step(cross_entropy, xs, ys)
+
+
+def test_calls_of_one_batch_each_are_successive_draws_and_every_one_is_counted():
+    x, y = data()
+    model = nn.Linear(6, 3)
+    options = PrivateOptions(seed=0)
+    private = make_private(model, torch.optim.SGD(model.parameters(), lr=0.1), (x, y), batch_size=2, noise_multiplier=1.0,
+                           options=options)
+    seen = []
+    loop_of_calls(private, seen, skip=lambda batch: False)
+    other = make_private(model, torch.optim.SGD(model.parameters(), lr=0.1), (x, y), batch_size=2, noise_multiplier=1.0,
+                         options=options)
+    whole = []
+    for xs, ys in other.batches(steps=60):
+        whole.append(xs)
+        other.step(cross_entropy, xs, ys)
+    assert all(torch.equal(one, two) for one, two in zip(seen, whole, strict=True))
+    assert min(map(len, seen)) == 0 and len({one.numpy().tobytes() for one in seen}) > 20
+    assert [(one.sampling, one.count) for one in private.ledger] == [("poisson", 60)] and private.steps == 60
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_batch_is_not_passed_over_between_calls_of_one_each(first):
+    x, y = data()
+    model = nn.Linear(6, 3)
+
+    def fresh():
+        return make_private(model, torch.optim.SGD(model.parameters(), lr=0.1), (x, y), batch_size=2, noise_multiplier=1.0,
+                            options=PrivateOptions(seed=0))
+
+    private, seen = fresh(), []
+    skip = (lambda batch: len(seen) == 1) if first else (lambda batch: not len(batch))
+    with pytest.raises(UsageError, match="no step was made on a batch of"):
+        loop_of_calls(private, seen, skip)
+    assert private.ledger.count == (0 if first else len(seen) - 1) and len(seen) < 60
+    before = private.ledger.count
+    for batch in private.batches(steps=2):  # it was said; the run may go on
+        private.step(cross_entropy, *batch)
+    assert private.ledger.count == before + 2
+    # Whoever looks at batches alone leaves out nothing, and a run that is taken up again still knows.
+    private = fresh()
+    loop_of_calls(private, [], skip=lambda batch: True)
+    resumed = fresh()
+    resumed.load_state_dict(private.state_dict())
+    with pytest.raises(UsageError, match="no step was made on a batch of"):
+        loop_of_calls(resumed, [], skip=lambda batch: False)
+
+
 def test_a_step_that_is_interrupted_in_its_noise_is_counted_and_the_run_goes_on(monkeypatch):
     model = nn.Linear(6, 3)
     private, (x, y) = made(model), data()

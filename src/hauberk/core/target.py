@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from hauberk.core.access import Access, Budget, Ledger
-from hauberk.core.errors import AccessDenied, DataError, ModelError, UsageError
+from hauberk.core.errors import AccessDenied, ModelError, UsageError
+from hauberk.core.outputs import ENOUGH as ENOUGH
+from hauberk.core.outputs import MULTI_LABEL as MULTI_LABEL
+from hauberk.core.outputs import OUTPUTS as OUTPUTS
+from hauberk.core.outputs import Outputs
 from hauberk.core.predictors import CallablePredictor as CallablePredictor
 from hauberk.core.predictors import ModulePredictor as ModulePredictor
 from hauberk.core.predictors import Normalize as Normalize
@@ -17,27 +21,6 @@ from hauberk.core.predictors import Predictor as Predictor
 from hauberk.core.predictors import evaluating as evaluating
 from hauberk.core.predictors import through
 from hauberk.core.threat import NO_LABEL, REFUSED, Bounds, labels_of
-
-OUTPUTS = ("auto", "logits", "probabilities", "labels")
-# Several yes-or-no answers per sample, each with a sigmoid of its own: never guessed, since they look like classes.
-MULTI_LABEL = ("multilabel", "multilabel-probabilities", "multilabel-labels")
-ENOUGH = 64  # answers of one column within [0, 1] that settle that they are probabilities
-
-
-class _Shared:
-    """What all views of one model share: how its outputs read, what it can grant, and what was noticed on the way."""
-
-    def __init__(self, outputs: str, most: Access) -> None:
-        self.outputs, self.most = outputs, most
-        self.guessed = False
-        self.column = 0  # answers of one column within [0, 1], while they settle nothing yet
-        self.refused = 0  # questions that were not answered
-        self.nan = 0  # answers that were asked for a label and held NaN
-        self.notices: list[str] = []
-
-    def notice(self, text: str) -> None:
-        if text not in self.notices:
-            self.notices.append(text)
 
 
 class Target:
@@ -91,7 +74,7 @@ class Target:
         self._accounts: tuple[tuple[Ledger, Budget], ...] = ((self.ledger, budget or Budget()),)
         self._highest = -1
         self._watch: Callable[[Tensor, Tensor], None] | None = None  # is told of each question and its raw answer
-        self._shared = _Shared(read_as, most)
+        self._shared = Outputs(read_as, most)
         if isinstance(self._predictor, ModulePredictor):
             self._notice_modes(self._predictor.module)
 
@@ -129,12 +112,12 @@ class Target:
     @property
     def outputs(self) -> str:
         """What the model returns: `logits`, `probabilities`, `labels`, or `auto` while it has not answered yet."""
-        return self._shared.outputs
+        return self._shared.kind
 
     @property
     def multi_label(self) -> bool:
         """Whether the model answers several yes-or-no labels per sample instead of one class; labels then are (n, labels)."""
-        return self._shared.outputs in MULTI_LABEL
+        return self._shared.multi_label
 
     def need(self, access: Access, who: str) -> None:
         """Raise AccessDenied when this view grants less than `access`."""
@@ -181,7 +164,7 @@ class Target:
         """
         with torch.no_grad():
             answers = [self._read(part) for part in self._asked(x)]
-            if self._shared.outputs == "multilabel-labels":
+            if self._shared.kind == "multilabel-labels":
                 labels = torch.cat(answers)
             else:
                 labels = torch.cat([one if one.ndim == 1 else labels_of(one, several=self.multi_label) for one in answers])
@@ -202,7 +185,7 @@ class Target:
         """
         self.need(Access.SCORE, "the score of a sample")
         if self.access >= Access.GRADIENT and x.requires_grad and torch.is_grad_enabled():
-            answer = self._as_logits(self._ask(x))
+            answer = self._shared.logits(self._ask(x), self._highest)
             if answer.requires_grad:
                 answer.register_hook(lambda _: self._charge(gradients=len(x)))
             return answer
@@ -224,29 +207,17 @@ class Target:
 
     def limit(self, access: Access, reason: str) -> None:
         """Take note that the model itself gives no more than `access`; every view of it is narrowed, and a notice says why."""
-        if self._shared.most > access:
-            self._shared.most = access
-            self._shared.notice(f"{reason}: it is assessed at {access.name} access")
+        self._shared.limit(access, reason)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return torch.cat([self._as_logits(part) for part in self._asked(x)])
+        return torch.cat([self._shared.logits(part, self._highest) for part in self._asked(x)])
 
     def _asked(self, x: Tensor) -> Sequence[Tensor]:
         """Return the raw answers part by part; all are there before one is read, so that all are read alike."""
         return [self._ask(part) for part in self._parts(x)]
 
     def _read(self, raw: Tensor) -> Tensor:
-        """Return logits, shape (n, classes), or labels, shape (n,) or (n, labels): whichever the model gives."""
-        if self._shared.outputs == "multilabel-labels":
-            rows = _rows(raw)
-            return (rows.nan_to_num(nan=-1.0) if rows.is_floating_point() else rows).long()
-        if self._shared.outputs != "labels":
-            return self._as_logits(raw)
-        if raw.ndim > 2 or (raw.ndim == 2 and raw.shape[1] != 1):
-            found = f"the model answered labels of shape {tuple(raw.shape)}"
-            raise ModelError(found, want=f"one label per sample: ({len(raw)},)")
-        raw = raw.reshape(len(raw))
-        return (raw.nan_to_num(nan=-1.0) if raw.is_floating_point() else raw).long()
+        return self._shared.read(raw, self._highest)
 
     def _parts(self, x: Tensor) -> Sequence[Tensor]:
         if len(x) <= self.batch_size:
@@ -269,7 +240,7 @@ class Target:
                 want=f"one row per sample: ({len(x)}, classes)",
                 fix="Return class scores for each sample of the batch",
             )
-        self._learn(answer)
+        self._shared.learn(answer)
         if self._watch is not None:
             self._watch(x, answer)
         return answer
@@ -279,74 +250,6 @@ class Target:
             budget.check(ledger, gradients=gradients)
         for ledger, _ in self._accounts:
             ledger.gradients += gradients
-
-    def _learn(self, raw: Tensor) -> None:
-        if self._shared.outputs != "auto":
-            return
-        self._shared.outputs = self._recognise(raw)
-        self._shared.guessed = self._shared.outputs == "probabilities"
-        if self._shared.outputs == "labels":
-            self.limit(Access.LABEL, "the model answers labels alone")
-
-    def _as_logits(self, raw: Tensor) -> Tensor:
-        if self._shared.outputs in ("labels", "multilabel-labels"):
-            raise AccessDenied(
-                "this model answers labels alone", want="a model that returns scores",
-                fix="Choose a method for LABEL (hauberk list --access label)",
-            )
-        rows = _rows(raw)
-        if self.multi_label:
-            if self._shared.outputs == "multilabel":
-                return rows
-            sure = torch.finfo(rows.dtype).eps  # a sigmoid that has rounded to 0 or 1 has no finite logit
-            return rows.clamp(sure, 1 - sure).logit()
-        if self._highest >= (width := max(rows.shape[1], 2)):
-            raise DataError(
-                f"there is a label {self._highest} and the model returns {width} scores per sample",
-                want=f"labels from 0 to {width - 1}", fix="Check that model and labels belong together",
-            )
-        kind = self._shared.outputs
-        if kind == "auto":  # nothing is settled: no answer but NaN yet, or a few of one column and all of them within [0, 1]
-            kind = "probabilities" if rows.shape[1] == 1 else "logits"
-        if kind == "probabilities":
-            if self._shared.guessed and bool(((rows.detach() < -1e-3) | (rows.detach() > 1.001)).any()):
-                raise ModelError(
-                    "the model's first answers looked like probabilities, and now one lies outside [0, 1]",
-                    want="the same kind of output for every sample", fix="State it: outputs='logits'",
-                )
-            tiny = torch.finfo(rows.dtype).tiny
-            both = torch.cat([1 - rows, rows], 1) if rows.shape[1] == 1 else rows
-            return both.clamp(min=tiny).log()
-        return torch.cat([torch.zeros_like(rows), rows], 1) if rows.shape[1] == 1 else rows
-
-    def _recognise(self, raw: Tensor) -> str:
-        if not raw.is_floating_point():
-            return "labels"
-        if not len(raw):  # an empty answer tells nothing
-            return "auto"
-        rows = raw.detach().reshape(len(raw), -1).double()
-        rows = rows[~rows.isnan().any(1)]  # an answer of NaN tells nothing either
-        if not len(rows):
-            return "auto"
-        short = raw.dtype in (torch.float16, torch.bfloat16)
-        inside = bool(((rows >= -1e-6) & (rows <= 1 + 1e-5)).all())
-        if rows.shape[1] == 1:
-            before, self._shared.column = self._shared.column, self._shared.column + len(rows)
-            if inside and self._shared.column < ENOUGH:
-                # Logits may lie in [0, 1] by chance, and one column is cut at 0 or at 0.5: more answers have to settle it.
-                return "auto"
-            if before and not inside:
-                self._shared.notice(
-                    f"the model's first {before} answers, one column, lay within [0, 1] and were read as probabilities; a later "
-                    "one lies outside, so that all from there on are read as logits: state outputs= to be sure"
-                )
-        if inside and (rows.shape[1] == 1 or bool(((rows.sum(1) - 1).abs() < (2e-2 if short else 1e-4)).all())):
-            self._shared.notice(
-                "the model returns probabilities where logits are expected; they are read as log-probabilities, "
-                "and gradients through a saturated softmax can vanish: return logits if you can"
-            )
-            return "probabilities"
-        return "logits"
 
     def _notice_modes(self, module: nn.Module) -> None:
         if module.training:
@@ -358,16 +261,6 @@ class Target:
                 f"parts of the model were left in training mode and stay so: {', '.join(kept[:3])}"
                 f"{', …' if len(kept) > 3 else ''}; call model.eval() if that is not meant"
             )
-
-
-def _rows(raw: Tensor) -> Tensor:
-    rows = raw[:, None] if raw.ndim == 1 else raw
-    if rows.ndim != 2 or not rows.shape[1]:
-        raise ModelError(
-            f"the model returned shape {tuple(raw.shape)}", want=f"({len(raw)}, classes)",
-            fix="Flatten or pool the output to one score per class",
-        )
-    return rows
 
 
 def as_target(model: Target | nn.Module | Predictor | Callable[[Tensor], object]) -> Target:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
 import pickle
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +16,7 @@ from torch.nn import functional
 from hauberk.core import progress, rng
 from hauberk.core.data import Split
 from hauberk.core.errors import DataError, UsageError
-from hauberk.core.files import cannot_write
+from hauberk.core.files import whole_file
 from hauberk.core.target import evaluating
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -285,19 +282,8 @@ class _File:
         return held
 
     def write(self, content: dict[str, Any], *, last: bool = False) -> None:
-        path = self.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(content, file)
-            os.replace(name, path)
-        except BaseException as error:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-            if isinstance(error, OSError):
-                raise cannot_write(path, error) from error
-            raise
+        with whole_file(self.path, mode=0o600) as file:
+            torch.save(content, file)
 
 
 def _content(

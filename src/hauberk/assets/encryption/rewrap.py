@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -45,6 +47,7 @@ def rewrap(
         ModelError: when the file is damaged, altered or cut short.
     """
     name, path = Path(path).name, Path(path).resolve()  # a link stays a link
+    place = path if output is None else Path(output)
     with opened(path) as source:
         header, begin = read_header(source, name)
         data_key = data_key_of(header, keys, name)
@@ -59,7 +62,7 @@ def rewrap(
         finally:
             wipe(data_key)
         source.seek(begin)
-        with new_file(Path(output or path), force=force or output is None) as sink:
+        with new_file(place, force=force or output is None, mode=_mode(source.fileno())) as sink:
             write_all(sink, head)
             buffer = bytearray(CHUNK)
             while size := fill(source, buffer):
@@ -82,12 +85,18 @@ def encrypt_anew(path: str | Path, keys: Openers, locks: Locks, *, cipher: str =
     """
     from hauberk.assets.encryption.writer import encrypt_stream
 
-    with EncryptedReader(path, keys) as reader, new_file(Path(output or path), force=output is None) as sink:
+    place = Path(path).resolve() if output is None else Path(output)  # a link stays a link
+    with EncryptedReader(path, keys) as reader, new_file(place, force=output is None, mode=_mode(path)) as sink:
         was = reader.header
         stream: io.RawIOBase = reader
         return encrypt_stream(
             stream, sink, locks, cipher=cipher or was.suite.name, chunk=was.chunk, content=was.content,  # type: ignore[arg-type]
         )
+
+
+def _mode(file: str | Path | int) -> int:
+    """Return the permissions of a file: one that its owner alone could read stays so under other keys."""
+    return stat.S_IMODE(os.stat(file).st_mode) & 0o777
 
 
 def _check_end(source: BinaryIO, name: str, header: Header, data_key: bytearray, begin: int) -> None:

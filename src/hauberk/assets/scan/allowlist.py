@@ -101,6 +101,7 @@ VALUES = {
 }
 CLASSES = {
     *_names("torch", "Tensor"), *_names("torch.nn.parameter", "Parameter Buffer"), "torch.nn.modules.module._WrappedHook",
+    "torch.utils.hooks.RemovableHandle",
     *_names("torch.nn.utils.spectral_norm", "SpectralNorm SpectralNormStateDictHook SpectralNormLoadStateDictPreHook"),
     "torch.nn.utils.weight_norm.WeightNorm", "scipy.interpolate._bsplines.BSpline",
     "numpy.ndarray", "numpy.matrix", "numpy.ma.MaskedArray", "numpy.random.bit_generator.SeedSequence",

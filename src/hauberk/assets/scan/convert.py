@@ -25,7 +25,7 @@ from hauberk.assets.scan.flatten import Flattened, LeftOut, flatten
 from hauberk.assets.scan.limits import Limits
 from hauberk.assets.scan.machine import Machine
 from hauberk.assets.scan.pickles import TORCH_MAGIC, follow, legacy
-from hauberk.assets.scan.rebuild import PlacedStorages, Storages, ZipStorages, stream
+from hauberk.assets.scan.rebuild import PlacedStorages, Storages, ZipStorages, check_order, stream
 from hauberk.assets.scan.scanner import Scan, scan_file
 from hauberk.assets.scan.verdict import ScanResult, Unverifiable
 from hauberk.core.errors import ModelError, UnsafeFile
@@ -181,10 +181,10 @@ def _archive(scan: Scan, archive: zipfile.ZipFile, made: Flattened) -> None:
 
 
 def _torch(scan: Scan, archive: zipfile.ZipFile, top: str) -> tuple[Any, Storages]:
-    if f"{top}/byteorder" in archive.namelist() and archive.read(f"{top}/byteorder").strip() != b"little":
-        raise Unverifiable("the numbers are written big end first")
+    check_order(archive, top)
     content = archive.read(f"{top}/data.pkl")
     scan.meter.spend(len(content))
+    scan.archive = (archive, top)
     return Machine(scan, f"{top}/data.pkl").run(stream(content)), ZipStorages(archive, top)
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hauberk.assets.scan.allowlist import Use, allowed_names, judge
+from hauberk.assets.scan.allowlist import Use, allowed_names, canonical, judge
 from hauberk.assets.scan.compressed import is_compressed
+from hauberk.assets.scan.lazy import METHODS
 from hauberk.assets.scan.limits import Limits
 from hauberk.assets.scan.pickles import follow
 from hauberk.assets.scan.scanner import Scan, scan_bytes
@@ -112,10 +113,21 @@ class _Listed(_Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Import a listed name."""
+        if canonical(module, name) == ("builtins", "getattr"):
+            return _lazy_method
         ruling = judge(module, name, allowed=self._names)
         if ruling.level is not Level.SAFE or ruling.use is Use.NOTHING:
             raise UnsafeFile(f"the pickle imports {module}.{name}"[:300], want="listed names", fix="Scan it: hauberk scan FILE")
         return super().find_class(module, name)
+
+
+def _lazy_method(owner: object, name: str) -> Any:
+    """Stand for `getattr` where the one use that the scan lets pass is carried out."""
+    from torch.nn.modules.lazy import LazyModuleMixin
+
+    if name not in METHODS or not isinstance(owner, LazyModuleMixin) or vars(owner):
+        raise UnsafeFile(f"the pickle looks up {name!r}"[:300], want="a method of a lazy layer", fix="Scan it: hauberk scan FILE")
+    return getattr(owner, name)
 
 
 class Guard:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hauberk.assets.scan import jagged
 from hauberk.assets.scan.numpy_state import items, real_dtype
 from hauberk.assets.scan.values import Global, Items, Made, as_bytes
 from hauberk.assets.scan.verdict import Unverifiable
@@ -40,14 +41,24 @@ class Storages(Protocol):
 
 
 class ZipStorages:
-    """Storages in a torch archive."""
+    """Storages in a torch archive; none of more than `most` bytes, where that is given."""
 
-    def __init__(self, archive: zipfile.ZipFile, top: str) -> None:
-        self._archive, self._top = archive, top
+    def __init__(self, archive: zipfile.ZipFile, top: str, *, most: int | None = None) -> None:
+        self._archive, self._top, self._most = archive, top, most
 
     def bytes_of(self, key: str) -> bytes:
-        """Return the bytes of a storage."""
-        return self._archive.read(f"{self._top}/data/{key}")
+        """Return the bytes of a storage. Raises Unverifiable for one that is too large."""
+        name = f"{self._top}/data/{key}"
+        if self._most is not None and (size := self._archive.getinfo(name).file_size) > self._most:
+            raise Unverifiable(f"storage {key[:40]!r} has {size} bytes to be gone through")
+        return self._archive.read(name)
+
+
+def check_order(archive: zipfile.ZipFile, top: str) -> None:
+    """Raise Unverifiable where torch would turn the bytes of each number around."""
+    name = f"{top}/byteorder"
+    if name in archive.namelist() and (archive.getinfo(name).file_size > 16 or archive.read(name).strip() != b"little"):
+        raise Unverifiable("the numbers are written big end first")
 
 
 class PlacedStorages:
@@ -91,6 +102,8 @@ def tensor(made: Made, storages: Storages, most: int, depth: int = 0) -> Tensor:
         raise Unverifiable("parameters nested too deep")
     if made.of.startswith("torch._tensor.") and len(args) == 4 and isinstance(args[0], Global) and isinstance(args[2], tuple):
         return tensor(Made(args[0].full, args[2]), storages, most, depth + 1)
+    if made.of == jagged.REBUILD:
+        raise Unkept("a jagged tensor, which safetensors do not have: keep its values() and offsets() in its place")
     if made.of.startswith(_PARAMETERS):
         if not args or not isinstance(args[0], Made) or not is_tensor(args[0]):
             raise Unkept("a parameter of something that is no plain tensor")
@@ -104,7 +117,7 @@ def tensor(made: Made, storages: Storages, most: int, depth: int = 0) -> Tensor:
         if not isinstance(found, torch.dtype):
             raise Unkept("a tensor whose type cannot be read")
         kind = found
-    offset, size, stride = args[1], _counts(args[2]), _counts(args[3])
+    offset, size, stride = args[1], counts(args[2]), counts(args[3])
     count, width = len(raw) // kind.itemsize, math.prod(size)
     last = sum((one - 1) * step for one, step in zip(size, stride, strict=True)) if width else -1
     if type(offset) is not int or len(size) != len(stride) or offset < 0 or offset + last >= count + (not width):
@@ -149,7 +162,8 @@ def nested_storage(made: Made) -> tuple[bytes, torch.dtype]:
     return _storage(value, storages)
 
 
-def _counts(value: object) -> tuple[int, ...]:
+def counts(value: object) -> tuple[int, ...]:
+    """Return a shape or strides. Raises Unverifiable for anything else."""
     if isinstance(value, Made) and value.of == "torch.Size" and value.args:
         value = value.args[0]
     if not isinstance(value, (tuple, list)) or len(value) > 64 or not all(type(one) is int and one >= 0 for one in value):

@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from hauberk.assets.scan import tables
+from hauberk.assets.scan import jagged, lazy, tables
 from hauberk.assets.scan.allowlist import Use
 from hauberk.assets.scan.values import Global, Made
 from hauberk.assets.scan.verdict import Unverifiable
 
 Rule = Callable[[tuple[Any, ...]], str]
+LOOKUP = "builtins.getattr"
+# Names that are listed for no other format: in a pickle the arguments are seen that make them harmless.
+SEEN = {LOOKUP: Use.CALL, jagged.REBUILD: Use.VALUE, jagged.CLASS: Use.VALUE, jagged.RANGE: Use.CLASS}
 LARGEST = 2**26  # bytes that a call may allocate out of nothing
 
 _PLAIN = "object dict list tuple set frozenset int float str"
@@ -20,7 +23,7 @@ _FACTORIES = {f"builtins.{name}" for name in (*_PLAIN.split(), "bool")} - {"buil
 _SMALL = {"_codecs.encode", "collections.OrderedDict", "collections.Counter", "collections.deque"}
 NEW_OBJECTS = ("sklearn.neighbors._kd_tree.newObj", "sklearn.neighbors._ball_tree.newObj", "sklearn.metrics._dist_metrics.newObj")
 # Functions that give back what they were given, or what a loader fetches: the object may be any other of the stream, or a class.
-_UNSEEN = re.compile(r"torch\.(\w+\.)+_*[a-z]\w*|persistent|buffer")
+_UNSEEN = re.compile(r"torch\.(\w+\.)+_*[a-z]\w*|persistent|buffer|builtins\.getattr")
 _TENSORS = re.compile(r"torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2")
 _REBUILDERS = (
     "torch._utils._rebuild_tensor", "torch._utils._rebuild_parameter", "torch._utils._rebuild_qtensor",
@@ -65,12 +68,18 @@ def _default(args: tuple[Any, ...]) -> str:
 
 
 def _from_type(args: tuple[Any, ...]) -> str:
+    if jagged.rebuilt(args):
+        return jagged.refusal(args)
+    if len(args) == 4 and jagged.acts(args[3]):
+        return "sets more than what a tensor carries along"
     fine = len(args) == 4 and isinstance(args[0], Global) and args[0].full.startswith(_REBUILDERS) and _is_class(args[1])
     return "" if fine else "rebuilds a tensor through something that is not a torch rebuild function"
 
 
 def _set_state(args: tuple[Any, ...]) -> str:
     fine = len(args) == 2 and isinstance(args[0], Made) and args[0].of.startswith("torch.") and not unseen(args[0], sets=True)
+    if fine and jagged.acts(args[1]):
+        return "sets more than what a tensor carries along"
     return "" if fine else "sets the state of something that is not an instance"
 
 
@@ -127,7 +136,7 @@ def _generator(args: tuple[Any, ...]) -> str:
 RULES: dict[str, Rule] = {
     **tables.RULES,
     "copyreg._reconstructor": _reconstructor, "copyreg.__newobj__": _new, "copyreg.__newobj_ex__": _new,
-    "_codecs.encode": _encode,
+    "_codecs.encode": _encode, LOOKUP: lazy.method,
     "functools.partial": _partial, "collections.defaultdict": _default, "torch._tensor._rebuild_from_type_v2": _from_type,
     "torch._utils._set_obj_state": _set_state, "torch.storage._load_from_bytes": lambda args: "",
     **{f"builtins.{name}": _container for name in ("list", "tuple", "set", "frozenset", "dict")}, "builtins.bytearray": _buffer,
@@ -148,6 +157,13 @@ def refusal(full: str, args: tuple[Any, ...]) -> str:
     """Return why calling `full` with these arguments is not harmless; empty when it is."""
     rule = RULES.get(full)
     return "" if rule is None else rule(args)
+
+
+def misfit(made: Made) -> str:
+    """Return why what an object was just filled with is not harmless; empty when it is."""
+    if made.of == jagged.RANGE:
+        return jagged.dimension(made.state)
+    return lazy.handle(made.state) if made.of == lazy.HANDLE else ""
 
 
 def unseen(made: Made, *, sets: bool = False) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -63,6 +64,7 @@ class Scan:
         self.folder: Path | None = None
         self.script = False
         self.macros: set[str] = set()
+        self.archive: tuple[zipfile.ZipFile, str] | None = None  # of torch, that is being read, and its topmost folder
         self._seen: set[tuple[Level, str]] = set()
 
     def issue(self, level: Level, where: str, what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from hauberk.assets.scan.script_state import packing_states
 from hauberk.assets.scan.values import Items, Made
 from hauberk.assets.scan.verdict import Level, Unverifiable
 
@@ -24,7 +25,7 @@ _DENIED = {
     **dict.fromkeys(("save", "load", "from_file"), "reaches files"),
     **dict.fromkeys(("rpc_async", "rpc_sync", "rpc_remote"), "calls other machines"),
     **dict.fromkeys(("PythonOp", "IgnoredPythonOp"), "calls Python"),
-    "__setstate__": "runs while the file is loaded",
+    "__setstate__": "runs while the file is loaded (torch.jit.freeze, before it is saved, leaves it out)",
 }
 _CLASSES = re.compile(r"\s*\.\s*(quantized|xnnpack|sparse|mkldnn)\b", re.ASCII)  # packed weights
 _OPERATOR = re.compile(r"_?(\w+)::(\w+)", re.ASCII)
@@ -55,7 +56,7 @@ def scan_script(scan: Scan, content: bytes, where: str) -> None:
     if len(content) > LARGEST:
         raise Unverifiable(f"{where} has {len(content)} bytes of code")
     text = content.decode("utf-8")
-    place, before = 0, ["", ""]
+    place, before, packing = 0, ["", ""], packing_states(text)
     while place < len(text):
         scan.meter.step()
         found = _TOKEN.match(text, place)
@@ -67,7 +68,7 @@ def scan_script(scan: Scan, content: bytes, where: str) -> None:
             continue
         # getattr may reach an operator by a text.
         bare = token.strip("\"'") if found.lastgroup == "text" else token
-        if bare in _DENIED and found.lastgroup in ("name", "text"):
+        if bare in _DENIED and found.lastgroup in ("name", "text") and found.start() not in packing:
             level = Level.UNKNOWN if bare == "__setstate__" else Level.DANGEROUS
             scan.issue(level, f"{where}@{found.start()}", f"its script names {bare}, which {_DENIED[bare]}")
         if before[1] == "ops" and before[0] != "." and token != ".":

@@ -48,9 +48,13 @@ class Made:
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Items:
-    """A dictionary: pairs in the order they were set, since stand-ins cannot be hashed like the real keys."""
+    """A dictionary: pairs in the order they were set, since stand-ins cannot be hashed like the real keys.
+
+    Closed, it was judged as it is: nothing more may be set in it.
+    """
 
     pairs: list[tuple[Any, Any]] = dataclasses.field(default_factory=list)
+    closed: bool = False
 
     def get(self, key: str) -> Any:
         """Return the last value set under a text key; None when there is none."""

@@ -55,21 +55,25 @@ def scan_zip(scan: Scan, source: BinaryIO, where: str) -> None:
         except UnsafeFile as error:
             raise Unverifiable(error.problem) from error
         raw = _raw_weights(archive, members, scan) if exported else set()
-        for one in members:
-            scan.meter.clock()
-            _check_dictionary(source, one)
-            place = f"{where}:{one.filename}" if where else one.filename
-            if one.is_dir() and not one.file_size and not one.compress_size:
-                continue
-            if torch_file and _CODE.fullmatch(one.filename):
-                _script(scan, archive, one, place)
-            elif (
-                one.filename in raw or (torch_file and _TORCH_RAW.fullmatch(one.filename))
-                or (exported and _EXPORTED_RAW.fullmatch(one.filename))
-            ):
-                _numbers(scan, source, archive, one, place)
-            else:
-                _member(scan, archive, one, place)
+        outer, scan.archive = scan.archive, (archive, names[0].partition("/")[0]) if torch_file else None
+        try:
+            for one in members:
+                scan.meter.clock()
+                _check_dictionary(source, one)
+                place = f"{where}:{one.filename}" if where else one.filename
+                if one.is_dir() and not one.file_size and not one.compress_size:
+                    continue
+                if torch_file and _CODE.fullmatch(one.filename):
+                    _script(scan, archive, one, place)
+                elif (
+                    one.filename in raw or (torch_file and _TORCH_RAW.fullmatch(one.filename))
+                    or (exported and _EXPORTED_RAW.fullmatch(one.filename))
+                ):
+                    _numbers(scan, source, archive, one, place)
+                else:
+                    _member(scan, archive, one, place)
+        finally:
+            scan.archive = outer
         if torch_file:
             _as_torch_reads(source, archive, names)
 

@@ -6,13 +6,23 @@ import datetime
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from hauberk.core.errors import UsageError
+from hauberk.io.refused import refused
 
 VERSION = r"^\d{1,9}(\.\d{1,9}){0,5}$"
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(max_length=2000)]
+_SHA256 = "a SHA-256: 64 digits, 0 to 9 and a to f"
+_WANTED = {
+    "digest": _SHA256, "commitment": _SHA256, "key": _SHA256, "report": _SHA256, "version": "numbers and dots, such as 1.10.2",
+    "signed": "a time in UTC, such as 2026-01-31T12:00:00Z", "expires": "a time in UTC, such as 2026-01-31T12:00:00Z",
+    "epsilon": "a finite number of at least 0, or None where there is no bound", "delta": "a probability from 0 to 1",
+    "count": "a whole number of at least 0", "files": "a whole number of files",
+    "tensors": "what semantic_digest returns", "scan": "what scan_claim returns", "training_data": "what data_claim returns",
+    "privacy": "digest, epsilon, delta and unit of a privacy statement", "watermark": "what watermark_claim returns",
+}
 
 
 def _moment(text: str) -> str:
@@ -130,3 +140,13 @@ class Facts(Claim):
         named = {"tensors": self.tensors, "scan": self.scan, "training-data": self.training_data, "privacy": self.privacy,
                  "watermark": self.watermark}
         return {name: claim.model_dump(exclude_none=True) for name, claim in named.items() if claim is not None}
+
+
+def unstatable(error: ValidationError) -> UsageError:
+    """Return the error for facts that cannot be stated: which one, its value, what it should be, and what to do."""
+    first = min(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")  # as `refused` does
+    last = next((part for part in reversed(first["loc"]) if isinstance(part, str)), "")
+    found = refused(error, Facts, "this cannot be stated", fix="")
+    want = found.want if first["type"] in ("literal_error", "extra_forbidden") else _WANTED.get(last, found.want)
+    fix = "Correct it in the Label given to sign, or leave it out"
+    return UsageError(found.problem, want=want, fix=". ".join(one for one in (found.fix, fix) if one))

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from hauberk.assets.signing.bundle import Bundle
 from hauberk.assets.signing.digest import hash_files, list_files
 from hauberk.assets.signing.dsse import PAYLOAD_TYPE, pae
-from hauberk.assets.signing.facts import Facts, moment
+from hauberk.assets.signing.facts import Facts, moment, unstatable
 from hauberk.assets.signing.keys import SigningKey
 from hauberk.assets.signing.statement import GIT, Statement
 from hauberk.core.errors import UsageError
@@ -82,9 +82,7 @@ def sign(
             "expires": moment(time + label.expires) if label.expires is not None else None, **label.claims,
         })
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{where} cannot be stated: {first['msg']}", want="what signing.facts describes") from error
+        raise unstatable(error) from error
     name = label.name or place.resolve().name
     if not name or len(name) > LONGEST_NAME:
         raise UsageError(f"a name of {len(name)} characters", want="a name for the model")

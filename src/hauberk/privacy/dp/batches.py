@@ -27,6 +27,8 @@ class Batches:
         self._last: str | None = None  # how the last step's batch was drawn
         self.drawn = 0  # batches drawn so far: the name of the next draw
         self._open: int | None = None  # examples of the batch handed out; -1 once a step has used it; None outside
+        self._passed: list[int] = []  # sizes of the batches that were drawn and went by without a step
+        self._used = False  # whether a step was made on any batch that was drawn here
 
     def steps(self, epochs: float | None, steps: int | None) -> int:
         """Return how many batches that is: an epoch is n over the expected batch, rounded up."""
@@ -65,6 +67,8 @@ class Batches:
             if seen != self._open:
                 raise UsageError(f"a step saw {seen} examples of a batch of {self._open}", want="the batch as it was drawn",
                                  fix="Pass a batch larger than memory in parts by options.micro_batch")
+            self._used = True
+            self._refuse_passed()
             self._open = -1
         else:
             everywhere = count(seen)
@@ -109,7 +113,8 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far the draws are."""
-        return {"n": self.n, "batch_size": self.batch_size, "drawn": self.drawn, "last": self._last}
+        return {"n": self.n, "batch_size": self.batch_size, "drawn": self.drawn, "last": self._last, "used": self._used,
+                "passed": [*self._passed]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the draws were."""
@@ -117,24 +122,31 @@ class Batches:
             raise ValueError(f"the run had {state['n']} examples and batches of {state['batch_size']}")
         self.drawn = int(state["drawn"])
         self._last = state.get("last", self.options.sampling if self.drawn else None)
+        self._used, self._passed = bool(state.get("used", self.drawn > 0)), [*state.get("passed", ())]
 
     def _hand_out(self, number: int) -> Iterator[Tensor]:
-        passed: list[int] = []  # sizes of the batches that no step was made on
         try:
-            for made in range(number):
+            for _ in range(number):
                 batch = self._draw()
                 self._open = len(batch)
                 yield batch
-                passed += [len(batch)] * (self._open != -1)
-                if passed and len(passed) <= made:
-                    raise UsageError(
-                        f"no step was made on a batch of {passed[0]} examples, and one on others",
-                        want="a step on every batch that is drawn",
-                        fix="Hand every batch to private.step, an empty one too: its step is noise alone. To leave out a step "
-                        "because of what was drawn, or that none was, tells of the data, and no account covers it",
-                    )
+                if self._open != -1:
+                    self._passed.append(len(batch))
+                self._refuse_passed()
         finally:
             self._open = None
+
+    def _refuse_passed(self) -> None:
+        """Refuse to leave out some steps and not others, in one call of `batches` or in many of one batch each."""
+        if not self._passed or not self._used:
+            return
+        size, self._passed = self._passed[0], []  # said once: whoever only looked at a batch may go on
+        raise UsageError(
+            f"no step was made on a batch of {size} examples, and one on others",
+            want="a step on every batch that is drawn",
+            fix="Hand every batch to private.step, an empty one too: its step is noise alone. To leave out a step "
+            "because of what was drawn, or that none was, tells of the data, and no account covers it",
+        )
 
     def _draw(self) -> Tensor:
         rank, processes = world()

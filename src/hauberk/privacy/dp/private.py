@@ -109,10 +109,11 @@ class Private(Gradients):
     def batches(self, epochs: float | None = None, *, steps: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw batches afresh, as many as `epochs` passes hold on average, or `steps`; yield x and y of each.
 
-        A batch varies in size and may be empty: hand it to `step` all the same.
+        A batch varies in size and may be empty: hand it to `step` all the same. Every call goes on with the next draw, so that
+        many calls of one step each make the run that one call of many makes; nor may any batch of theirs be passed over.
 
         Raises:
-            UsageError: without data to take examples from, or a number of steps.
+            UsageError: without data to take examples from, or a number of steps; when some batches went by without a step.
         """
         return self._each_released(self.draws.batches(self.draws.steps(epochs, steps)))
 

@@ -13,3 +13,6 @@ from hauberk.privacy.dp.pate.recipe import train_student as train_student
 from hauberk.privacy.dp.pate.recipe import train_teachers as train_teachers
 from hauberk.privacy.dp.pate.sensitive import SensitiveEpsilon as SensitiveEpsilon
 from hauberk.privacy.dp.pate.sensitive import data_dependent_epsilon as data_dependent_epsilon
+from hauberk.privacy.dp.pate.smooth import PublishedEpsilon as PublishedEpsilon
+from hauberk.privacy.dp.pate.smooth import Smoothing as Smoothing
+from hauberk.privacy.dp.pate.smooth import publish_epsilon as publish_epsilon

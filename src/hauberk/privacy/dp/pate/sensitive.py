@@ -32,8 +32,8 @@ class SensitiveEpsilon:
     delta: float
     order: float
     publishable = False
-    note = ("computed from the private votes: for the data owner alone. To publish, give the data-independent ε of the ledger "
-            "(this figure would first have to be noised in proportion to its smooth sensitivity)")
+    note = ("computed from the private votes: for the data owner alone. To publish, give the data-independent ε of the ledger, "
+            "or that of publish_epsilon, which is noised in proportion to the smooth sensitivity of this one")
 
 
 def data_dependent_epsilon(
