@@ -7,6 +7,7 @@ from hauberk.checks import attributes as attributes
 from hauberk.checks import auto_attack as auto_attack
 from hauberk.checks import blackbox as blackbox
 from hauberk.checks import calibration as calibration
+from hauberk.checks import canaries as canaries
 from hauberk.checks import clever as clever
 from hauberk.checks import disclosure as disclosure
 from hauberk.checks import dp_statement as dp_statement

@@ -4,6 +4,8 @@ from hauberk.privacy.inference.attributes import csmia as csmia
 from hauberk.privacy.inference.attributes import imputation as imputation
 from hauberk.privacy.inference.attributes import learned_attribute as learned_attribute
 from hauberk.privacy.inference.attributes import likelihood_attribute as likelihood_attribute
+from hauberk.privacy.inference.canaries import Planting as Planting
+from hauberk.privacy.inference.canaries import plant_canaries as plant_canaries
 from hauberk.privacy.inference.exposure import Space as Space
 from hauberk.privacy.inference.exposure import exposure_of as exposure_of
 from hauberk.privacy.inference.exposure import extrapolated_exposure as extrapolated_exposure
