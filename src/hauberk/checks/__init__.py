@@ -33,6 +33,7 @@ from hauberk.checks import robust_leakage as robust_leakage
 from hauberk.checks import sandwich as sandwich
 from hauberk.checks import signature as signature
 from hauberk.checks import spatial as spatial
+from hauberk.checks import split_inversion as split_inversion
 from hauberk.checks import tables as tables
 from hauberk.checks import verification as verification
 from hauberk.checks import worst_case as worst_case
