@@ -27,6 +27,7 @@ from hauberk.checks import membership as membership
 from hauberk.checks import mistakes as mistakes
 from hauberk.checks import natural as natural
 from hauberk.checks import privacy as privacy
+from hauberk.checks import properties as properties
 from hauberk.checks import reliability as reliability
 from hauberk.checks import robust_curve as robust_curve
 from hauberk.checks import robust_leakage as robust_leakage

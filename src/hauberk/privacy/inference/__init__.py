@@ -15,6 +15,7 @@ from hauberk.privacy.inference.judge import AttributeVerdict as AttributeVerdict
 from hauberk.privacy.inference.judge import judge_attributes as judge_attributes
 from hauberk.privacy.inference.naive_bayes import naive_bayes_record as naive_bayes_record
 from hauberk.privacy.inference.properties import judge_property as judge_property
+from hauberk.privacy.inference.properties import property_by_answers as property_by_answers
 from hauberk.privacy.inference.properties import property_inference as property_inference
 from hauberk.privacy.inference.properties import shadow_models as shadow_models
 from hauberk.privacy.inference.sensitive import Guesses as Guesses
