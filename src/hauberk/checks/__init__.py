@@ -17,6 +17,7 @@ from hauberk.checks import evasion as evasion
 from hauberk.checks import extraction as extraction
 from hauberk.checks import fairness as fairness
 from hauberk.checks import faults as faults
+from hauberk.checks import federated_gan as federated_gan
 from hauberk.checks import fuzzing as fuzzing
 from hauberk.checks import gradient_inversion as gradient_inversion
 from hauberk.checks import gradients as gradients
