@@ -117,3 +117,20 @@ def test_what_cannot_be_split_says_so(digits: Data) -> None:
     assert "neither images nor tables" in run(model, odd).reason
     copies = Data(Split(torch.zeros(90, 4), torch.arange(90) % 2), classes=2)
     assert run(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), copies).status is Status.NOT_RUN
+
+
+def test_models_of_another_make_are_no_error(digits: Data) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(64, 8), nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.last(self.first(x.flatten(1)))}
+
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :10]
+
+    assert run(Fixed(), digits).status is Status.NOT_RUN
+    assert run(Named(), digits).status is Status.NOT_RUN

@@ -122,6 +122,8 @@ def _trials(
 ) -> list[Trial]:
     x, y = records
     module = target.module
+    if next(module.parameters(), None) is None:
+        raise NotRun("the model has no weights that could be trained")
     try:
         cost = 3 * operations(module, x) * 2 * TRIALS * ROUNDS * (len(y) + STEPS * IMAGES)
         if cost > BUDGET:

@@ -190,9 +190,9 @@ def _trainer(context: Context, owner: Split) -> Trainer:
             return [Target(one, outputs="probabilities") for one in made]
 
         return Trainer(fitted, 1, None, "each is a clone of the estimator, fitted anew")
-    if not isinstance(module, nn.Module):
-        raise NotRun("the model cannot be trained anew from here: give a torch module or an estimator")
-    held = next(iter(module.parameters()))
+    held = next(module.parameters(), None) if isinstance(module, nn.Module) else None
+    if not isinstance(module, nn.Module) or held is None:
+        raise NotRun("the model cannot be trained anew from here: give a torch module with weights, or an estimator")
     pool = owner.sample(context.settings.scaled(200, 500, 2000), context.seed, "property pilot")
     right = float((context.target.labels(pool[0]).cpu() == pool[1].cpu()).double().mean())
     longest = context.settings.scaled(10, 20, 40)

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hauberk.checks.context import Context, NotRun
 from hauberk.core.access import Access
-from hauberk.core.errors import DataError, ModelError, UsageError
+from hauberk.core.errors import DataError, HauberkError, ModelError, UsageError
 from hauberk.core.finding import Advice, Evidence, Finding, Gallery, Status, Table
 from hauberk.core.image_quality import psnr, ssim
 from hauberk.core.kinds import Reconstruction, check
@@ -100,7 +100,10 @@ def split_inversion(context: Context) -> Finding:
         raise NotRun(f"the data is {kind}, neither images nor tables of numbers")
     module = context.target.module
     private, auxiliary = _sides(context)
-    chosen = places(module, private[:2])[-context.settings.scaled(1, 3, 3) :]
+    try:
+        chosen = places(module, private[:2])[-context.settings.scaled(1, 3, 3) :]
+    except (HauberkError, RuntimeError, AttributeError, TypeError) as error:
+        raise NotRun(f"the layers of the model cannot be looked into ({str(error).splitlines()[0][:160]})") from error
     if not chosen:
         raise NotRun("no layer between the first and the last that have weights holds all that the rest needs: nowhere to split")
     guesses = _guesses(context, private, auxiliary)
@@ -206,7 +209,7 @@ def _sides(context: Context) -> tuple[Tensor, Tensor]:
     kept = auxiliary[~torch.isin(fingerprints(auxiliary), fingerprints(private))]
     if len(kept) < REHEARSED + FEW:
         raise NotRun(f"{len(kept)} test samples are left for the adversary; at least {REHEARSED + FEW} are needed")
-    place = next(context.target.module.parameters())
+    place = next(context.target.module.parameters(), private)
     return private.to(place), kept.to(place)
 
 
