@@ -65,6 +65,7 @@ def test_a_class_counts_where_it_is_recognised_and_the_control_never_saw_it(
     monkeypatch.setattr(checked, "federated_gan", drawing)
     monkeypatch.setattr(checked, "fit", drawing.fit)
     monkeypatch.setattr(checked, "ROUNDS", 3)
+    monkeypatch.setattr(checked, "TRIALS", 6)
     found = run(perceptron(), digits)
     table = found.evidence[0]
     assert isinstance(table, Table) and len(table.rows) == 6 and len({row[0] for row in table.rows}) == 6
@@ -121,6 +122,6 @@ def test_digits_are_drawn_from_the_rounds_of_joint_training(digits: Data) -> Non
             nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10),
         ).eval()
     found = run(model, digits)
-    assert found.status in (Status.WARN, Status.PASS) and found.value is not None and found.value >= 0.5
     table = found.evidence[0]
-    assert isinstance(table, Table) and sum(float(str(row[2])[:-1]) > 50 for row in table.rows) <= 1
+    assert isinstance(table, Table) and found.n == 10 and found.value is not None
+    assert found.value > sum(float(str(row[2])[:-1]) > 50 for row in table.rows) / 10  # the control

@@ -34,13 +34,14 @@ THREAT = (
     "a participant of joint training who sees the model after every round, sends what a generator makes under a false label, and "
     "asks for a class that another participant alone holds"
 )
-TRIALS, ROUNDS, STEPS, IMAGES, RECORDS = 6, 20, 30, 40, 600
+TRIALS, ROUNDS, STEPS, IMAGES, RECORDS = 10, 20, 30, 64, 600
 BUDGET = 10**14  # operations of all trials
 DRAWN = 0.5  # share of a trial's images that the evaluator must assign to the class
 ADVICE = (
-    Advice("Where you train jointly, show participants no model between rounds that their own updates can steer: aggregate many "
-           "participants at a time, and look at what a single one sends", "hauberk invert --defence private=0.1", "AML.M0007"),
-    Advice("Train in one place, or let each participant hold some of every class: a class that all hold is nobody's secret"),
+    Advice("Train in one place, where no participant sees the model between rounds",
+           "hauberk.fit(model, data.train, schedule=hauberk.Schedule(epochs=10))"),
+    Advice("Where you train jointly, let every participant hold some of each class, average many of them at a time, and look at "
+           "what a single one sends; noise per record hides a record, not what a class looks like"),
 )
 
 
