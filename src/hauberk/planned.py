@@ -25,6 +25,7 @@ from hauberk.core.errors import ModelError, UsageError, nearest
 from hauberk.core.structure import Structure
 from hauberk.core.target import Target
 from hauberk.core.threat import Bounds, Threat
+from hauberk.io.canaries import read_canaries
 from hauberk.io.datasets import load_data
 from hauberk.io.http import HttpModel
 from hauberk.io.http_call import Limits
@@ -188,6 +189,8 @@ def load_plan_data(plan: Plan) -> Data:
         bounds=_bounds(table.bounds), label=table.label or None, groups=tuple(table.groups), modality=table.modality or None,
         name=table.name or None,
     )
+    if table.canaries:
+        data = dataclasses.replace(data, canaries=read_canaries(located(table.canaries, base)))
     if table.classes is None:
         return data
     if not data.is_classification:

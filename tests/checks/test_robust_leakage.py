@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +51,13 @@ def test_firmness_around_training_records_gives_them_away_where_the_clean_loss_d
     assert area.x[0] == 0.0 and abs(area.y[0] - 0.5) < 1e-9  # every clean loss is the same: ties are worth one half
     assert members.y[-1] == 1.0 and list(area.x) == [0.0, 0.05, 0.1, 0.2] and others.name == "accuracy left, others"
     assert any("more than the clean one by +0." in note for note in found.notes) and found.n == 288
+
+
+def test_the_interval_of_the_largest_area_is_corrected_for_having_been_chosen(tmp_path: object) -> None:
+    data = _data(0.25)
+    found = _finding(Plateau(torch.tensor([[12.5, 12.5]])), data, 0.2, tmp_path)
+    assert found.interval is not None and found.interval.confidence == pytest.approx(1 - 0.05 / 3)
+    assert any("largest of 3 radii" in note for note in found.notes)
 
 
 def test_splits_that_differ_in_themselves_do_not_fail_the_model(tmp_path: object) -> None:

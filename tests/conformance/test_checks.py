@@ -76,7 +76,10 @@ def images(digits: Data, digits_model: nn.Module) -> Scene:
     """A small part of the digits, in two groups."""
     train, test = digits.train.first(240), digits.test.first(120)
     groups = {"half": torch.arange(120) % 2}
-    data = Data(Split(*test, groups), Split(*train), bounds=(0.0, 1.0), classes=10, name="digits")
+    # Ten training samples and ten others: canaries, as far as a check can tell.
+    planted = Split(torch.cat([train[0][:10], test[0][:10]]), torch.cat([train[1][:10], test[1][:10]]),
+                    {"planted": (torch.arange(20) < 10).long()})
+    data = Data(Split(*test, groups), Split(*train), bounds=(0.0, 1.0), classes=10, name="digits", canaries=planted)
     return Scene(digits_model, data)
 
 

@@ -96,6 +96,8 @@ def test_records_of_one_score_are_not_ranked_where_not_all_of_them_fit() -> None
     report = MembershipReport({"a": scores})
     assert [row[:3] for row in report.exposed_table(count=2).rows] == [(3, "", "2"), ("3 records alike", "", "1")]
     assert [row[0] for row in report.exposed_table(count=4).rows] == [3, 0, 2, 4]
+    told = report.to_dict()["most_exposed"]
+    assert [(one["member"], one["alike"]) for one in told] == [(3, 1), (0, 3), (2, 3), (4, 3), (1, 1)]
 
 
 def test_scores_of_other_records_are_refused() -> None:

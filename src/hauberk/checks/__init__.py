@@ -7,6 +7,7 @@ from hauberk.checks import attributes as attributes
 from hauberk.checks import auto_attack as auto_attack
 from hauberk.checks import blackbox as blackbox
 from hauberk.checks import calibration as calibration
+from hauberk.checks import canaries as canaries
 from hauberk.checks import clever as clever
 from hauberk.checks import disclosure as disclosure
 from hauberk.checks import dp_statement as dp_statement
@@ -16,6 +17,7 @@ from hauberk.checks import evasion as evasion
 from hauberk.checks import extraction as extraction
 from hauberk.checks import fairness as fairness
 from hauberk.checks import faults as faults
+from hauberk.checks import federated_gan as federated_gan
 from hauberk.checks import fuzzing as fuzzing
 from hauberk.checks import gradient_inversion as gradient_inversion
 from hauberk.checks import gradients as gradients
@@ -26,12 +28,14 @@ from hauberk.checks import membership as membership
 from hauberk.checks import mistakes as mistakes
 from hauberk.checks import natural as natural
 from hauberk.checks import privacy as privacy
+from hauberk.checks import properties as properties
 from hauberk.checks import reliability as reliability
 from hauberk.checks import robust_curve as robust_curve
 from hauberk.checks import robust_leakage as robust_leakage
 from hauberk.checks import sandwich as sandwich
 from hauberk.checks import signature as signature
 from hauberk.checks import spatial as spatial
+from hauberk.checks import split_inversion as split_inversion
 from hauberk.checks import tables as tables
 from hauberk.checks import verification as verification
 from hauberk.checks import worst_case as worst_case

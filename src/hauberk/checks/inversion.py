@@ -51,11 +51,7 @@ def model_inversion(context: Context) -> Finding:
     labels = torch.tensor(present[: context.settings.scaled(10, 30, 100)])
     if len(labels) < 2:
         raise NotRun(f"the training data holds {len(labels)} classes; at least 2 are needed")
-    evaluator = _evaluator(context, classes)
-    with torch.no_grad():
-        able = float(torch.cat([evaluator(part).argmax(1) for part in x.split(500)]).eq(y).double().mean())
-    if able < min(2 / classes + 0.2, 0.9):
-        raise NotRun(f"the evaluator, trained on the test split, is right on {able:.0%} of training samples: too weak to judge")
+    evaluator, able = evaluator_of(context, classes, (x, y))
     low, high = (float(torch.as_tensor(end).double().mean()) for end in context.data.bounds)
     found = mi_face(
         Asked(context.target), labels, shape=tuple(x.shape[1:]), steps=context.settings.scaled(60, 150, 300), bounds=(low, high)
@@ -88,8 +84,12 @@ def model_inversion(context: Context) -> Finding:
     )
 
 
-def _evaluator(context: Context, classes: int) -> nn.Module:
-    """Return a small net of another build, trained on the test split alone."""
+def evaluator_of(context: Context, classes: int, truth: tuple[Tensor, Tensor]) -> tuple[nn.Module, float]:
+    """Return a small net of another build, trained on the test split alone, and how often it is right on training samples.
+
+    Raises:
+        NotRun: where that is too seldom to judge anything.
+    """
     x, y = context.data.test.sample(context.settings.scaled(1000, 5000, 10_000), context.seed, "inversion evaluator")
     with rng.isolated(rng.derive_seed(context.seed, "inversion evaluator")):
         model = nn.Sequential(
@@ -99,4 +99,14 @@ def _evaluator(context: Context, classes: int) -> nn.Module:
     steps = max(1, len(y) // 32)
     plan = Schedule(epochs=max(3, min(30, 250 // steps)), batch_size=32, seed=context.seed)
     fit(model, Split(x.float(), y), optimizer=torch.optim.Adam(model.parameters(), lr=3e-3), schedule=plan)
-    return model.requires_grad_(False)
+    model.requires_grad_(False)
+    with torch.no_grad():
+        able = float(torch.cat([model(part).argmax(1) for part in truth[0].split(500)]).eq(truth[1]).double().mean())
+    if able < weakest(classes):
+        raise NotRun(f"the evaluator, trained on the test split, is right on {able:.0%} of training samples: too weak to judge")
+    return model, able
+
+
+def weakest(classes: int) -> float:
+    """Return the accuracy below which a classifier of so many classes says nothing."""
+    return min(2 / classes + 0.2, 0.9)

@@ -236,11 +236,15 @@ def _most_exposed(context: Context, sides: Sides, scores: MembershipScores) -> T
     others, other_y = cross_entropy(*answers(context.target, sides.non_members)), sides.non_members[1]
     typical = {int(k): float(others[other_y == k].median()) for k in other_y.unique()}
     order = scores.members.argsort(descending=True, stable=True)[:8].tolist()
-    above = [int((scores.non_members >= scores.members[k]).sum()) for k in order]
-    rows = [
-        (int(sides.index[k]), int(y[k]), f"{float(losses[k]):.3g}", f"{typical.get(int(y[k]), float('nan')):.3g}", beyond)
-        for k, beyond in zip(order, above, strict=True)
-    ]
+    last = scores.members[order[-1]]
+    alike = int((scores.members == last).sum()) if int((scores.members >= last).sum()) > len(order) else 0
+    order = [k for k in order if not alike or scores.members[k] > last]  # of equal ones not all fit: they have no order
+    rows: list[tuple[str | int, ...]] = []
+    for k in order:
+        beyond, label = int((scores.non_members >= scores.members[k]).sum()), int(y[k])
+        rows.append((int(sides.index[k]), label, f"{float(losses[k]):.3g}", f"{typical.get(label, float('nan')):.3g}", beyond))
+    if alike:
+        rows.append((f"{alike:,} records alike", "", "", "", int((scores.non_members >= last).sum())))
     return Table(
         "Most exposed training records", ("position in train", "label", "loss", "median loss of its class in test",
                                           "non-members that score as high"), rows,

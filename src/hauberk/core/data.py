@@ -145,6 +145,8 @@ class Data:
         class_names, feature_names: for people; may be empty.
         name: how reports call the data.
         group_names: by group, what each of its codes means; may be empty.
+        canaries: records that were planted in the training data to see whether the model learns them by heart, and records drawn
+            alike that were not; their group `planted` tells which. None where none were.
     """
 
     test: Split
@@ -157,9 +159,10 @@ class Data:
     feature_names: Sequence[str] = ()
     name: str = "data"
     group_names: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    canaries: Split | None = None
 
     def __post_init__(self) -> None:
-        for role in ("test", "train", "trusted"):
+        for role in ("test", "train", "trusted", "canaries"):
             given = getattr(self, role)
             if isinstance(given, (tuple, list)):
                 setattr(self, role, Split(*given))
@@ -178,7 +181,7 @@ class Data:
 
     def splits(self) -> dict[str, Split]:
         """Return the splits that are there, by role."""
-        named = {"test": self.test, "train": self.train, "trusted": self.trusted}
+        named = {"test": self.test, "train": self.train, "trusted": self.trusted, "canaries": self.canaries}
         return {role: split for role, split in named.items() if split is not None}
 
     @property

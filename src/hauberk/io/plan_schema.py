@@ -120,6 +120,7 @@ class DataTable(Table):
     test: str = Field(min_length=1, description="held-out samples: .npz, .csv, .parquet, IDX, an image folder, sklearn:digits …")
     train: str = Field(default="", description="the samples the model was trained on: what privacy checks need")
     trusted: str = Field(default="", description="a small clean split for filters and repairs")
+    canaries: str = Field(default="", description="an .npz of canaries, planted in training and spare: plant_canaries writes it")
     bounds: Ends | None = Field(default=None, description="lowest and highest input; left out, they are read from the data")
     label: str = Field(default="", description="the column of the labels, for tables")
     groups: list[str] = Field(default_factory=list, description="columns that name groups of people: what fairness checks need")

@@ -69,10 +69,7 @@ def property_inference(
         DataError: for fewer than 2 shadows with or without the property.
     """
     holds = holds.bool()
-    if len(holds) != len(shadows) or min(int(holds.sum()), int((~holds).sum())) < 2:
-        raise DataError(
-            f"there are {len(shadows)} shadows, {int(holds.sum())} of {len(holds)} with the property", want="at least 2 of each"
-        )
+    _refuse_few(len(shadows), holds)
     if meta == "sorted":
         return _sorted(victims, shadows, holds)
     if meta != "deepsets":
@@ -122,18 +119,52 @@ def shadow_models(
     return models, torch.arange(count) % 2 == 1
 
 
+def property_by_answers(victims: Tensor, shadows: Tensor, holds: Tensor) -> Tensor:
+    """Return how likely each victim's training data has a property, shape (victims,), from answers to the same inputs alone.
+
+    A ridge classifier of the log-probabilities: what is left to an adversary who may ask a model and not open it.
+
+    Arguments:
+        victims: logits of the models to judge, shape (victims, inputs, classes).
+        shadows: logits of models that the adversary trained, on the same inputs, shape (shadows, inputs, classes).
+        holds: whether each shadow's data has the property, shape (shadows,), bool.
+
+    Raises:
+        DataError: for answers to other inputs, or fewer than 2 shadows with or without the property.
+    """
+    holds = holds.bool()
+    if victims.ndim != 3 or victims.shape[1:] != shadows.shape[1:]:
+        raise DataError(
+            f"the answers have shapes {tuple(victims.shape)} and {tuple(shadows.shape)}", want="(models, inputs, classes) each"
+        )
+    _refuse_few(len(shadows), holds)
+    rows, asked = (one.double().log_softmax(2).clamp_min(-16).flatten(1) for one in (shadows, victims))  # -inf is a 0
+    return _ridge(rows, asked, holds)
+
+
+def _refuse_few(shadows: int, holds: Tensor) -> None:
+    if len(holds) != shadows or min(int(holds.sum()), int((~holds).sum())) < 2:
+        raise DataError(
+            f"there are {shadows} shadows, {int(holds.sum())} of {len(holds)} with the property", want="at least 2 of each"
+        )
+
+
 def _sorted(victims: Sequence[nn.Module], shadows: Sequence[nn.Module], holds: Tensor) -> Tensor:
     stacked([layers_of(one) for one in (*shadows, *victims)])  # refuses models of another layout
     rows = torch.stack([sorted_neurons(one) for one in shadows])
-    asked = torch.stack([sorted_neurons(one) for one in victims])
+    return _ridge(rows, torch.stack([sorted_neurons(one) for one in victims]), holds)
+
+
+def _ridge(rows: Tensor, asked: Tensor, holds: Tensor) -> Tensor:
     middle, spread = rows.mean(0), rows.std(0)
     spread = torch.where(spread > 1e-12, spread, torch.inf)
     rows, asked = (rows - middle) / spread, (asked - middle) / spread
-    side = holds.double() * 2 - 1
+    side = holds.to(rows) * 2 - 1
     side = side - side.mean()
     # More weights than models: solved among the models, with a penalty of one tenth of the mean size.
     gram = rows @ rows.T
-    weight = torch.linalg.solve(gram + 0.1 * gram.diagonal().mean() * torch.eye(len(rows)).to(gram), side)
+    slack = 0.1 * gram.diagonal().mean() * torch.eye(len(rows)).to(gram)
+    weight = torch.linalg.solve(gram + slack, side)
     return (asked @ (rows.T @ weight) * 4).sigmoid()
 
 

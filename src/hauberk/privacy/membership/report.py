@@ -128,7 +128,7 @@ class MembershipReport:
         return benjamini_hochberg(self.risk.tolist())
 
     def most_exposed(self, count: int = 10) -> list[int]:
-        """Return the positions of the members that are the easiest to find, the easiest first."""
+        """Return the positions of the members that are the easiest to find, the easiest first; ties by position."""
         order = torch.argsort(self.scores[self.main].members, descending=True, stable=True)
         chosen: list[int] = order[:count].tolist()
         return chosen
@@ -250,8 +250,12 @@ class MembershipReport:
             "dealt": None if self.leak is None else {"auc": self.leak[0], "interval": dataclasses.asdict(self.leak[1])},
             "blind": None if self.blind is None else {"auc": self.blind[0], "interval": dataclasses.asdict(self.blind[1])},
             "slices": {by: [dataclasses.asdict(one) for one in self.sliced(by)] for by in self.slices},
-            "most_exposed": [{"member": k, "score": float(first.members[k]), "fpr": self.risk[k], "fdr": self.wrong[k]}
-                             for k in self.most_exposed()],
+            # Members of one score stand in the order of their positions, which says nothing: `alike` tells how many there are.
+            "most_exposed": [
+                {"member": k, "score": float(first.members[k]), "fpr": self.risk[k], "fdr": self.wrong[k],
+                 "alike": int((first.members == first.members[k]).sum())}
+                for k in self.most_exposed()
+            ],
         })
         assert isinstance(plain, dict)
         return plain
