@@ -27,8 +27,8 @@ from hauberk.privacy.defence import (
     top_scores,
     with_bottleneck,
 )
-from hauberk.privacy.defence.judge import utility
 from hauberk.privacy.defence.memguard import coins, membership_classifier, noise_for
+from hauberk.privacy.defence.verdict import utility
 
 Pair = tuple[Tensor, Tensor]
 

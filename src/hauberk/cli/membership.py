@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from hauberk.core.data import Data
     from hauberk.core.finding import Evidence
     from hauberk.core.target import Target
-    from hauberk.privacy.membership import MembershipReport, References
-    from hauberk.privacy.membership.signals import Records
+    from hauberk.privacy.membership import MembershipReport
 
 _HOW = "How"
 
@@ -109,6 +107,7 @@ def run(
     from hauberk.core.rng import generator
     from hauberk.methods import load_methods
     from hauberk.privacy.membership import MembershipReport
+    from hauberk.privacy.membership.matching import references_like
     from hauberk.privacy.membership.measure import dealt_anew
 
     assert data.train is not None
@@ -122,7 +121,11 @@ def run(
     order = torch.randperm(len(fresh), generator=generator(seed, "pick", "non-members"))[:n]
     outside = fresh[order.sort().values]
     sides = data.train.take(index), data.test.take(outside)
-    made = _references(target, sides, count, epochs, lr, seed) if count else None
+    made = None
+    if count:
+        made, said = references_like(target, *sides, count=count, epochs=epochs, lr=lr, seed=seed)
+        if said:
+            remark(said)
     scores, again = {}, None
     for card in cards:
         extra = {"references": made} if made is not None and "references" in card.options else {}
@@ -161,33 +164,6 @@ def _usual(target: Target, count: int) -> list[str]:
         return ["augmentation-membership", "gap-membership"]
     known = ["variance-prior", "lira", "rmia"] if count else []
     return [*known, "loss-membership", "modified-entropy", "augmentation-membership", "gap-membership"]
-
-
-def _references(
-    target: Target, sides: tuple[Records, Records], count: int, epochs: int | None, lr: float, seed: int
-) -> References:
-    import torch
-    from torch import nn
-
-    from hauberk.core.rng import derive_seed
-    from hauberk.core.train import Schedule
-    from hauberk.privacy.membership import train_references
-    from hauberk.privacy.membership.matching import matched_schedule
-
-    pool = torch.cat([one[0] for one in sides]), torch.cat([one[1] for one in sides])
-    schedule = Schedule(epochs=epochs or 40, batch_size=64, seed=derive_seed(seed, "references"))
-    predictor = target.predictor
-    module, estimator = getattr(predictor, "module", None), getattr(predictor, "estimator", None)
-    if estimator is not None:
-        return train_references(estimator, pool, count=count, schedule=schedule)
-    if not isinstance(module, nn.Module):
-        raise UsageError("--references needs a model that can be trained anew", want="a torch module or an estimator")
-    if epochs is None:
-        right = float((target.labels(sides[0][0]).cpu() == sides[0][1].cpu()).double().mean())
-        found, reached = matched_schedule(module, pool, right, seed=schedule.seed, lr=lr)
-        schedule = dataclasses.replace(schedule, epochs=found.epochs)
-        remark(f"references train for {found.epochs} epochs: {reached:.1%} right on their records, the model {right:.1%}")
-    return train_references(module, pool, count=count, schedule=schedule, lr=lr)
 
 
 def _refuse_output(output: Path, force: bool) -> None:
