@@ -133,7 +133,8 @@ def main() -> None:
         rows.append([
             name, *told, f"{100 * verdict.change.value:+.1f} [{100 * span.low:+.1f} to {100 * span.high:+.1f}]: {helps}",
             f"{verdict.defended.accuracy:.1%} [{verdict.defended.interval.low:.1%} to {verdict.defended.interval.high:.1%}]",
-            f"{-100 * (verdict.plain.accuracy - verdict.defended.accuracy):+.1f} [{-100 * lost.high:+.1f} to {-100 * lost.low:+.1f}]",
+            f"{100 * (verdict.defended.accuracy - verdict.plain.accuracy):+.1f} "
+            f"[{-100 * lost.high:+.1f} to {-100 * lost.low:+.1f}]",
             "–" if verdict.defended.calibration is None else f"{verdict.defended.calibration:.3f}", f"{spent:.1f}",
         ])
         content[name] = {

@@ -12,13 +12,18 @@ import typer
 
 from hauberk.cli import options
 from hauberk.cli.console import command, remark
+from hauberk.cli.defence import judged, parse, told
 from hauberk.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hauberk.core.data import Data
     from hauberk.core.finding import Evidence
     from hauberk.core.target import Target
+    from hauberk.privacy.defence import DefenceVerdict
     from hauberk.privacy.membership import MembershipReport
+    from hauberk.privacy.membership.signals import Records
 
 _HOW = "How"
 
@@ -36,6 +41,9 @@ def membership(
     references: Annotated[int, typer.Option(
         help="Models of the same architecture to train on halves of the records; even, 0 for none.", rich_help_panel=_HOW, min=0,
     )] = 0,
+    defence: Annotated[str, typer.Option(
+        help="Try a change of the answers, against adversaries who know it: labels, rounding=DIGITS, top-k=K or "
+        "memguard=DISTORTION. Reference models are trained behind the same.", rich_help_panel=_HOW)] = "",
     epochs: Annotated[int | None, typer.Option(
         help="Epochs of their training; left out, as many as fit half of the records as well as the model fits its own.",
         rich_help_panel=_HOW, min=1)] = None,
@@ -56,6 +64,12 @@ def membership(
         raise UsageError(f"--references is {references}", want="an even number: models come in pairs, on complementary halves")
     if not 0 < lr < math.inf:
         raise UsageError(f"--lr is {lr:g}", want="a learning rate above 0, such as 0.001")
+    if defence:
+        parse(defence)
+        if attack:
+            raise UsageError("--attack and --defence are both given", want="one: a defence is judged by all attacks that apply")
+        if output is not None and output.suffix == ".npz":
+            raise UsageError(f"--output is {output}", want="a name that ends in .json, with --defence")
     if output is not None:
         _refuse_output(output, force)
     chosen = options.choose_plan(
@@ -79,17 +93,21 @@ def membership(
     with naming_the_call(chosen):
         validate(target, samples)
     with Watcher(quiet=output_format is options.Format.JSON, verbose=verbose).watching():
+        if defence:
+            records, *_ = chosen_sides(samples, n, settings.seed)
+            verdict = judged(defence, target, records, count=references, epochs=epochs, lr=lr, seed=settings.seed)
+            return _say_verdict(verdict, target.name, defence, output, output_format)
         found, position, labels = run(
             target, samples, options.words(attack) or [], count=references, epochs=epochs, lr=lr, n=n, seed=settings.seed
         )
-    told = {"model": target.name, "references": references, **found.to_dict()}
+    report = {"model": target.name, "references": references, **found.to_dict()}
     if output is not None:
-        _save(output, told, found)
+        _save(output, report, found)
     if output_format is options.Format.JSON:
-        typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
+        typer.echo(json.dumps(report, ensure_ascii=False, indent=1))
     else:
         source = "the command line" if plan is None and model else str(chosen.source)
-        sides = f"{told['members']:,} in the training data, {told['non_members']:,} not"
+        sides = f"{report['members']:,} in the training data, {report['non_members']:,} not"
         for word, said in (("model", target.name), ("plan", source), ("records", sides)):
             typer.echo(f"{word:<8} {line(said)}")
         typer.echo("\n" + describe(found.evidence(position, labels)))
@@ -101,10 +119,6 @@ def run(
     target: Target, data: Data, names: list[str], *, count: int, epochs: int | None, lr: float, n: int, seed: int
 ) -> tuple[MembershipReport, Any, Any]:
     """Run the attacks; return the report, where each member stands in the training data, and its label."""
-    import torch
-
-    from hauberk.core.overlap import overlap
-    from hauberk.core.rng import generator
     from hauberk.methods import load_methods
     from hauberk.privacy.membership import MembershipReport
     from hauberk.privacy.membership.matching import references_like
@@ -112,15 +126,7 @@ def run(
 
     assert data.train is not None
     cards = [load_methods().get(name, "inference") for name in names or _usual(target, count)]
-    fresh = (~overlap(data).copies).nonzero()[:, 0]
-    if min(len(fresh), len(data.train)) < 20:
-        raise DataError(f"{len(fresh)} test records are not in the training data", want="20 or more records of each side")
-    if len(fresh) < len(data.test):
-        remark(f"{len(data.test) - len(fresh)} test records are also in the training data and were left out")
-    index = data.train.pick(n, seed, "members")
-    order = torch.randperm(len(fresh), generator=generator(seed, "pick", "non-members"))[:n]
-    outside = fresh[order.sort().values]
-    sides = data.train.take(index), data.test.take(outside)
+    sides, index, outside = chosen_sides(data, n, seed)
     made = None
     if count:
         made, said = references_like(target, *sides, count=count, epochs=epochs, lr=lr, seed=seed)
@@ -140,6 +146,25 @@ def run(
         words[name] = data.group_names.get(name, ())
     assert again is not None
     return MembershipReport(scores, slices, words, seed, dealt_anew(again, *sides, seed=seed)), index, sides[0][1]
+
+
+def chosen_sides(data: Data, n: int, seed: int) -> tuple[tuple[Records, Records], Tensor, Tensor]:
+    """Return at most n records of train, as many of test that are not in train, and the positions of both."""
+    import torch
+
+    from hauberk.core.overlap import overlap
+    from hauberk.core.rng import generator
+
+    assert data.train is not None
+    fresh = (~overlap(data).copies).nonzero()[:, 0]
+    if min(len(fresh), len(data.train)) < 20:
+        raise DataError(f"{len(fresh)} test records are not in the training data", want="20 or more records of each side")
+    if len(fresh) < len(data.test):
+        remark(f"{len(data.test) - len(fresh)} test records are also in the training data and were left out")
+    index = data.train.pick(n, seed, "members")
+    order = torch.randperm(len(fresh), generator=generator(seed, "pick", "non-members"))[:n]
+    outside = fresh[order.sort().values]
+    return (data.train.take(index), data.test.take(outside)), index, outside
 
 
 def describe(evidence: tuple[Evidence, ...]) -> str:
@@ -164,6 +189,23 @@ def _usual(target: Target, count: int) -> list[str]:
         return ["augmentation-membership", "gap-membership"]
     known = ["variance-prior", "lira", "rmia"] if count else []
     return [*known, "loss-membership", "modified-entropy", "augmentation-membership", "gap-membership"]
+
+
+def _say_verdict(verdict: DefenceVerdict, model: str, defence: str, output: Path | None, form: options.Format) -> None:
+    from hauberk.core.files import write_whole
+    from hauberk.report.words import line
+
+    content = json.dumps({"model": model, "defence": defence, **told(verdict)}, ensure_ascii=False, indent=1)
+    if output is not None:
+        write_whole(output, content.encode())
+    if form is options.Format.JSON:
+        typer.echo(content)
+        return
+    for word, said in (("model", model), ("defence", defence), *(("note", one) for one in verdict.notes)):
+        typer.echo(f"{word:<8} {line(said)}")
+    typer.echo(f"\n{verdict.summary}\n\n{describe((verdict.table(),))}")
+    if output is not None:
+        typer.echo(f"\nkept: {output}")
 
 
 def _refuse_output(output: Path, force: bool) -> None:

@@ -87,7 +87,7 @@ def defended_references(
     models = []
     for k, chosen in enumerate(progress.track(inside, "reference models under the defence", count)):
         own = rng.derive_seed(seed, "defended reference", k) % 2**31
-        with rng.isolated(own):
+        with rng.isolated(own, x.device):
             made = train(Split(x[chosen.to(x.device)], y[chosen.to(y.device)]), own)
         if not isinstance(made, nn.Module | Target):
             raise ModelError(f"train returned a {type(made).__name__}", want="the trained model: a torch module or a target")
