@@ -46,6 +46,22 @@ def test_labels_alone_choose_their_own_attacks(hauberk: Run, shop: Path) -> None
     assert list(json.loads(run.stdout)["attacks"]) == ["augmentation-membership", "gap-membership"]
 
 
+def test_a_defence_is_tried_against_adversaries_who_know_it(hauberk: Run, shop: Path, tmp_path: Path) -> None:
+    run = hauberk(*call(
+        shop, "--defence", "labels", "--references", 2, "--epochs", 3, "--n", 60, "--output", "verdict.json",
+    ))
+    assert run.exit_code == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert lines[1] == "defence  labels" and lines[2] == "note     2 reference models repeat the defence"
+    assert " of members at " in lines[4] and "accuracy +0.0 points" in lines[4] and lines[-1] == "kept: verdict.json"
+    table = {line.split("  ")[0]: line for line in lines[7:]}
+    assert table["LiRA, references"].count("refused") == 3 and "refused" not in table["labels of noisy copies, references"]
+    told = json.loads((tmp_path / "verdict.json").read_text())
+    assert told["attacks"]["loss"]["defended"] is None and told["attacks"]["loss"]["plain"]["auc"] > 0
+    assert told["accuracy"][0] == told["accuracy"][1] and told["calibration"][1] is None
+    assert told["change"]["value"] <= 0 and told["helps"] in (True, False)
+
+
 def test_what_cannot_be_is_refused(hauberk: Run, shop: Path) -> None:
     bare = [one for one in call(shop) if one not in ("--train", shop / "train.npz")]
     for arguments, told in (
@@ -53,7 +69,11 @@ def test_what_cannot_be_is_refused(hauberk: Run, shop: Path) -> None:
         (call(shop, "--references", 3, "--epochs", 1), "an even number"),
         (("membership", "no-plan.toml", "--references", 3), "an even number"),  # before anything is opened
         (call(shop, "--lr", -1, "--references", 2), "a learning rate above 0"), (call(shop, "--lr", "nan"), "above 0"),
-        (call(shop, "--output", "a.txt"), "ends in .json or .npz"),
+        (call(shop, "--output", "a.txt"), "ends in .json or .npz"), (call(shop, "--defence", "roundin=1"), "'rounding'"),
+        (call(shop, "--defence", "rounding=1.5"), "a whole number from 1 to 15"), (call(shop, "--defence", "labels=1"), "top-k=K"),
+        (call(shop, "--defence", "memguard=3"), "from 0 to 2"), (call(shop, "--defence", "top-k=nan"), "a whole number from 1"),
+        (call(shop, "--defence", "labels", "--attack", "lira"), "are both given"),
+        (call(shop, "--defence", "labels", "--output", "a.npz"), "ends in .json"),
     ):
         run = hauberk(*arguments)
         assert run.exit_code == 2 and told in run.stderr, run.stderr

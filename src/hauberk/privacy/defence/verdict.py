@@ -133,13 +133,13 @@ class DefenceVerdict:
             assert found is not None
             told.append(f"{row.attack} finds {found.tpr:.1%} [{span.low:.1%}, {span.high:.1%}] of members at {found.fpr:.2%} "
                         f"false alarms {'with' if defended else 'without'} the defence (best of {self._tried(defended)} attacks)")
-        span, lost = self.change.interval, self.plain.accuracy - self.defended.accuracy
+        span, gained = self.change.interval, self.defended.accuracy - self.plain.accuracy
         words = {True: "it helps", False: "it is not shown to help", None: "nothing is shown: the strongest attack was not run"}
         if span.low > 0:
             words[False] = "it harms"
         return (
             f"{told[0]}, {told[1]}. At {self.change.fpr:.2%} it changes the best by {100 * self.change.value:+.1f} points "
-            f"[{100 * span.low:+.1f}, {100 * span.high:+.1f}]: {words[self.helps]}; accuracy {100 * -lost:+.1f} points "
+            f"[{100 * span.low:+.1f}, {100 * span.high:+.1f}]: {words[self.helps]}; accuracy {100 * gained:+.1f} points "
             f"[{-100 * self.loss.high:+.1f}, {-100 * self.loss.low:+.1f}]."
         )
 
