@@ -142,6 +142,10 @@ class TestJudge:
         self, learnt: tuple[nn.Module, Pair, Pair], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         model, members, others = learnt
+        found = alike_module.references_for(Target(model), rounded(model), (members, others), None, 0)
+        assert found.plain is not None and found.defended is not None and len(found.plain) == 4
+        for one, other in zip(found.plain.models, found.defended.models, strict=True):
+            assert torch.equal(other.logits(members[0]), read(rounded(one)).logits(members[0]))
         monkeypatch.setattr(alike_module, "LIMIT", 10)
         verdict = judge_defence(model, rounded(model), members, others, copies=0)
         assert verdict.unheard and "ask for them (references=4)" in verdict.notes[0]
@@ -201,11 +205,13 @@ class TestVerdict:
         assert verdict.loss.low == pytest.approx(50 / 202 - half, abs=1e-6)
         assert verdict.loss.high == pytest.approx(50 / 202 + half, abs=1e-6)
 
-    def test_the_change_is_that_of_the_best_curves_with_ties(self) -> None:
+    @pytest.mark.parametrize("levels", [12, 10**6])
+    def test_the_change_is_that_of_the_best_curves_with_and_without_ties(self, levels: int) -> None:
         dice = np.random.default_rng(0)
         scores = [
-            MembershipScores(*(torch.from_numpy(dice.integers(0, 12, n) + shift) for n, shift in ((70, up), (55, 0.0))))
-            for up in (0.0, 3.0, 1.0, 2.0)
+            MembershipScores(*(
+                torch.from_numpy(dice.integers(0, levels, n) + shift * levels / 12) for n, shift in ((70, up), (55, 0.0))
+            )) for up in (0.0, 3.0, 1.0, 2.0)
         ]
         found = change_of(scores[:2], scores[2:], seed=1, draws=50)
         assert found.fpr == pytest.approx(10 / 55)
@@ -309,7 +315,15 @@ class TestReferences:
     def test_labels_alone_leave_references_that_answer_labels(self, learnt: tuple[nn.Module, Pair, Pair]) -> None:
         model, members, _ = learnt
         made = train_references(model, members, count=2, schedule=Schedule(epochs=1))
-        mute = protected(made, lambda one, *_: labels_alone(one))
+        sides: list[tuple[Pair, Pair]] = []
+
+        def silenced(one: Target, inside: Pair, outside: Pair) -> Target:
+            sides.append((inside, outside))
+            return labels_alone(one)
+
+        mute = protected(made, silenced)
+        for inside, (own, other) in zip(made.inside, sides, strict=True):  # each is protected as by its owner
+            assert torch.equal(own[0], made.x[inside]) and torch.equal(other[1], made.y[~inside])
         assert all(one.access is Access.LABEL for one in mute.models)
         assert torch.equal(mute.logits.argmax(2), made.logits.argmax(2))
         assert torch.equal(mute.holding(members), made.inside) and protected(made, None) is made
