@@ -80,7 +80,8 @@ class TestJudge:
         assert blind is not None and blind.roc.auc < 0.72
         assert seeing is not None and 0.93 < seeing.roc.auc < 0.995
         assert verdict.strongest().attack.endswith("references") and not verdict.unheard
-        assert verdict.rows[-1].plain is not None and verdict.notes == ("8 reference models repeat the defence",)
+        assert verdict.rows[-1].plain is not None
+        assert verdict.notes == ("8 reference models repeat the defence", "not run: the labels of noisy copies (copies is 0)")
 
     def test_a_defence_that_does_nothing_is_judged_equal(self, learnt: tuple[nn.Module, Pair, Pair]) -> None:
         model, members, others = learnt
@@ -136,6 +137,8 @@ class TestJudge:
             rows[name] for name in ("label alone", "labels of noisy copies", "labels of noisy copies, references")
         )
         assert alone is not None and noisy is not None and against is not None
+        deaf = judge_defence(model, model, *sides, references=Repeated(train, plain=train, count=2), copies=0)
+        assert not found.unheard and deaf.unheard and deaf.helps is not True
         assert alone.tpr == 0 and against.roc.auc > max(alone.roc.auc, noisy.roc.auc) + 0.03
 
     def test_training_unasked_keeps_to_its_budget(

@@ -87,9 +87,11 @@ def judge_defence(
         exposed = [None if one is None else exposure(one) for one in found]
         rows.append(Row(trial.attack, trial.adaptive, exposed[0], exposed[1], (absent[0], absent[1])))
     held = non_members if test is None else test
+    # Where scores are denied and no copies are asked for, references were trained and none of them was heard.
+    heard = any(row.attack in REFERENCED and row.defended is not None for row in rows)
+    notes = alike.notes if copies else (*alike.notes, "not run: the labels of noisy copies (copies is 0)")
     return DefenceVerdict(
-        tuple(rows), utility(models[0], held), utility(models[1], held), change_of(*scores, seed=seed),
-        unheard=alike.defended is None, notes=alike.notes,
+        tuple(rows), utility(models[0], held), utility(models[1], held), change_of(*scores, seed=seed), not heard, notes
     )
 
 
