@@ -1,6 +1,7 @@
 """Defences against membership inference on Location-30, judged by attacks that know them, and by what they cost.
 
-The strongest of them train reference models of their own *under the defence*: its whole procedure, four times. Some 6 CPU-minutes.
+The strongest of them train reference models of their own *under the defence*: its whole procedure, four times.
+Some 6 CPU-minutes.
 Needs location30.npz in the folder named by HAUBERK_DATA (else `../shared/data` beside the checkout).
 """
 

@@ -70,7 +70,8 @@ def test_what_cannot_be_is_refused(hauberk: Run, shop: Path) -> None:
         (("membership", "no-plan.toml", "--references", 3), "an even number"),  # before anything is opened
         (call(shop, "--lr", -1, "--references", 2), "a learning rate above 0"), (call(shop, "--lr", "nan"), "above 0"),
         (call(shop, "--output", "a.txt"), "ends in .json or .npz"), (call(shop, "--defence", "roundin=1"), "'rounding'"),
-        (call(shop, "--defence", "rounding=1.5"), "a whole number from 1 to 15"), (call(shop, "--defence", "labels=1"), "top-k=K"),
+        (call(shop, "--defence", "rounding=1.5"), "a whole number from 1 to 15"),
+        (call(shop, "--defence", "labels=1"), "top-k=K"),
         (call(shop, "--defence", "memguard=3"), "from 0 to 2"), (call(shop, "--defence", "top-k=nan"), "a whole number from 1"),
         (call(shop, "--defence", "labels", "--attack", "lira"), "are both given"),
         (call(shop, "--defence", "labels", "--output", "a.npz"), "ends in .json"),
