@@ -74,6 +74,22 @@ def test_labels_alone_choose_their_own_attacks(hauberk: Run, shop: Path) -> None
     assert list(json.loads(run.stdout)["attacks"]) == ["augmentation-membership", "gap-membership"]
 
 
+def test_a_defence_is_tried_against_adversaries_who_know_it(hauberk: Run, shop: Path, tmp_path: Path) -> None:
+    run = hauberk(*call(
+        shop, "--defence", "labels", "--references", 2, "--epochs", 3, "--n", 60, "--output", "verdict.json",
+    ))
+    assert run.exit_code == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert lines[1] == "defence  labels" and lines[2] == "note     2 reference models repeat the defence"
+    assert " of members at " in lines[4] and "accuracy +0.0 points" in lines[4] and lines[-1] == "kept: verdict.json"
+    table = {line.split("  ")[0]: line for line in lines[7:]}
+    assert table["LiRA, references"].count("refused") == 3 and "refused" not in table["labels of noisy copies, references"]
+    told = json.loads((tmp_path / "verdict.json").read_text())
+    assert told["attacks"]["loss"]["defended"] is None and told["attacks"]["loss"]["plain"]["auc"] > 0
+    assert told["accuracy"][0] == told["accuracy"][1] and told["calibration"][1] is None
+    assert told["change"]["value"] <= 0 and told["helps"] in (True, False)
+
+
 def test_what_cannot_be_is_refused(hauberk: Run, shop: Path) -> None:
     bare = [one for one in call(shop) if one not in ("--train", shop / "train.npz")]
     for arguments, told in (
@@ -86,6 +102,12 @@ def test_what_cannot_be_is_refused(hauberk: Run, shop: Path) -> None:
         (call(shop, "--references", 2, "--attack", "loss-membership"), "no attack chosen takes them (loss-membership)"),
         # Before references are trained, which here would take hours.
         (call(shop, "--access", "label", "--attack", "gap-membership,lira", "--references", 64, "--epochs", 10**6), "SCORE acc"),
+        (call(shop, "--defence", "roundin=1"), "'rounding'"),
+        (call(shop, "--defence", "rounding=1.5"), "a whole number from 1 to 15"),
+        (call(shop, "--defence", "labels=1"), "top-k=K"),
+        (call(shop, "--defence", "memguard=3"), "from 0 to 2"), (call(shop, "--defence", "top-k=nan"), "a whole number from 1"),
+        (call(shop, "--defence", "labels", "--attack", "lira"), "are both given"),
+        (call(shop, "--defence", "labels", "--output", "a.npz"), "ends in .json"),
     ):
         run = hauberk(*arguments)
         assert run.exit_code == 2 and told in run.stderr, run.stderr

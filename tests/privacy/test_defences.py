@@ -27,8 +27,8 @@ from hauberk.privacy.defence import (
     top_scores,
     with_bottleneck,
 )
-from hauberk.privacy.defence.judge import utility
 from hauberk.privacy.defence.memguard import coins, membership_classifier, noise_for
+from hauberk.privacy.defence.verdict import utility
 
 Pair = tuple[Tensor, Tensor]
 
@@ -256,7 +256,7 @@ class TestJudge:
         self, learnt: tuple[nn.Module, Pair, Pair]
     ) -> None:
         model, members, others = learnt
-        verdict = judge_defence(model, labels_alone(model), members, others, copies=4)
+        verdict = judge_defence(model, labels_alone(model), members, others, references=0, copies=4)
         rows = {row.attack: row for row in verdict.rows}
         assert rows["loss"].defended is None and rows["loss"].plain is not None and rows["loss"].plain.roc.auc > 0.75
         gap = rows["label alone"]
@@ -264,7 +264,8 @@ class TestJudge:
         strongest = verdict.strongest()
         assert strongest.adaptive and strongest.defended is not None and strongest.defended.roc.auc > 0.7
         table = verdict.table()
-        assert len(table.rows) == 7 and table.rows[0][3] == "refused"
+        assert len(table.rows) == 8 and table.rows[0][3] == "refused"
+        assert table.rows[-1][2:] == ("not run",) * 6 and verdict.unheard and verdict.helps is not True
 
     def test_a_monotone_transform_is_undone(self, learnt: tuple[nn.Module, Pair, Pair]) -> None:
         model, members, others = learnt
@@ -278,7 +279,8 @@ class TestJudge:
         _, members, others = learnt
         mute = Target(lambda x: torch.tensor([[0.2, 0.3, 0.5]]).expand(len(x), -1))
         verdict = judge_defence(mute, mute, members, others, copies=2)
-        for row in verdict.rows:
+        assert verdict.rows[-1].defended is None  # a function cannot be trained anew
+        for row in verdict.rows[:-1]:
             assert row.defended is not None
             assert row.defended.auc_interval.low <= 0.5 <= row.defended.auc_interval.high
 
@@ -287,8 +289,8 @@ class TestJudge:
         x, y = pair(400, 5)
         with isolated(0):
             model = nn.Linear(10, 3)
-        verdict = judge_defence(model, model, (x[:200], y[:200]), (x[200:], y[200:]), copies=0)
-        row = verdict.rows[-2]
+        verdict = judge_defence(model, model, (x[:200], y[:200]), (x[200:], y[200:]), references=0, copies=0)
+        row = verdict.rows[-3]
         assert row.attack.startswith("classifier") and row.plain is not None and abs(row.plain.roc.auc - 0.5) < 0.12
 
     def test_utility_by_hand(self) -> None:

@@ -28,7 +28,8 @@ THREAT = "an adversary who holds candidate records with their labels and asks th
 ADVICE = (
     Advice("Train with more regularisation, or stop earlier: when the loss on held-out records no longer falls",
            "hauberk.fit(model, data.train, schedule=hauberk.Schedule(epochs=10, validation=data.test, patience=2))"),
-    Advice("Round the scores, or answer with the label alone", "", "AML.M0002"),
+    Advice("Round the scores, or answer with the label alone, once you have seen what that hides from who knows of it",
+           "hauberk membership PLAN --defence rounding=1 --references 4", "AML.M0002"),
 )
 SAME = 0.05  # with a larger share of test samples that are training samples, the two sides are no longer two
 Inference = Callable[[Target, Records, Records], MembershipScores]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import math
@@ -13,13 +12,18 @@ import typer
 
 from hauberk.cli import options
 from hauberk.cli.console import EXIT_INTERRUPTED, command, complain, remark
+from hauberk.cli.defence import judged, parse, told
 from hauberk.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hauberk.core.data import Data
     from hauberk.core.finding import Evidence
     from hauberk.core.target import Target
-    from hauberk.privacy.membership import MembershipReport, References
+    from hauberk.privacy.defence import DefenceVerdict
+    from hauberk.privacy.membership import MembershipReport
+    from hauberk.privacy.membership.matching import Like
     from hauberk.privacy.membership.signals import Records
 
 _HOW = "How"
@@ -38,6 +42,9 @@ def membership(
     references: Annotated[int, typer.Option(
         help="Models of the same architecture to train on halves of the records; even, 0 for none.", rich_help_panel=_HOW, min=0,
     )] = 0,
+    defence: Annotated[str, typer.Option(
+        help="Try a change of the answers, against adversaries who know it: labels, rounding=DIGITS, top-k=K or "
+        "memguard=DISTORTION. Reference models are trained behind the same.", rich_help_panel=_HOW)] = "",
     epochs: Annotated[int | None, typer.Option(
         help="Epochs of their training; left out, as many as fit half of the records as well as the model fits its own.",
         rich_help_panel=_HOW, min=1)] = None,
@@ -65,6 +72,12 @@ def membership(
         raise UsageError("--keep is given without --references", want="references to keep", fix="Add --references 16")
     if not 0 < lr < math.inf:
         raise UsageError(f"--lr is {lr:g}", want="a learning rate above 0, such as 0.001")
+    if defence:
+        parse(defence)
+        if attack:
+            raise UsageError("--attack and --defence are both given", want="one: a defence is judged by all attacks that apply")
+        if output is not None and output.suffix == ".npz":
+            raise UsageError(f"--output is {output}", want="a name that ends in .json, with --defence")
     if output is not None:
         _refuse_output(output, force)
     chosen = options.choose_plan(
@@ -88,24 +101,26 @@ def membership(
         )
     with naming_the_call(chosen):
         validate(target, samples)
+    wanted = Like(references, epochs, lr, settings.seed, workers, keep)
     try:
         with Watcher(quiet=output_format is options.Format.JSON, verbose=verbose).watching(), asked_once():
-            found, position, labels = run(
-                target, samples, options.words(attack) or [], count=references, epochs=epochs, lr=lr, n=n, seed=settings.seed,
-                workers=workers, keep=keep,
-            )
+            if defence:
+                records, *_ = chosen_sides(samples, n, settings.seed)
+                verdict = judged(defence, target, records, wanted)
+                return _say_verdict(verdict, target.name, defence, output, output_format)
+            found, position, labels = run(target, samples, options.words(attack) or [], n, wanted)
     except KeyboardInterrupt as error:
         kept = "" if keep is None else f"; finished references are kept in {keep}: the same command goes on from there"
         complain(f"interrupted{kept}")
         raise typer.Exit(EXIT_INTERRUPTED) from error
-    told = {"model": target.name, "references": references, **found.to_dict()}
+    report = {"model": target.name, "references": references, **found.to_dict()}
     if output is not None:
-        _save(output, told, found)
+        _save(output, report, found)
     if output_format is options.Format.JSON:
-        typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
+        typer.echo(json.dumps(report, ensure_ascii=False, indent=1))
     else:
         source = "the command line" if plan is None and model else str(chosen.source)
-        sides = f"{told['members']:,} in the training data, {told['non_members']:,} not"
+        sides = f"{report['members']:,} in the training data, {report['non_members']:,} not"
         for word, said in (("model", target.name), ("plan", source), ("records", sides)):
             typer.echo(f"{word:<8} {line(said)}")
         typer.echo("\n" + describe(found.evidence(position, labels)))
@@ -114,47 +129,31 @@ def membership(
 
 
 def run(
-    target: Target, data: Data, names: list[str], *, count: int, epochs: int | None, lr: float, n: int, seed: int,
-    workers: int = 1, keep: Path | None = None,
+    target: Target, data: Data, names: list[str], n: int, wanted: Like
 ) -> tuple[MembershipReport, Any, Any]:
     """Run the attacks; return the report, where each member stands in the training data, and its label."""
-    import torch
-
     from hauberk.core.access import Access
-    from hauberk.core.overlap import distinct, overlap
-    from hauberk.core.rng import generator
     from hauberk.methods import load_methods
     from hauberk.privacy.membership import MembershipReport
+    from hauberk.privacy.membership.matching import references_like
     from hauberk.privacy.membership.measure import blind_auc, dealt_anew
 
     assert data.train is not None
-    cards = [load_methods().get(name, "inference") for name in names or _usual(target, count)]
+    seed = wanted.seed
+    cards = [load_methods().get(name, "inference") for name in names or _usual(target, wanted.count)]
     for card in cards:  # before any model is trained
         target.need(card.access or Access.LABEL, card.name)
-    if count and not any("references" in card.options for card in cards):
+    if wanted.count and not any("references" in card.options for card in cards):
         raise UsageError(
-            f"--references is {count}, and no attack chosen takes them ({', '.join(card.name for card in cards)})",
+            f"--references is {wanted.count}, and no attack chosen takes them ({', '.join(card.name for card in cards)})",
             want="an attack that does, such as lira, or no --references",
         )
-    fresh = (~overlap(data).copies).nonzero()[:, 0]
-    if min(len(fresh), len(data.train)) < 20:
-        raise DataError(f"{len(fresh)} test records are not in the training data", want="20 or more records of each side")
-    if len(fresh) < len(data.test):
-        remark(f"{len(data.test) - len(fresh)} test records are also in the training data and were left out")
-    index = data.train.pick(n, seed, "members")
-    order = torch.randperm(len(fresh), generator=generator(seed, "pick", "non-members"))[:n]
-    outside = fresh[order.sort().values]
-    drawn = len(index) + len(outside)
-    # Copies are no records of their own: counted as such, they make every interval too narrow.
-    index, outside = (
-        place[distinct(*split.take(place))] for split, place in ((data.train, index), (data.test, outside))
-    )
-    if min(len(index), len(outside)) < 20:
-        raise DataError(f"{min(len(index), len(outside))} records of one side differ", want="20 or more records of each side")
-    if len(index) + len(outside) < drawn:
-        remark(f"{drawn - len(index) - len(outside)} records are copies of others on their side and were left out")
-    sides = data.train.take(index), data.test.take(outside)
-    made = _references(target, sides, count, epochs, lr, seed, workers, keep) if count else None
+    sides, index, outside = chosen_sides(data, n, seed)
+    made = None
+    if wanted.count:
+        made, said = references_like(target, *sides, wanted)
+        if said:
+            remark(said)
     scores, again = {}, None
     for card in cards:
         extra = {"references": made} if made is not None and "references" in card.options else {}
@@ -176,6 +175,34 @@ def run(
         )
     dealt = dealt_anew(again, *sides, seed=seed)
     return MembershipReport(scores, slices, words, seed, dealt, (area, spread)), index, sides[0][1]
+
+
+def chosen_sides(data: Data, n: int, seed: int) -> tuple[tuple[Records, Records], Tensor, Tensor]:
+    """Return at most n records of train, as many of test that are not in train, no copies among either, and their positions."""
+    import torch
+
+    from hauberk.core.overlap import distinct, overlap
+    from hauberk.core.rng import generator
+
+    assert data.train is not None
+    fresh = (~overlap(data).copies).nonzero()[:, 0]
+    if min(len(fresh), len(data.train)) < 20:
+        raise DataError(f"{len(fresh)} test records are not in the training data", want="20 or more records of each side")
+    if len(fresh) < len(data.test):
+        remark(f"{len(data.test) - len(fresh)} test records are also in the training data and were left out")
+    index = data.train.pick(n, seed, "members")
+    order = torch.randperm(len(fresh), generator=generator(seed, "pick", "non-members"))[:n]
+    outside = fresh[order.sort().values]
+    drawn = len(index) + len(outside)
+    # Copies are no records of their own: counted as such, they make every interval too narrow.
+    index, outside = (
+        place[distinct(*split.take(place))] for split, place in ((data.train, index), (data.test, outside))
+    )
+    if min(len(index), len(outside)) < 20:
+        raise DataError(f"{min(len(index), len(outside))} records of one side differ", want="20 or more records of each side")
+    if len(index) + len(outside) < drawn:
+        remark(f"{drawn - len(index) - len(outside)} records are copies of others on their side and were left out")
+    return (data.train.take(index), data.test.take(outside)), index, outside
 
 
 def describe(evidence: tuple[Evidence, ...]) -> str:
@@ -202,32 +229,21 @@ def _usual(target: Target, count: int) -> list[str]:
     return [*known, "loss-membership", "modified-entropy", "augmentation-membership", "gap-membership"]
 
 
-def _references(
-    target: Target, sides: tuple[Records, Records], count: int, epochs: int | None, lr: float, seed: int,
-    workers: int, keep: Path | None,
-) -> References:
-    import torch
-    from torch import nn
+def _say_verdict(verdict: DefenceVerdict, model: str, defence: str, output: Path | None, form: options.Format) -> None:
+    from hauberk.core.files import write_whole
+    from hauberk.report.words import line
 
-    from hauberk.core.rng import derive_seed
-    from hauberk.core.train import Schedule
-    from hauberk.privacy.membership import train_references
-    from hauberk.privacy.membership.matching import matched_schedule
-
-    pool = torch.cat([one[0] for one in sides]), torch.cat([one[1] for one in sides])
-    schedule = Schedule(epochs=epochs or 40, batch_size=64, seed=derive_seed(seed, "references"))
-    predictor = target.predictor
-    module, estimator = getattr(predictor, "module", None), getattr(predictor, "estimator", None)
-    if estimator is not None:
-        return train_references(estimator, pool, count=count, schedule=schedule, workers=workers, keep=keep)
-    if not isinstance(module, nn.Module):
-        raise UsageError("--references needs a model that can be trained anew", want="a torch module or an estimator")
-    if epochs is None:
-        right = float((target.labels(sides[0][0]).cpu() == sides[0][1].cpu()).double().mean())
-        found, reached = matched_schedule(module, pool, right, seed=schedule.seed, lr=lr)
-        schedule = dataclasses.replace(schedule, epochs=found.epochs)
-        remark(f"references train for {found.epochs} epochs: {reached:.1%} right on their records, the model {right:.1%}")
-    return train_references(module, pool, count=count, schedule=schedule, lr=lr, workers=workers, keep=keep)
+    content = json.dumps({"model": model, "defence": defence, **told(verdict)}, ensure_ascii=False, indent=1)
+    if output is not None:
+        write_whole(output, content.encode())
+    if form is options.Format.JSON:
+        typer.echo(content)
+        return
+    for word, said in (("model", model), ("defence", defence), *(("note", one) for one in verdict.notes)):
+        typer.echo(f"{word:<8} {line(said)}")
+    typer.echo(f"\n{verdict.summary}\n\n{describe((verdict.table(),))}")
+    if output is not None:
+        typer.echo(f"\nkept: {output}")
 
 
 def _refuse_output(output: Path, force: bool) -> None:

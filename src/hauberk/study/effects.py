@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -18,9 +19,9 @@ from hauberk.core.rng import derive_seed
 from hauberk.core.stats import wilson
 from hauberk.core.target import Target
 from hauberk.core.threat import Linf
+from hauberk.privacy.defence.repeated import defended_references
 from hauberk.privacy.membership.loss import loss_membership
 from hauberk.privacy.membership.measure import exposure
-from hauberk.privacy.membership.references import References, halves
 from hauberk.privacy.membership.variance_prior import variance_prior
 from hauberk.robustness.attack import pgd
 from hauberk.study.defended import ROWS, Defended
@@ -137,15 +138,16 @@ def _membership(settings: Settings, shelf: Shelf, images: Images, name: str, mod
     target = Target(module)
     if not settings.scale.references:
         return loss_membership(target, members, others)
-    x, y = torch.cat([members[0], others[0]]), torch.cat([members[1], others[1]])
-    inside = halves(len(x), settings.scale.references, seed=derive_seed(settings.seed, "effects"))
-    models = []
-    for at, chosen in enumerate(inside):
-        progress.say(f"{name}: reference model {at + 1} of {len(inside)}")
-        made, _ = _trained(settings, shelf, images, name, (x[chosen.to(x.device)], y[chosen.to(x.device)]), f"reference-{at}")
-        models.append(Target(made))
-    logits = torch.stack([one.logits(x).cpu() for one in models])
-    return variance_prior(target, members, others, references=References(models, x.cpu(), y.cpu(), inside, logits))
+    numbers = itertools.count()
+
+    def train(split: Split, _: int) -> nn.Module:
+        at = next(numbers)
+        progress.say(f"{name}: reference model {at + 1} of {settings.scale.references}")
+        return _trained(settings, shelf, images, name, split.tensors(), f"reference-{at}")[0]
+
+    pool = torch.cat([members[0], others[0]]), torch.cat([members[1], others[1]])
+    made = defended_references(train, pool, count=settings.scale.references, seed=derive_seed(settings.seed, "effects"))
+    return variance_prior(target, members, others, references=made)
 
 
 def _line(settings: Settings, name: str, held: dict[str, Any]) -> Sequence[str]:

@@ -6,11 +6,13 @@ from hauberk.privacy.defence.bottleneck import with_bottleneck as with_bottlenec
 from hauberk.privacy.defence.distil import Selena as Selena
 from hauberk.privacy.defence.distil import dmp as dmp
 from hauberk.privacy.defence.distil import selena as selena
-from hauberk.privacy.defence.judge import DefenceVerdict as DefenceVerdict
 from hauberk.privacy.defence.judge import judge_defence as judge_defence
 from hauberk.privacy.defence.memguard import memguard as memguard
 from hauberk.privacy.defence.outputs import answering as answering
 from hauberk.privacy.defence.outputs import labels_alone as labels_alone
 from hauberk.privacy.defence.outputs import rounded as rounded
 from hauberk.privacy.defence.outputs import top_scores as top_scores
+from hauberk.privacy.defence.repeated import Repeated as Repeated
+from hauberk.privacy.defence.repeated import defended_references as defended_references
 from hauberk.privacy.defence.smoothing import label_smoothing as label_smoothing
+from hauberk.privacy.defence.verdict import DefenceVerdict as DefenceVerdict

@@ -14,7 +14,7 @@ from hauberk.core import rng
 from hauberk.core.access import Access
 from hauberk.core.errors import UsageError
 from hauberk.core.target import Target, as_target
-from hauberk.privacy.defence.outputs import answering
+from hauberk.privacy.defence.outputs import behind
 from hauberk.privacy.membership.signals import Records
 
 Bound = Literal["expected", "each"]
@@ -67,7 +67,10 @@ def memguard(
         kept = given.to(scores.dtype).argmax(1) == scores.cpu().argmax(1)
         return torch.where(kept[:, None], given, exact).to(scores)
 
-    return answering(inner, change, name="MemGuard")
+    def again(other: Target, inside: Records, outside: Records) -> Target:
+        return memguard(other, inside, outside, distortion=distortion, bound=bound, steps=steps, seed=seed)
+
+    return behind(inner, "MemGuard", change, again, same_labels=True)
 
 
 def membership_classifier(members: Tensor, non_members: Tensor, *, seed: int = 0, steps: int = 400) -> nn.Module:

@@ -13,14 +13,27 @@ from hauberk.core.errors import UsageError
 from hauberk.core.target import Target, as_target
 
 Change = Callable[[Tensor, Tensor], Tensor]
+Records = tuple[Tensor, Tensor]
+Protect = Callable[[Target, Records, Records], Target]  # (target, its members, others) -> the target behind the defence
 
 
 @dataclasses.dataclass
 class Answering:
-    """A predictor that returns `change(scores, x)` where the target's scores, shape (n, classes), were asked for."""
+    """A predictor that returns `change(scores, x)` where the target's scores, shape (n, classes), were asked for.
+
+    Arguments:
+        target: asked for the scores.
+        change: of them.
+        again: puts the same defence around another target, as an adversary would who knows all of it but the owner's key.
+        step: by which given scores differ at least; 0 where they are as fine as the numbers.
+        same_labels: whether no label ever changes: then an adversary who wants labels need not wait for the scores.
+    """
 
     target: Target
     change: Change
+    again: Protect | None = None
+    step: float = 0.0
+    same_labels: bool = False
     access: Access = Access.SCORE
     outputs: str = "probabilities"
 
@@ -29,22 +42,30 @@ class Answering:
             return self.change(self.target.scores(x.detach()), x)
 
 
-def answering(target: Target | nn.Module, change: Change, *, name: str) -> Target:
+def answering(target: Target | nn.Module, change: Change, *, name: str, again: Protect | None = None) -> Target:
     """Return a target with SCORE access that answers with changed scores; what is asked of it counts on the inner one too.
 
     Arguments:
         target: with SCORE access.
         change: (scores (n, classes), inputs (n, ...)) -> scores that sum to about 1 and keep the label.
         name: of the defence, for reports.
+        again: `(target, members, non_members) -> target`, puts the same defence around another model, so that `judge_defence`
+            can train reference models behind it; None where nobody else could.
 
     Raises:
         AccessDenied: below SCORE access.
     """
-    inner = as_target(target)
-    inner.need(Access.SCORE, name)
+    return behind(as_target(target), name, change, again)
+
+
+def behind(
+    target: Target, name: str, change: Change, again: Protect | None, *, step: float = 0.0, same_labels: bool = False
+) -> Target:
+    """Return the target behind a change of its scores; see `Answering`."""
+    target.need(Access.SCORE, name)
     return Target(
-        Answering(inner.seen_at(Access.SCORE), change), bounds=inner.bounds, batch_size=inner.batch_size,
-        name=f"{inner.name} behind {name}",
+        Answering(target.seen_at(Access.SCORE), change, again, step, same_labels), bounds=target.bounds,
+        batch_size=target.batch_size, name=f"{target.name} behind {name}",
     )
 
 
@@ -78,7 +99,9 @@ def rounded(target: Target | nn.Module, *, digits: int = 1) -> Target:
         own = found.gather(1, label)
         return found.scatter(1, label, torch.maximum(own, others + 1)) * step
 
-    return answering(target, change, name=f"rounding to {digits} digits")
+    return behind(
+        as_target(target), f"rounding to {digits} digits", change, lambda other, *_: rounded(other, digits=digits), step=step
+    )
 
 
 def top_scores(target: Target | nn.Module, *, k: int = 1) -> Target:
@@ -105,4 +128,4 @@ def top_scores(target: Target | nn.Module, *, k: int = 1) -> Target:
         share = (1 - kept.sum(1, keepdim=True)).clamp_min(0) / (classes - k)
         return share.expand(-1, classes).clone().scatter(1, places, kept)
 
-    return answering(target, change, name=f"the top {k} scores")
+    return answering(target, change, name=f"the top {k} scores", again=lambda other, *_: top_scores(other, k=k))

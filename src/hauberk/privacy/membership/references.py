@@ -76,23 +76,29 @@ class References:
             raise DataError(
                 f"labels span {int(y.min())} to {int(y.max())}", want=f"the references' classes, 0 to {self.logits.shape[2] - 1}"
             )
-        known, places = self._order
-        asked = _keys(x, y)
-        first, last = torch.searchsorted(known, asked), torch.searchsorted(known, asked, right=True)
-        found = last > first
-        # Copies of one record stand side by side: a model saw the record when it was trained on any of them.
-        sums = torch.cat([torch.zeros(len(self), 1, dtype=torch.long), self.inside[:, places].long().cumsum(1)], 1)
-        inside = sums[:, last] > sums[:, first]
+        places, found, inside = self._looked_up(x, y)
         for model, logits in zip(self.models, self.logits, strict=True):
             if (signal, model) not in self._known:
                 self._known[signal, model] = signal(logits.double(), self.y.long())
-        held = places[first.clamp(max=len(known) - 1)]
-        values = torch.stack([self._known[signal, model][held] for model in self.models])
+        values = torch.stack([self._known[signal, model][places] for model in self.models])
         if not bool(found.all()):
             new = (~found).nonzero()[:, 0]
             asked = x[new.to(x.device)]
             values[:, new] = torch.stack([signal(one.logits(asked).double().cpu(), y[new]) for one in self.models])
         return values, inside
+
+    def holding(self, records: Records) -> Tensor:
+        """Return whether each model was trained on each of the records, shape (k, n), bool; nothing is asked of the models."""
+        return self._looked_up(records[0], records[1].cpu().long())[2]
+
+    def _looked_up(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a place of each record in the pool, whether it is there, (n,) both, and which models saw it, (k, n)."""
+        known, places = self._order
+        asked = _keys(x, y)
+        first, last = torch.searchsorted(known, asked), torch.searchsorted(known, asked, right=True)
+        # Copies of one record stand side by side: a model saw the record when it was trained on any of them.
+        sums = torch.cat([torch.zeros(len(self), 1, dtype=torch.long), self.inside[:, places].long().cumsum(1)], 1)
+        return places[first.clamp(max=len(known) - 1)], last > first, sums[:, last] > sums[:, first]
 
 
 def halves(n: int, count: int, *, seed: int) -> Tensor:
@@ -144,7 +150,7 @@ def train_references(
         raise DataError(f"the pool holds {len(x)} records", want="4 or more: each model is trained on half of them")
     if int(y.min()) < 0:
         raise foreign(y)
-    inside = _halves_of(x, y, count, schedule.seed)
+    inside = halves_of(x, y, count, schedule.seed)
     index = [one.nonzero()[:, 0] for one in inside]
     seeds = [rng.derive_seed(schedule.seed, "reference", k) % 2**32 for k in range(count)]
     made, elsewhere = [_make(make, seed) for seed in seeds], Elsewhere(workers, spread)
@@ -172,7 +178,7 @@ def train_references(
     return References(models, x, y, inside, logits)
 
 
-def _halves_of(x: Tensor, y: Tensor, count: int, seed: int) -> Tensor:
+def halves_of(x: Tensor, y: Tensor, count: int, seed: int) -> Tensor:
     """Return the halves of a pool in which copies of one record stay together: else no model is trained without it."""
     kinds = torch.unique(_keys(x, y), return_inverse=True)[1]
     distinct = int(kinds.max()) + 1

@@ -13,7 +13,7 @@ from hauberk.core.kinds import MembershipScores, inference
 from hauberk.core.stats import Floats
 from hauberk.core.target import Target, as_target
 from hauberk.privacy.membership import signals
-from hauberk.privacy.membership.evidence import Moments, gathered
+from hauberk.privacy.membership.evidence import Evidence, Moments, gathered
 from hauberk.privacy.membership.loss import TAGS
 from hauberk.privacy.membership.references import References
 from hauberk.privacy.membership.signals import Records
@@ -49,12 +49,17 @@ def variance_prior(
         DataError: where a record has no reference on a side.
     """
     found = gathered(as_target(target), "variance-prior", (members, non_members), references, signals.log_odds).need(inside=True)
+    return found.split(prior_ratio(found, linked))
+
+
+def prior_ratio(found: Evidence, linked: bool = True) -> Floats:
+    """Return the log-ratio of the posterior predictive laws of what the target says, trained on a record or not, shape (n,)."""
     if not len(found.target):
-        return found.split(found.target)
+        return found.target
     sides = [Moments.of(found.references, found.inside), Moments.of(found.references, ~found.inside)]
     laws = [fit_prior(one, other.mean if linked else None) for one, other in (sides, sides[::-1])]
     within, outside = (law.log_predictive(found.target, one) for law, one in zip(laws, sides, strict=True))
-    return found.split(within - outside)
+    return np.asarray(within - outside)
 
 
 @dataclasses.dataclass(frozen=True)
