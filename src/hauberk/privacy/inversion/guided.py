@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hauberk.core.errors import ModelError, UsageError
 from hauberk.core.kinds import Reconstruction
-from hauberk.privacy.inversion.client import ClientUpdate, as_updates
+from hauberk.privacy.inversion.client import ClientUpdate, as_updates, widened
 from hauberk.privacy.inversion.labels import labels_of
 from hauberk.privacy.inversion.matching import Matcher, angles
 from hauberk.privacy.inversion.priors import size, total_variation
@@ -56,7 +56,7 @@ def guided(
     """
     if seeds < 1 or min(dataclasses.astuple(weights)) < 0:
         raise UsageError(f"seeds is {seeds} and weights are {weights}", want="at least 1 seed, weights of 0 or more")
-    updates = as_updates(update, module)
+    updates, given, module = as_updates(update, module), next(module.parameters()), widened(module)
     like, n = next(module.parameters()), updates[0].n
     found = []
     for client, one in enumerate(updates):
@@ -90,7 +90,8 @@ def guided(
             )
         chosen = int(least.argmin())
         found.append((x[chosen * n : chosen * n + n], labels, least[chosen].expand(n)))
-    return Reconstruction(*(torch.cat(rows) for rows in zip(*found, strict=True)))
+    x, y, loss = (torch.cat(rows) for rows in zip(*found, strict=True))
+    return Reconstruction(x.to(given), y, loss)
 
 
 def statistics_of(module: nn.Module, update: ClientUpdate) -> dict[str, tuple[Tensor, Tensor]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hauberk.core.errors import UsageError
 from hauberk.core.kinds import Reconstruction, reconstruction
-from hauberk.privacy.inversion.client import ClientUpdate, as_updates
+from hauberk.privacy.inversion.client import ClientUpdate, as_updates, widened
 from hauberk.privacy.inversion.first_linear import TAGS
 from hauberk.privacy.inversion.labels import labels_of
 from hauberk.privacy.inversion.matching import Distance, Matcher, angles, cosine
@@ -52,7 +52,7 @@ def inverting_gradients(
     """
     if restarts < 1:
         raise UsageError(f"restarts is {restarts}", want="at least 1")
-    updates = as_updates(update, module)
+    updates, given, module = as_updates(update, module), next(module.parameters()), widened(module)
     n, size = updates[0].n, max(1, TOGETHER // (updates[0].n * restarts))
     distance = angles if each_parameter else cosine
     found = [
@@ -60,7 +60,7 @@ def inverting_gradients(
         for first in range(0, len(updates), size)
     ]
     return Reconstruction(
-        torch.cat([x for x, _, _ in found]), torch.cat([y for _, y, _ in found]),
+        torch.cat([x for x, _, _ in found]).to(given), torch.cat([y for _, y, _ in found]),
         torch.cat([loss for _, _, loss in found]).repeat_interleave(n),
     )
 
