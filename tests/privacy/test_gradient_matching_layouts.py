@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -114,3 +115,22 @@ def test_plain_layers_still_go_together() -> None:
     with matcher.ready():
         matcher(x.flip(0), torch.tensor([0, 1, 2, 0]))
         assert matcher._quick is not None
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_bias_that_normalisation_takes_away_does_not_steer_the_search(training: bool) -> None:
+    with isolated(3):
+        norm = nn.BatchNorm2d(4) if training else nn.InstanceNorm2d(4)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    draw = torch.Generator().manual_seed(0)
+    x, z = (torch.rand(2, 1, 6, 6, generator=draw) for _ in range(2))
+    sent = client_update(model, x, torch.tensor([0, 1]), training=training)
+    assert 0 < float(sent.gradients["0.bias"].norm()) < 1e-5 * float(sent.gradients["0.weight"].norm())  # rounding alone
+    without = dataclasses.replace(sent, gradients={k: one for k, one in sent.gradients.items() if k != "0.bias"})
+    found = []
+    for one in (sent, without):
+        matcher = Matcher(model, [one], angles)
+        with matcher.ready():
+            found.append(matcher(z, torch.tensor([0, 1])))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1])

@@ -57,6 +57,7 @@ class Matcher:
         for name in self.update.gradients:
             rows = torch.stack([one.gradients[name].detach().to(like) for one in updates])
             self.targets[name] = rows.repeat_interleave(repeats, 0)
+        self._forget_rounding()
         # The size of what was sent must not decide what underflows: a converged model's gradients are tiny. An angle does not
         # ask for one scale on both sides, so that its candidates, which may have large gradients, meet halfway.
         largest = torch.stack([one.abs().flatten(1).amax(1) for one in self.targets.values()]).amax(0)
@@ -66,6 +67,15 @@ class Matcher:
         self.parameters = {name: one.detach() for name, one in module.named_parameters()}
         self._quick: PerVictim | None = None
         self._checked = False
+
+    def _forget_rounding(self) -> None:
+        """Leave out biases that a normalisation takes away again: their gradient is 0, and the angle of its rounding is noise."""
+        for name in [one for one in self.targets if one.rpartition(".")[2] == "bias"]:
+            bias, weight = self.targets[name], self.targets.get(f"{name[:-4]}weight")
+            # Both sum over the same places, of terms about as large where inputs are: less than this is what rounding leaves.
+            share = 64 * torch.finfo(bias.dtype).eps
+            if weight is not None and bool((bias.flatten(1).norm(dim=1) < share * weight.flatten(1).norm(dim=1)).all()):
+                del self.targets[name]
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
