@@ -49,7 +49,7 @@ def gradients(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return dict(client_update(model, x, y).gradients)
 
 
-@pytest.mark.parametrize("act", [nn.LeakyReLU, nn.Sigmoid, nn.Tanh])
+@pytest.mark.parametrize("act", [nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh])
 def test_layer_by_layer_solving_is_exact(act: type[nn.Module]) -> None:
     with isolated(0):
         model = nn.Sequential(
@@ -71,6 +71,17 @@ def test_layer_by_layer_solving_refuses_what_it_cannot_read() -> None:
         r_gap(nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 2)), sent, shape=(1, 8, 8))
     with pytest.raises(UsageError, match="do not fit"):
         r_gap(model, sent, shape=(1, 9, 9))
+    rows = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Flatten(), nn.Linear(30, 3)).double()
+    with pytest.raises(ModelError, match="6 rows"):
+        r_gap(rows, gradients(rows, pictures(1)[:, 0, :6, :6], torch.tensor([0])), shape=(6, 6))
+
+    class Scaled(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(2 * x - 1)
+
+    scaled = Scaled(nn.Flatten(), nn.Linear(64, 3)).double()
+    with pytest.raises(ModelError, match="Scaled"):
+        r_gap(scaled, gradients(scaled, pictures(1), torch.tensor([0])), shape=(1, 8, 8))
 
 
 def test_an_imprint_hands_over_every_sample_alone_in_its_bin() -> None:
