@@ -38,7 +38,7 @@ def feature_inversion(
         shape: of one input; None reads it off the model when it begins with that linear layer.
         steps: gradient steps.
         tv: weight of the total variation over the last two axes of inputs of three axes (channels, height, width); others
-            have none.
+            have none. In units of the distance between the bounds.
         bounds: lowest and highest input; None sets none.
         seed: of the start.
 
@@ -65,7 +65,7 @@ def feature_inversion(
     wanted = features.detach()
     start = torch.randn(len(wanted), *shape, generator=generator(seed, "feature inversion"), dtype=torch.float64)
     middle = (low + high) / 2 if bounds is not None else 0.0
-    x = (middle + 0.01 * start).to(wanted).clamp(low, high)
+    x = (middle + 0.01 * spread * start).to(wanted).clamp(low, high)
     best, least = x.clone(), torch.full((len(x),), math.inf, dtype=wanted.dtype, device=wanted.device)
     distance = least.clone()
     size = wanted.flatten(1).square().sum(1).clamp_min(torch.finfo(wanted.dtype).tiny)
@@ -84,7 +84,7 @@ def feature_inversion(
                     want="the output of that layer", fix="Name the layer that the features come from, and the input's shape",
                 )
             apart = (given - wanted).flatten(1).square().sum(1) / size  # (n,)
-            loss = apart + tv * _variation(x)
+            loss = apart + tv * _variation(x) / spread**2
             (slope,) = torch.autograd.grad(loss.sum(), x)
             x = x.detach()
             better = loss.detach() < least

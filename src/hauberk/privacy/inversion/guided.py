@@ -15,12 +15,12 @@ from hauberk.privacy.inversion.client import ClientUpdate, as_updates, widened
 from hauberk.privacy.inversion.labels import labels_of
 from hauberk.privacy.inversion.matching import Matcher, angles
 from hauberk.privacy.inversion.priors import size, total_variation
-from hauberk.privacy.inversion.search import begin, signed_adam
+from hauberk.privacy.inversion.search import begin, box, signed_adam
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Weights of the penalties, each of which is about 1 for an input of noise.
+    """Weights of the penalties, each of which is about 1 for an input of noise, whatever the range of inputs.
 
     Arguments:
         tv: total variation.
@@ -57,7 +57,7 @@ def guided(
     if seeds < 1 or min(dataclasses.astuple(weights)) < 0:
         raise UsageError(f"seeds is {seeds} and weights are {weights}", want="at least 1 seed, weights of 0 or more")
     updates, given, module = as_updates(update, module), next(module.parameters()), widened(module)
-    like, n = next(module.parameters()), updates[0].n
+    like, n, wide = next(module.parameters()), updates[0].n, box(updates[0].bounds)[2]
     found = []
     for client, one in enumerate(updates):
         labels = labels_of(module, one).to(like.device)
@@ -70,7 +70,7 @@ def guided(
             wanted: dict[str, tuple[Tensor, Tensor]] = wanted,
         ) -> tuple[Tensor, Tensor]:
             value, slope, _ = matcher(x, y)
-            for weight, prior in ((weights.tv, total_variation), (weights.l2, size)):
+            for weight, prior in ((weights.tv / wide, total_variation), (weights.l2 / wide**2, size)):
                 if weight:
                     penalty, push = prior(x)
                     value, slope = value + weight * penalty.reshape(-1, n).mean(1), slope + weight / n * push
@@ -81,7 +81,8 @@ def guided(
             if weights.group and spent[0] > steps // 4:  # before that the seeds have nothing to agree on
                 apart = x - consensus(x, seeds)
                 penalty, push = size(apart)
-                value, slope = value + weights.group * penalty.reshape(-1, n).mean(1), slope + weights.group / n * push
+                weight = weights.group / wide**2
+                value, slope = value + weight * penalty.reshape(-1, n).mean(1), slope + weight / n * push
             return value, slope
 
         with matcher.ready():

@@ -36,7 +36,7 @@ def deep_inversion(
         steps: gradient steps.
         rate: of Adam, as a share of the distance between the bounds.
         statistics: weight of the distance to the stored statistics, summed over the layers.
-        tv: weight of the total variation of images.
+        tv: weight of the total variation of images, in units of the distance between the bounds.
         bounds: lowest and highest input.
 
     Returns:
@@ -69,7 +69,7 @@ def deep_inversion(
         return hook
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
-        loss = cross_entropy(class_logits(module(x)).double(), y) + tv * variation(x)
+        loss = cross_entropy(class_logits(module(x)).double(), y) + tv / (high - low) ** 2 * variation(x)
         # What is shared by the batch counts for each of its inputs alike.
         figure = loss + statistics * torch.stack(apart).sum()
         return figure, figure.mean().expand(len(x))

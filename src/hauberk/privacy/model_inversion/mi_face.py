@@ -35,8 +35,8 @@ def mi_face(
         shape: of one input.
         steps: gradient steps.
         rate: length of the first step as a share of the distance between the ends of all bounds; the last is of length zero.
-        tv: weight of the total variation of images: smoother images, less sure answers. None takes 10 for images, (channels,
-            height, width), which others recognise far better; 0 for other inputs.
+        tv: weight of the total variation of images, in units of the distance between the bounds: smoother images, less sure
+            answers. None takes 10 for images, (channels, height, width), which others recognise far better; 0 for other inputs.
         bounds: lowest and highest input.
         start: where to start, shape (n, *shape), such as a public mean image; None starts in the middle of the bounds.
 
@@ -60,7 +60,7 @@ def mi_face(
     with evaluating(module), torch.enable_grad():
         for step in range(steps + 1):
             x.requires_grad_(True)
-            loss = cross_entropy(class_logits(module(x)).double(), y) + tv * variation(x)  # (n,)
+            loss = cross_entropy(class_logits(module(x)).double(), y) + tv / (high - low) ** 2 * variation(x)  # (n,)
             (slope,) = torch.autograd.grad(loss.sum(), x)
             x = x.detach()
             keep(best, least, x, loss)
