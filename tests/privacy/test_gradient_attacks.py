@@ -103,6 +103,14 @@ def test_an_imprint_hands_over_every_sample_alone_in_its_bin() -> None:
         imprint(network(nn.ReLU), {})
 
 
+def test_a_blend_below_the_last_bin_is_not_taken_for_a_sample_in_it() -> None:
+    trap = Imprint((4,), 4, mean=0.5, deviation=0.1).double()
+    one, other = torch.full((4,), 0.9).double(), torch.full((4,), 0.95).double()  # both in the last bin, pulling apart
+    weight, bias = (one - 0.9 * other).expand(4, 4), torch.full((4,), 0.1).double()
+    found = imprint(trap, {"measure.weight": weight, "measure.bias": bias})
+    assert found.loss is not None and float(found.x.mean()) == pytest.approx(0.45) and float(found.loss) > 1
+
+
 def test_batch_labels_are_read_off_the_gradient() -> None:
     with isolated(4):
         model = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 10)).double()
@@ -163,6 +171,30 @@ def test_batch_statistics_pin_the_sum_of_a_batch() -> None:
     assert float(found.x.mean()) == pytest.approx(float(x.mean()), abs=0.01)
     with pytest.raises(ModelError, match="no batch normalisation"):
         batch_norm_matching(network(nn.ReLU), client_update(network(nn.ReLU), x[:1], torch.tensor([0])))
+
+
+def test_the_statistics_of_the_first_local_batch_are_those_of_its_samples() -> None:
+    with isolated(1):
+        model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)).double()
+    x = torch.rand(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    local = LocalSteps(1, 0.1, batch_size=2)
+    sent = client_update(model, x, torch.tensor([0, 1, 2, 0]), local=local, training=True)
+    assert sent.statistics is not None
+    torch.testing.assert_close(sent.statistics["0"][0], x[:2].mean(0))
+    found = batch_norm_matching(model, sent, steps=150, tv=0.0, statistics=100.0)
+    torch.testing.assert_close(found.x[:2].mean(0), x[:2].mean(0), atol=5e-3, rtol=0)
+    torch.testing.assert_close(found.x[:2].std(0, correction=0), x[:2].std(0, correction=0), atol=5e-3, rtol=0)
+
+
+def test_iterates_before_and_after_the_seeds_heed_each_other_are_judged_alike() -> None:
+    with isolated(0):
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+        ).double()
+    sent = client_update(model, pictures(4), torch.tensor([0, 1, 2, 1]))
+    alone, drawn = (group_consistency(model, sent, steps=12, group=weight).loss for weight in (0.0, 100.0))
+    # Uniform starts of a quarter of the range: their variance, 1 / 48, less what the mean of four takes of it.
+    assert alone is not None and drawn is not None and float(drawn[0]) > float(alone[0]) + 0.1
 
 
 def test_seeds_are_moved_onto_each_other() -> None:

@@ -62,12 +62,14 @@ def guided(
     for client, one in enumerate(updates):
         labels = labels_of(module, one).to(like.device)
         wanted = statistics_of(module, one) if weights.statistics else {}
+        # A client of several steps shares the statistics of its first batch.
+        seen = next(one.local.batches(n)) if one.statistics and one.local is not None else slice(None)
         starts = [begin((n, *one.shape), like, one.bounds, seed, label, client, k) for k in range(seeds)]
         matcher, y, spent = Matcher(module, [one], angles, repeats=seeds), labels.repeat(seeds), [0]
 
         def objective(
             x: Tensor, matcher: Matcher = matcher, y: Tensor = y, spent: list[int] = spent,
-            wanted: dict[str, tuple[Tensor, Tensor]] = wanted,
+            wanted: dict[str, tuple[Tensor, Tensor]] = wanted, seen: slice = seen,
         ) -> tuple[Tensor, Tensor]:
             value, slope, _ = matcher(x, y)
             for weight, prior in ((weights.tv / wide, total_variation), (weights.l2 / wide**2, size)):
@@ -75,14 +77,17 @@ def guided(
                     penalty, push = prior(x)
                     value, slope = value + weight * penalty.reshape(-1, n).mean(1), slope + weight / n * push
             if weights.statistics:
-                penalty, push = statistics_gap(module, x, seeds, wanted, apart=matcher.update.training)
-                value, slope = value + weights.statistics * penalty, slope + weights.statistics * push
+                rows = x.reshape(seeds, n, *x.shape[1:])[:, seen]
+                penalty, push = statistics_gap(module, rows.flatten(0, 1), seeds, wanted, apart=matcher.update.training)
+                value = value + weights.statistics * penalty
+                slope.view(seeds, n, *x.shape[1:])[:, seen] += weights.statistics * push.reshape(rows.shape)
             spent[0] += 1
-            if weights.group and spent[0] > steps // 4:  # before that the seeds have nothing to agree on
-                apart = x - consensus(x, seeds)
-                penalty, push = size(apart)
+            if weights.group:  # it counts from the first step on, so that iterates are judged alike
+                penalty, push = size(x - consensus(x, seeds))
                 weight = weights.group / wide**2
-                value, slope = value + weight * penalty.reshape(-1, n).mean(1), slope + weight / n * push
+                value = value + weight * penalty.reshape(-1, n).mean(1)
+                if spent[0] > steps // 4:  # before that the seeds have nothing to agree on
+                    slope = slope + weight / n * push
             return value, slope
 
         with matcher.ready():

@@ -84,5 +84,7 @@ def imprint(module: nn.Module, gradients: Mapping[str, Tensor], *, tolerance: fl
     edges = -part.measure.bias.detach().double()
     above = torch.cat([edges[1:], edges.new_full((1,), math.inf)])
     low, high, middle = edges[full], above[full], x.mean(1)
-    outside = torch.maximum(low - middle, middle - high).clamp_min(0) / (high - low)
-    return Reconstruction(x.reshape(-1, *part.shape), loss=outside.nan_to_num(0.0))
+    # The last bin has no end: it counts as wide as the one before it.
+    wide = torch.where(high.isinf(), edges.diff()[-1] if len(edges) > 1 else edges.new_ones(()), high - low)
+    outside = torch.maximum(low - middle, middle - high).clamp_min(0) / wide
+    return Reconstruction(x.reshape(-1, *part.shape), loss=outside)

@@ -12,7 +12,7 @@ from hauberk.core.kinds import Reconstruction, reconstruction
 from hauberk.core.target import evaluating
 from hauberk.core.train import class_logits
 from hauberk.privacy.membership.signals import cross_entropy
-from hauberk.privacy.model_inversion.descent import TAGS, falling, keep, refuse_labels, refuse_steps, variation
+from hauberk.privacy.model_inversion.descent import TAGS, classes_of, falling, keep, refuse_labels, refuse_steps, variation
 
 
 @reconstruction(
@@ -44,7 +44,7 @@ def mi_face(
         `x` of shape (n, *shape); `y`, the labels; `loss` of shape (n,), float64: 1 - p_y.
 
     Raises:
-        DataError: for labels that are no classes of the model.
+        DataError: for labels that are no classes of the model, or a shape that it does not take.
         UsageError: for a number of steps below 1, or bounds in the wrong order.
     """
     refuse_steps(steps, bounds)
@@ -53,7 +53,8 @@ def mi_face(
     place = next(module.parameters(), torch.zeros(()))
     x = torch.full((len(labels), *shape), (low + high) / 2, dtype=place.dtype, device=place.device)
     x = x if start is None else start.detach().to(x).expand_as(x).clone()
-    refuse_labels(labels, _classes(module, x[:1]))
+    with evaluating(module):
+        refuse_labels(labels, classes_of(module, x[:1]))
     y = labels.to(place.device)
     best, least = x.clone(), torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
     length = (high - low) * math.sqrt(math.prod(shape))
@@ -69,10 +70,3 @@ def mi_face(
         with torch.no_grad():
             unsure = -torch.expm1(-cross_entropy(class_logits(module(best)).double(), y))
     return Reconstruction(best, y=labels, loss=unsure)
-
-
-def _classes(module: nn.Module, x: Tensor) -> int:
-    if not len(x):
-        return 1
-    with torch.no_grad(), evaluating(module):
-        return class_logits(module(x)).shape[1]
