@@ -65,14 +65,14 @@ def r_gap(
     name, last = next((one for one in reversed(chain) if _layered(one[1])), ("", nn.Identity()))
     if not isinstance(last, nn.Linear) or last.bias is None or chain[-1][1] is not last:
         raise ModelError("the model does not end with a linear layer with a bias", want="one, whose bias gives the slope away")
-    k = read(gradients, f"{name}.bias" if name else "bias", last.bias)
+    k = read(gradients, f"{name}.bias" if name else "bias", last.bias).cpu()
     scale = k.abs().max().clamp_min(torch.finfo(k.dtype).tiny)
     k, out, worst = k / scale, None, 0.0  # out: what the layer put out, where known
     x = torch.empty(0, dtype=torch.float64)
     for place in range(len(chain) - 1, -1, -1):
         name, part = chain[place]
         if _layered(part):
-            slope = read(gradients, f"{name}.weight" if name else "weight", _weight(part)) / scale
+            slope = read(gradients, f"{name}.weight" if name else "weight", _weight(part)).cpu() / scale
             x, residual = _solve(part, slope, k, out, shapes[place])
             worst = max(worst, residual)
             k, out = _back(part, k, x), x
@@ -129,9 +129,9 @@ def _shapes(parts: list[nn.Module], shape: tuple[int, ...]) -> list[tuple[int, .
                         f"a linear layer sees {x.numel() // part.in_features} rows of a sample",
                         want="one that sees the whole sample", fix="Use inverting_gradients, which takes any network",
                     )
-                x = nn.functional.linear(x, part.weight.detach().float())
+                x = nn.functional.linear(x, part.weight.detach().float().cpu())
             elif isinstance(part, _ConvNd):
-                x = convolve(x, part.weight.detach().float(), None, _layout(part))
+                x = convolve(x, part.weight.detach().float().cpu(), None, _layout(part))
             elif isinstance(part, nn.Flatten):
                 x = x.flatten(1)
     except (RuntimeError, IndexError) as error:
@@ -192,4 +192,4 @@ def _back(part: nn.Module, k: Tensor, x: Tensor) -> Tensor:
 def _weight(part: nn.Module, kind: str = "weight") -> Tensor:
     found = getattr(part, kind)
     assert isinstance(found, Tensor)
-    return found.detach().double()
+    return found.detach().double().cpu()  # few and large linear systems, solved in one place
