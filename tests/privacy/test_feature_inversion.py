@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -60,3 +62,13 @@ def test_what_does_not_fit_is_refused() -> None:
         feature_inversion(model, torch.rand(1, 3), layer="0", shape=(1, 4, 4))
     with pytest.raises(UsageError, match="steps"):
         feature_inversion(model, torch.rand(1, 2), steps=0)
+
+
+def test_bounds_and_shapes_that_do_not_fit_are_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    features = torch.zeros(2, 8)
+    for ends in ((1.0, 0.0), (0.0, math.inf)):
+        with pytest.raises(UsageError, match="bounds"):
+            feature_inversion(model, features, layer="1", shape=(1, 4, 4), bounds=ends)
+    with pytest.raises(UsageError, match="do not fit"):
+        feature_inversion(model, features, layer="1", shape=(1, 4, 5))

@@ -49,7 +49,7 @@ def gradients(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return dict(client_update(model, x, y).gradients)
 
 
-@pytest.mark.parametrize("act", [nn.LeakyReLU, nn.Sigmoid, nn.Tanh])
+@pytest.mark.parametrize("act", [nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh])
 def test_layer_by_layer_solving_is_exact(act: type[nn.Module]) -> None:
     with isolated(0):
         model = nn.Sequential(
@@ -71,6 +71,17 @@ def test_layer_by_layer_solving_refuses_what_it_cannot_read() -> None:
         r_gap(nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 2)), sent, shape=(1, 8, 8))
     with pytest.raises(UsageError, match="do not fit"):
         r_gap(model, sent, shape=(1, 9, 9))
+    rows = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Flatten(), nn.Linear(30, 3)).double()
+    with pytest.raises(ModelError, match="6 rows"):
+        r_gap(rows, gradients(rows, pictures(1)[:, 0, :6, :6], torch.tensor([0])), shape=(6, 6))
+
+    class Scaled(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(2 * x - 1)
+
+    scaled = Scaled(nn.Flatten(), nn.Linear(64, 3)).double()
+    with pytest.raises(ModelError, match="Scaled"):
+        r_gap(scaled, gradients(scaled, pictures(1), torch.tensor([0])), shape=(1, 8, 8))
 
 
 def test_an_imprint_hands_over_every_sample_alone_in_its_bin() -> None:
@@ -90,6 +101,14 @@ def test_an_imprint_hands_over_every_sample_alone_in_its_bin() -> None:
         assert float((found.x - x[k]).flatten(1).square().mean(1).min()) < 1e-10
     with pytest.raises(ModelError, match="no Imprint"):
         imprint(network(nn.ReLU), {})
+
+
+def test_a_blend_below_the_last_bin_is_not_taken_for_a_sample_in_it() -> None:
+    trap = Imprint((4,), 4, mean=0.5, deviation=0.1).double()
+    one, other = torch.full((4,), 0.9).double(), torch.full((4,), 0.95).double()  # both in the last bin, pulling apart
+    weight, bias = (one - 0.9 * other).expand(4, 4), torch.full((4,), 0.1).double()
+    found = imprint(trap, {"measure.weight": weight, "measure.bias": bias})
+    assert found.loss is not None and float(found.x.mean()) == pytest.approx(0.45) and float(found.loss) > 1
 
 
 def test_batch_labels_are_read_off_the_gradient() -> None:
@@ -152,6 +171,30 @@ def test_batch_statistics_pin_the_sum_of_a_batch() -> None:
     assert float(found.x.mean()) == pytest.approx(float(x.mean()), abs=0.01)
     with pytest.raises(ModelError, match="no batch normalisation"):
         batch_norm_matching(network(nn.ReLU), client_update(network(nn.ReLU), x[:1], torch.tensor([0])))
+
+
+def test_the_statistics_of_the_first_local_batch_are_those_of_its_samples() -> None:
+    with isolated(1):
+        model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)).double()
+    x = torch.rand(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    local = LocalSteps(1, 0.1, batch_size=2)
+    sent = client_update(model, x, torch.tensor([0, 1, 2, 0]), local=local, training=True)
+    assert sent.statistics is not None
+    torch.testing.assert_close(sent.statistics["0"][0], x[:2].mean(0))
+    found = batch_norm_matching(model, sent, steps=150, tv=0.0, statistics=100.0)
+    torch.testing.assert_close(found.x[:2].mean(0), x[:2].mean(0), atol=5e-3, rtol=0)
+    torch.testing.assert_close(found.x[:2].std(0, correction=0), x[:2].std(0, correction=0), atol=5e-3, rtol=0)
+
+
+def test_iterates_before_and_after_the_seeds_heed_each_other_are_judged_alike() -> None:
+    with isolated(0):
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+        ).double()
+    sent = client_update(model, pictures(4), torch.tensor([0, 1, 2, 1]))
+    alone, drawn = (group_consistency(model, sent, steps=12, group=weight).loss for weight in (0.0, 100.0))
+    # Uniform starts of a quarter of the range: their variance, 1 / 48, less what the mean of four takes of it.
+    assert alone is not None and drawn is not None and float(drawn[0]) > float(alone[0]) + 0.1
 
 
 def test_seeds_are_moved_onto_each_other() -> None:

@@ -73,6 +73,13 @@ def test_pruning_keeps_the_largest() -> None:
     assert {k: v.tolist() for k, v in top_k(given, 0.5).items()} == {"a": [1, -5, 2, 0], "b": [0, 0]}
 
 
+def test_gradients_of_channels_last_are_defended_alike() -> None:
+    plain = {"weight": torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))}
+    turned = {"weight": plain["weight"].to(memory_format=torch.channels_last)}
+    for name, (defend, _, strength) in DEFENCES.items():
+        assert torch.equal(defend(turned, strength)["weight"], defend(plain, strength)["weight"]), name
+
+
 def test_quantised_entries_are_levels_and_right_on_average() -> None:
     given = {"a": torch.tensor([1.0, 0.3, -0.7]).repeat(20_000, 1)}
     found = quantise(given, 0.25)["a"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hauberk.core.errors import DataError, ModelError
+from hauberk.core.kinds import Reconstruction
 from hauberk.core.rng import isolated
 from hauberk.core.target import Normalize, Target
-from hauberk.privacy.inversion import first_linear_layer, idlg
+from hauberk.privacy.inversion import distinct_labels, first_linear_layer, idlg, label_counts
 from hauberk.privacy.inversion.capture import as_input, sample_gradient
 
 
@@ -65,7 +69,30 @@ def test_labels_are_read_off_the_sign(bias: bool) -> None:
         assert idlg(model, gradients(model, x, torch.tensor([label]))).y == torch.tensor([label])
 
 
+@pytest.mark.parametrize("act", [nn.Tanh, nn.GELU, nn.Identity])
+@pytest.mark.parametrize("classes", [3, 10])
+def test_labels_are_read_off_rows_whatever_the_sign_of_the_features(act: type[nn.Module], classes: int) -> None:
+    draw = torch.Generator().manual_seed(classes)
+    with isolated(5):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), act(), nn.Linear(16, classes, bias=False))
+    for trial in range(20):
+        label = torch.tensor([trial % classes])
+        assert torch.equal(idlg(model, gradients(model, torch.randn(1, 12, generator=draw), label)).y, label), trial
+
+
+@pytest.mark.parametrize("attack", [idlg, label_counts, distinct_labels])
+def test_a_gradient_that_names_no_label_is_refused(attack: Callable[..., Reconstruction]) -> None:
+    model = perceptron()
+    good = gradients(model, torch.rand(1, 12), torch.tensor([1]))
+    for wrong in (torch.zeros_like, lambda one: one * math.nan, lambda one: one.flatten()[:-1], lambda one: 1.0):
+        with pytest.raises(DataError):
+            attack(model, {name: wrong(one) for name, one in good.items()})
+
+
 def test_what_cannot_be_read_is_refused() -> None:
+    model = perceptron()
+    with pytest.raises(DataError, match="not finite"):
+        first_linear_layer(model, {name: torch.full_like(one, math.nan) for name, one in model.named_parameters()})
     with pytest.raises(ModelError, match="no bias"):
         first_linear_layer(perceptron(bias=False), {})
     with pytest.raises(ModelError, match=r"no nn\.Linear"):

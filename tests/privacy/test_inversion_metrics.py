@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hauberk.core import image_quality
 from hauberk.core.errors import DataError
 from hauberk.core.rng import isolated
 from hauberk.privacy.inversion import closeness
@@ -73,3 +74,15 @@ def test_closeness_stands_beside_loss_and_gradient_of_each_sample() -> None:
     assert (rate, n) == (1.0, 4) and ends.low == pytest.approx(0.5101, abs=1e-4)
     with pytest.raises(DataError, match="as many"):
         closeness(model, x, x[:2])
+
+
+def test_structural_similarity_is_the_same_in_any_units() -> None:
+    draw = torch.Generator().manual_seed(3)
+    x = torch.rand(3, 2, 9, 8, generator=draw, dtype=torch.float64)
+    z = (x + 0.1 * torch.randn(x.shape, generator=draw, dtype=torch.float64)).clamp(0, 1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 2)).double()
+    for low, high in ((-1.0, 1.0), (0.0, 255.0), (-0.4, 2.8)):
+        a, b = (low + (high - low) * one for one in (x, z))
+        torch.testing.assert_close(image_quality.ssim(a, b, bounds=(low, high)), image_quality.ssim(x, z))
+        torch.testing.assert_close(closeness(model, a, b, bounds=(low, high)).ssim, image_quality.ssim(x, z))
+        torch.testing.assert_close(closeness(model, a, b, bounds=(low, high)).psnr, closeness(model, x, z).psnr)

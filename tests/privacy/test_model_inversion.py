@@ -282,6 +282,16 @@ class TestLabelOnly:
                 Target(self.labels, outputs="labels", budget=Budget(queries=100)), torch.tensor([1]), prior=Plane()
             )
 
+    def test_what_was_reached_before_the_budget_was_spent_is_kept(self) -> None:
+        free = Target(linear(2, 3).float())
+        whole = label_only_inversion(free, torch.arange(3), prior=Plane(), steps=6)
+        bound = Target(linear(2, 3).float(), budget=Budget(queries=free.ledger.queries + 5))
+        with pytest.raises(BudgetExceeded) as spent:
+            label_only_inversion(bound, torch.arange(3), prior=Plane(), steps=200)
+        assert torch.equal(spent.value.partial.x, whole.x) and torch.equal(spent.value.partial.loss, whole.loss)
+        bare = label_only_inversion(linear(2, 3).float(), torch.arange(3), prior=Plane(), steps=6)
+        assert torch.equal(bare.x, whole.x)
+
     def test_label_access_suffices(self) -> None:
         model = linear(2, 3).float()
         narrow = Target(model).seen_at(Access.LABEL)
@@ -372,3 +382,9 @@ def test_every_error_is_one_of_ours() -> None:
         train_gan(drawn(1, 3))
     with pytest.raises(HauberkError):
         gmi(linear(5, 3), torch.tensor([0]), prior=GaussianPrior(drawn(9, 5)), restarts=0)
+    with pytest.raises(DataError, match="refuses inputs"):
+        gmi(linear(6, 3), torch.tensor([0]), prior=GaussianPrior(drawn(9, 5)))
+    with pytest.raises(DataError, match="refuses inputs"):
+        mi_face(linear(6, 3), torch.tensor([0]), shape=(5,))
+    with pytest.raises(DataError, match="refuses inputs"):
+        deep_inversion(nn.Sequential(nn.BatchNorm1d(6).double(), linear(6, 3)), torch.tensor([0]), shape=(5,))

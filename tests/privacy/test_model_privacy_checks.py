@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from hauberk.checks.attributes import sensitive_columns
 from hauberk.checks.context import Settings
 from hauberk.checks.engine import run_check
 from hauberk.core.finding import Status
+from hauberk.core.target import Normalize
 from hauberk.methods import load_methods
 
 REGISTRY = load_methods()
@@ -101,6 +104,15 @@ def test_inversions_of_digits_are_recognised_and_those_of_noise_are_not(digits: 
         noise = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     other = run("privacy/model-inversion", noise, digits)
     assert other.value <= 0.5 and other.value < finding.value  # type: ignore[attr-defined]
+
+
+def test_pixels_of_another_range_and_precision_are_judged_alike(digits: Data, digits_model: nn.Module) -> None:
+    assert digits.train is not None
+    model = nn.Sequential(Normalize(0.0, 255.0), copy.deepcopy(digits_model)).double()
+    splits = [Split(255 * x.double(), y) for x, y in (one.tensors() for one in (digits.test, digits.train))]
+    wide = Data(*splits, bounds=(0.0, 255.0), classes=10, modality="image")
+    found = run("privacy/model-inversion", model, wide)
+    assert found.status is Status.WARN and found.value >= 0.5  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", ["privacy/attribute-inference", "privacy/model-inversion"])

@@ -158,7 +158,9 @@ def _attack(target: Target, context: Context) -> Attacked | None:
     for index in range(len(x)):
         one, label = x[index : index + 1], y[index : index + 1]
         gradients, truth = sample_gradient(target, one, label, layer=layer, wanted=wanted)
-        guess = idlg(target.module, gradients, layer=last).y if answers else None
+        kind = "weight" if known[last].bias is None else "bias"
+        told = bool(gradients[f"{last}.{kind}" if last else kind].any())  # one that is zero to the last bit names no label
+        guess = idlg(target.module, gradients, layer=last).y if answers and told else None
         leak = Leak(one[0], int(label), None if guess is None else int(guess), math.inf, math.nan, None)
         found.append(leak)
         if known[layer].bias is None:

@@ -12,8 +12,9 @@ from hauberk.core.data import Split
 from hauberk.core.finding import Advice, Finding, Gallery, Status, Table
 from hauberk.core.kinds import Reconstruction, check
 from hauberk.core.picture import picture
-from hauberk.core.target import Target
+from hauberk.core.target import Normalize, Target
 from hauberk.core.train import Schedule, fit
+from hauberk.privacy.inversion.trial import scalar_bounds
 from hauberk.privacy.model_inversion import judge_inversion, mi_face
 from hauberk.privacy.model_inversion.descent import TAGS
 
@@ -56,8 +57,8 @@ def model_inversion(context: Context) -> Finding:
     found = mi_face(
         Asked(context.target), labels, shape=tuple(x.shape[1:]), steps=context.settings.scaled(60, 150, 300), bounds=(low, high)
     )
-    made = Reconstruction(found.x.to(x), y=labels, loss=found.loss)
-    judged = judge_inversion(made, evaluator, (x, y), bounds=context.data.bounds)
+    made = Reconstruction(found.x.to(x.device).float(), y=labels, loss=found.loss)
+    judged = judge_inversion(made, evaluator, (x.float(), y), bounds=context.data.bounds)
     chance = 1 / classes
     status = Status.WARN if judged.top1_interval.low > chance else Status.PASS
     context.note("a class that is no person (a digit, a kind of animal) gives no one away: read this where classes are people")
@@ -90,18 +91,19 @@ def evaluator_of(context: Context, classes: int, truth: tuple[Tensor, Tensor]) -
     Raises:
         NotRun: where that is too seldom to judge anything.
     """
+    low, high = scalar_bounds(context.data.bounds)
     x, y = context.data.test.sample(context.settings.scaled(1000, 5000, 10_000), context.seed, "inversion evaluator")
     with rng.isolated(rng.derive_seed(context.seed, "inversion evaluator")):
         model = nn.Sequential(
-            nn.Conv2d(x.shape[1], 24, 3, stride=2, padding=1), nn.ELU(), nn.Conv2d(24, 48, 3, stride=2, padding=1), nn.ELU(),
-            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(768, classes),
+            Normalize(low, high - low), nn.Conv2d(x.shape[1], 24, 3, stride=2, padding=1), nn.ELU(),
+            nn.Conv2d(24, 48, 3, stride=2, padding=1), nn.ELU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(768, classes),
         )
     steps = max(1, len(y) // 32)
     plan = Schedule(epochs=max(3, min(30, 250 // steps)), batch_size=32, seed=context.seed)
     fit(model, Split(x.float(), y), optimizer=torch.optim.Adam(model.parameters(), lr=3e-3), schedule=plan)
     model.requires_grad_(False)
     with torch.no_grad():
-        able = float(torch.cat([model(part).argmax(1) for part in truth[0].split(500)]).eq(truth[1]).double().mean())
+        able = float(torch.cat([model(part.float()).argmax(1) for part in truth[0].split(500)]).eq(truth[1]).double().mean())
     if able < weakest(classes):
         raise NotRun(f"the evaluator, trained on the test split, is right on {able:.0%} of training samples: too weak to judge")
     return model, able

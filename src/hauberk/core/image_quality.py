@@ -15,7 +15,8 @@ def ssim(a: Tensor, b: Tensor, *, bounds: Bounds = (0.0, 1.0), window: int = 7) 
 
     Arguments:
         a, b: images, shape (n, channels, height, width).
-        bounds: lowest and highest pixel; their distance is the range that the constants .01 and .03 are shares of.
+        bounds: lowest and highest pixel; their distance is the range that the constants .01 and .03 are shares of, and brightness
+            counts from the lowest, so that an image is as like another in any units.
         window: side of the square over which means, variances (unbiased) and the covariance are taken, each pixel weighing the
             same; on an image smaller than that, the largest odd side that fits.
 
@@ -29,7 +30,8 @@ def ssim(a: Tensor, b: Tensor, *, bounds: Bounds = (0.0, 1.0), window: int = 7) 
         raise UsageError(f"the window is {window} on images of {tuple(a.shape[2:])} pixels", want="a side of 3 pixels or more")
     n, channels = a.shape[:2]
     count, span = side * side, _span(bounds)
-    first, second = (one.detach().double().reshape(n * channels, 1, *one.shape[2:]) for one in (a, b))
+    low = torch.as_tensor(bounds[0], dtype=torch.float64, device=a.device)
+    first, second = ((one.detach().double() - low).reshape(n * channels, 1, *one.shape[2:]) for one in (a, b))
 
     def over(values: Tensor) -> Tensor:
         return functional.avg_pool2d(values, side, stride=1)  # (n * channels, 1, rows, columns)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -30,6 +32,13 @@ class LocalSteps:
     steps: int
     lr: float
     batch_size: int | None = None
+
+    def check(self) -> None:
+        """Raise UsageError for less than one step or sample, or a rate that is not above 0."""
+        whole = isinstance(self.steps, int) and isinstance(self.batch_size, int | None)
+        if not whole or self.steps < 1 or not 0 < self.lr < math.inf or (self.batch_size is not None and self.batch_size < 1):
+            told = f"local steps are {self.steps} of {self.batch_size} samples at a rate of {self.lr}"
+            raise UsageError(told, want="at least 1 of at least 1 sample, at a rate above 0")
 
     def batches(self, n: int) -> Iterator[slice]:
         """Yield which of n samples each step sees."""
@@ -65,20 +74,44 @@ class ClientUpdate:
     statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None
 
     def check(self, module: nn.Module) -> None:
-        """Raise DataError when the gradients are missing, not finite, all zero, or not those of the module."""
+        """Raise DataError when the gradients, labels, shape or statistics are missing, not finite, or not those of the module."""
         if not isinstance(self.gradients, Mapping) or not self.gradients:
             raise DataError("the gradients are missing", want="one gradient per parameter name")
-        named = dict(module.named_parameters(remove_duplicate=False))
+        named = dict(module.named_parameters())
         for name, one in self.gradients.items():
-            if name not in named or one.shape != named[name].shape:
-                has = f"of shape {tuple(named[name].shape)}" if name in named else "no parameter of that name"
-                raise DataError(f"the gradient of '{name}' has shape {tuple(one.shape)}, the model has {has}")
+            if not isinstance(one, Tensor) or name not in named or one.shape != named[name].shape:
+                got = f"has shape {tuple(one.shape)}" if isinstance(one, Tensor) else f"is of type {type(one).__name__}"
+                has = f"one of shape {tuple(named[name].shape)}" if name in named else "no parameter of that name"
+                raise DataError(
+                    f"the gradient of '{name}' {got}, the model has {has}",
+                    want="those of model.named_parameters(), which names a shared parameter once",
+                )
             if not bool(one.isfinite().all()):
                 raise DataError(f"the gradient of '{name}' is not finite", want="finite gradients")
         if not any(bool(one.any()) for one in self.gradients.values()):
             raise DataError("all gradients are zero", want="a gradient that says something", fix="Choose another sample")
         if self.n < 1 or (self.labels is not None and len(self.labels) != self.n):
             raise DataError(f"the update is of {self.n} samples, with {0 if self.labels is None else len(self.labels)} labels")
+        if self.local is not None:
+            self.local.check()
+        like = next(module.parameters())
+        empty = torch.zeros(self.n, *self.shape, dtype=like.dtype, device=like.device)
+        y = torch.zeros(self.n, dtype=torch.int64) if self.labels is None else self.labels
+        if y.ndim != 1:
+            raise DataError(f"the labels have shape {tuple(y.shape)}", want=f"one class for each sample, ({self.n},)")
+        _refuse_misfits(module, empty, y, self.training)
+        self._refuse_statistics(module)
+
+    def _refuse_statistics(self, module: nn.Module) -> None:
+        parts = dict(module.named_modules())
+        for name, pair in (self.statistics or {}).items():
+            part = parts.get(name)
+            width = part.num_features if isinstance(part, _BatchNorm) else -1
+            if any(one.shape != (width,) or not bool(one.isfinite().all()) for one in pair):
+                raise DataError(
+                    f"the statistics of '{name}' have shapes {tuple(tuple(one.shape) for one in pair)}",
+                    want=f"finite ones of shape ({width},)" if width >= 0 else "the name of a batch normalisation of the model",
+                )
 
 
 def client_update(
@@ -102,10 +135,11 @@ def client_update(
     """
     if not len(x) or len(x) != len(y):
         raise DataError(f"there are {len(x)} samples and {len(y)} labels", want="as many labels as samples, at least one")
-    if local is not None and (local.steps < 1 or not local.lr > 0 or (local.batch_size or 1) < 1 or local.batch_size == 0):
-        told = f"local steps are {local.steps} of {local.batch_size} samples at a rate of {local.lr}"
-        raise UsageError(told, want="at least 1 of at least 1 sample, at a rate above 0")
-    _refuse_misfits(module, x, y)
+    if local is not None:
+        local.check()
+    # The smallest batch: normalisation over a batch does not take every size.
+    least = len(x) if local is None else min(len(range(len(x))[part]) for part in local.batches(len(x)))
+    _refuse_misfits(module, x, y, training, least)
     parameters = {name: one.detach().requires_grad_() for name, one in module.named_parameters()}
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     with isolated(0), serving(module, training), watching(module, seen if training else None), torch.enable_grad():
@@ -116,15 +150,17 @@ def client_update(
     return ClientUpdate(kept, tuple(x.shape[1:]), len(x), labels, bounds, local, training, statistics)
 
 
-def _refuse_misfits(module: nn.Module, x: Tensor, y: Tensor) -> None:
+def _refuse_misfits(module: nn.Module, x: Tensor, y: Tensor, training: bool, least: int | None = None) -> None:
     if y.ndim == 1 and (y.is_floating_point() or int(y.min()) < 0):
         raise DataError(f"the labels have dtype {y.dtype}, the least is {float(y.min()):g}", want="class labels from 0 on")
+    held = {name: one.clone() for name, one in (*module.named_parameters(), *module.named_buffers())}
+    some = x[:least] if training else x[:1]
     try:
-        with isolated(0, x.device), evaluating(module), torch.no_grad():
-            told = module(x[:1])
+        with isolated(0, x.device), serving(module, training), torch.no_grad():
+            told = functional_call(module, held, (some,))
     except (RuntimeError, ValueError) as error:
         raise DataError(
-            f"the model refuses samples of shape {tuple(x.shape[1:])} ({str(error).splitlines()[0]})",
+            f"the model refuses {len(some)} samples of shape {tuple(x.shape[1:])} ({str(error).splitlines()[0]})",
             want="samples as the model takes them, on its device and of its dtype",
         ) from error
     classes = told.shape[1] if isinstance(told, Tensor) and told.ndim == 2 else 0
@@ -183,6 +219,13 @@ def watching(module: nn.Module, seen: dict[str, tuple[Tensor, Tensor]] | None) -
     finally:
         for handle in handles:
             handle.remove()
+
+
+def widened(module: nn.Module) -> nn.Module:
+    """Return the module, or where it has less than single precision a copy that has it: a search's small steps need that."""
+    if all(torch.finfo(one.dtype).bits >= 32 for one in module.parameters() if one.is_floating_point()):
+        return module
+    return copy.deepcopy(module).float()
 
 
 def as_updates(found: ClientUpdate | Sequence[ClientUpdate], module: nn.Module) -> list[ClientUpdate]:

@@ -16,7 +16,7 @@ from hauberk.privacy.inversion.client import ClientUpdate, as_updates
 from hauberk.privacy.inversion.first_linear import TAGS
 from hauberk.privacy.inversion.labels import labels_of, width_of
 from hauberk.privacy.inversion.matching import Matcher, squared
-from hauberk.privacy.inversion.search import begin
+from hauberk.privacy.inversion.search import begin, box
 
 SOLVED = 1e-6  # relative squared distance of gradients from which on another start would win nothing
 STALLED = 20  # closures of one call to L-BFGS
@@ -86,7 +86,10 @@ def _descend(
 ) -> tuple[float, Tensor, Tensor]:
     seed, *others = names
     like = next(matcher.module.parameters())
-    x = begin((update.n, *update.shape), like, update.bounds, seed, *others)
+    # In units of the input range: labels and inputs are searched for by the same steps.
+    low, _, wide = box(update.bounds)
+    low = low if math.isfinite(low) else 0.0
+    x = (begin((update.n, *update.shape), like, update.bounds, seed, *others) - low) / wide
     logits: Tensor | None = None
     if hard is None:
         drawn = torch.randn(update.n, width_of(matcher.module), generator=generator(seed, *others, "labels"), dtype=like.dtype)
@@ -98,17 +101,18 @@ def _descend(
     best: list[tuple[float, Tensor, Tensor]] = []
 
     def closure() -> float:
-        value, at_x, at_logits = matcher(x, hard if logits is None else logits)  # type: ignore[arg-type]
+        inputs = low + wide * x.detach()
+        value, at_x, at_logits = matcher(inputs, hard if logits is None else logits)  # type: ignore[arg-type]
         now = float(value)
         # The squared distance is flat near the end, its logarithm is not: a line search goes on until rounding stops it.
         shown, rate = math.log(max(now, 1e-300)), 1 / max(now, 1e-300)
-        x.grad = at_x * rate
+        x.grad = at_x * (wide * rate)
         if logits is not None and at_logits is not None:
             logits.grad = at_logits * rate
         if math.isfinite(now) and (not best or now < best[0][0]):
             labels = hard if logits is None else logits.argmax(1)
             assert labels is not None
-            best[:] = [(now, x.detach().clone(), labels.detach().clone())]
+            best[:] = [(now, inputs, labels.detach().clone())]
         return shown if math.isfinite(now) else math.inf
 
     for _ in range(math.ceil(steps / STALLED)):
@@ -118,5 +122,5 @@ def _descend(
             break
     if not best:
         labels = hard if hard is not None else torch.zeros(update.n, dtype=torch.int64)
-        return math.inf, x.detach(), labels
+        return math.inf, low + wide * x.detach(), labels
     return best[0]

@@ -13,6 +13,7 @@ from hauberk.core.rng import generator
 from hauberk.core.taps import tap
 from hauberk.core.target import evaluating
 from hauberk.privacy.inversion.first_linear import first_linear, linear_layers
+from hauberk.privacy.inversion.search import box
 
 SEEN_TAGS = ("aisec:data-recovery-in-the-model", "atlas:AML.T0024.001", "owasp:ML03", "nist:NISTAML.032")
 
@@ -37,7 +38,7 @@ def feature_inversion(
         shape: of one input; None reads it off the model when it begins with that linear layer.
         steps: gradient steps.
         tv: weight of the total variation over the last two axes of inputs of three axes (channels, height, width); others
-            have none.
+            have none. In units of the distance between the bounds.
         bounds: lowest and highest input; None sets none.
         seed: of the start.
 
@@ -47,7 +48,7 @@ def feature_inversion(
     Raises:
         ModelError: for a layer that is not there.
         DataError: for features that are missing, not finite, or not of that layer.
-        UsageError: for a number of steps below 1, or a shape that is not known.
+        UsageError: for a number of steps below 1, bounds that enclose nothing, or a shape that is not known or does not fit.
     """
     if not isinstance(features, Tensor) or features.ndim < 2 or not features.is_floating_point():
         raise DataError("the features are missing", want="a floating point tensor (n, ...), what the layer put out")
@@ -60,20 +61,22 @@ def feature_inversion(
     if name and name not in known:
         raise ModelError(f"there is no layer '{name}'", want="a name of model.named_modules()", fix=nearest(name, known))
     shape = _first_shape(module, name) if shape is None else tuple(shape)
-    low, high = bounds if bounds is not None else (-math.inf, math.inf)
+    low, high, spread = box(bounds)
     wanted = features.detach()
     start = torch.randn(len(wanted), *shape, generator=generator(seed, "feature inversion"), dtype=torch.float64)
     middle = (low + high) / 2 if bounds is not None else 0.0
-    x = (middle + 0.01 * start).to(wanted).clamp(low, high)
+    x = (middle + 0.01 * spread * start).to(wanted).clamp(low, high)
     best, least = x.clone(), torch.full((len(x),), math.inf, dtype=wanted.dtype, device=wanted.device)
     distance = least.clone()
     size = wanted.flatten(1).square().sum(1).clamp_min(torch.finfo(wanted.dtype).tiny)
-    spread = 1.0 if bounds is None else high - low
     mean, power = torch.zeros_like(x), torch.zeros_like(x)
     with evaluating(module), tap(module, [name]) as seen, torch.enable_grad():
         for step in range(steps + 1):
             x.requires_grad_(True)
-            module(x)
+            try:
+                module(x)
+            except (RuntimeError, ValueError) as error:
+                raise UsageError(f"inputs of shape {shape} do not fit the model", want="the shape of one sample") from error
             given = seen.activations[name]
             if given.shape != wanted.shape:
                 raise DataError(
@@ -81,7 +84,7 @@ def feature_inversion(
                     want="the output of that layer", fix="Name the layer that the features come from, and the input's shape",
                 )
             apart = (given - wanted).flatten(1).square().sum(1) / size  # (n,)
-            loss = apart + tv * _variation(x)
+            loss = apart + tv * _variation(x) / spread**2
             (slope,) = torch.autograd.grad(loss.sum(), x)
             x = x.detach()
             better = loss.detach() < least

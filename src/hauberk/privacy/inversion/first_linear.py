@@ -37,7 +37,7 @@ def first_linear_layer(
 
     Raises:
         ModelError: when there is no such layer, or it has no bias.
-        DataError: when its gradients are not given.
+        DataError: when its gradients are not given, or not finite.
     """
     name = first_linear(module) if layer is None else layer
     bias, weight = (_gradient(module, gradients, name, part) for part in ("bias", "weight"))
@@ -69,12 +69,21 @@ def _gradient(module: nn.Module, gradients: Mapping[str, Tensor], layer: str, pa
         raise ModelError(f"there is no linear layer '{layer}'", want="an nn.Linear", fix=nearest(layer, list(known)))
     if getattr(known[layer], part) is None:
         raise ModelError(f"layer '{layer}' has no {part}", want="a linear layer with a bias", fix="Name another layer")
-    key = f"{layer}.{part}" if layer else part
-    if key not in gradients:
+    return read(gradients, f"{layer}.{part}" if layer else part, getattr(known[layer], part))
+
+
+def read(gradients: Mapping[str, Tensor], key: str, parameter: Tensor) -> Tensor:
+    """Return the gradient of a parameter in double precision.
+
+    Raises:
+        DataError: when it is missing, no tensor of the parameter's shape, or not finite.
+    """
+    if key not in gradients or gradients[key] is None:
         raise DataError(f"the gradient of '{key}' is missing", want="one gradient per parameter name")
-    if gradients[key].shape != getattr(known[layer], part).shape:
-        raise DataError(
-            f"the gradient of '{key}' has shape {tuple(gradients[key].shape)}",
-            want=f"{tuple(getattr(known[layer], part).shape)}, the shape of the parameter",
-        )
-    return gradients[key].detach().double()
+    one = gradients[key]
+    if not isinstance(one, Tensor) or one.shape != parameter.shape:
+        got = f"has shape {tuple(one.shape)}" if isinstance(one, Tensor) else f"is of type {type(one).__name__}"
+        raise DataError(f"the gradient of '{key}' {got}", want=f"{tuple(parameter.shape)}, the shape of the parameter")
+    if not bool(one.isfinite().all()):
+        raise DataError(f"the gradient of '{key}' is not finite", want="finite gradients")
+    return one.detach().double()

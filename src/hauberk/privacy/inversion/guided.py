@@ -11,16 +11,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hauberk.core.errors import ModelError, UsageError
 from hauberk.core.kinds import Reconstruction
-from hauberk.privacy.inversion.client import ClientUpdate, as_updates
+from hauberk.privacy.inversion.client import ClientUpdate, as_updates, widened
 from hauberk.privacy.inversion.labels import labels_of
 from hauberk.privacy.inversion.matching import Matcher, angles
 from hauberk.privacy.inversion.priors import size, total_variation
-from hauberk.privacy.inversion.search import begin, signed_adam
+from hauberk.privacy.inversion.search import begin, box, signed_adam
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Weights of the penalties, each of which is about 1 for an input of noise.
+    """Weights of the penalties, each of which is about 1 for an input of noise, whatever the range of inputs.
 
     Arguments:
         tv: total variation.
@@ -56,32 +56,38 @@ def guided(
     """
     if seeds < 1 or min(dataclasses.astuple(weights)) < 0:
         raise UsageError(f"seeds is {seeds} and weights are {weights}", want="at least 1 seed, weights of 0 or more")
-    updates = as_updates(update, module)
-    like, n = next(module.parameters()), updates[0].n
+    updates, given, module = as_updates(update, module), next(module.parameters()), widened(module)
+    like, n, wide = next(module.parameters()), updates[0].n, box(updates[0].bounds)[2]
     found = []
     for client, one in enumerate(updates):
         labels = labels_of(module, one).to(like.device)
         wanted = statistics_of(module, one) if weights.statistics else {}
+        # A client of several steps shares the statistics of its first batch.
+        seen = next(one.local.batches(n)) if one.statistics and one.local is not None else slice(None)
         starts = [begin((n, *one.shape), like, one.bounds, seed, label, client, k) for k in range(seeds)]
         matcher, y, spent = Matcher(module, [one], angles, repeats=seeds), labels.repeat(seeds), [0]
 
         def objective(
             x: Tensor, matcher: Matcher = matcher, y: Tensor = y, spent: list[int] = spent,
-            wanted: dict[str, tuple[Tensor, Tensor]] = wanted,
+            wanted: dict[str, tuple[Tensor, Tensor]] = wanted, seen: slice = seen,
         ) -> tuple[Tensor, Tensor]:
             value, slope, _ = matcher(x, y)
-            for weight, prior in ((weights.tv, total_variation), (weights.l2, size)):
+            for weight, prior in ((weights.tv / wide, total_variation), (weights.l2 / wide**2, size)):
                 if weight:
                     penalty, push = prior(x)
                     value, slope = value + weight * penalty.reshape(-1, n).mean(1), slope + weight / n * push
             if weights.statistics:
-                penalty, push = statistics_gap(module, x, seeds, wanted, apart=matcher.update.training)
-                value, slope = value + weights.statistics * penalty, slope + weights.statistics * push
+                rows = x.reshape(seeds, n, *x.shape[1:])[:, seen]
+                penalty, push = statistics_gap(module, rows.flatten(0, 1), seeds, wanted, apart=matcher.update.training)
+                value = value + weights.statistics * penalty
+                slope.view(seeds, n, *x.shape[1:])[:, seen] += weights.statistics * push.reshape(rows.shape)
             spent[0] += 1
-            if weights.group and spent[0] > steps // 4:  # before that the seeds have nothing to agree on
-                apart = x - consensus(x, seeds)
-                penalty, push = size(apart)
-                value, slope = value + weights.group * penalty.reshape(-1, n).mean(1), slope + weights.group / n * push
+            if weights.group:  # it counts from the first step on, so that iterates are judged alike
+                penalty, push = size(x - consensus(x, seeds))
+                weight = weights.group / wide**2
+                value = value + weight * penalty.reshape(-1, n).mean(1)
+                if spent[0] > steps // 4:  # before that the seeds have nothing to agree on
+                    slope = slope + weight / n * push
             return value, slope
 
         with matcher.ready():
@@ -90,7 +96,8 @@ def guided(
             )
         chosen = int(least.argmin())
         found.append((x[chosen * n : chosen * n + n], labels, least[chosen].expand(n)))
-    return Reconstruction(*(torch.cat(rows) for rows in zip(*found, strict=True)))
+    x, y, loss = (torch.cat(rows) for rows in zip(*found, strict=True))
+    return Reconstruction(x.to(given), y, loss)
 
 
 def statistics_of(module: nn.Module, update: ClientUpdate) -> dict[str, tuple[Tensor, Tensor]]:

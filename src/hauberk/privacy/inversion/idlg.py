@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from hauberk.core.errors import DataError, ModelError
 from hauberk.core.kinds import Reconstruction, reconstruction
-from hauberk.privacy.inversion.first_linear import TAGS, linear_layers
+from hauberk.privacy.inversion.first_linear import TAGS
+from hauberk.privacy.inversion.labels import answering
 
 
 @reconstruction(
@@ -19,8 +19,10 @@ from hauberk.privacy.inversion.first_linear import TAGS, linear_layers
 def idlg(module: nn.Module, gradients: Mapping[str, Tensor], *, layer: str | None = None) -> Reconstruction:
     """Return the label of the one sample behind a cross-entropy gradient.
 
-    The gradient of the last bias is softmax(z) - onehot(y): it is negative at the label and nowhere else. Without a bias the row
-    sums of the weight's gradient are read, which have the same signs where the features are not negative (after a ReLU).
+    The gradient of the last bias is softmax(z) - onehot(y): it is negative at the label and nowhere else. Without a bias the rows
+    of the weight's gradient are read, the features times those numbers: the row of the label points away from all others. Where
+    two classes alone have a gradient they point away from each other, and the label is the one that points away from features
+    that are not negative (after a ReLU).
 
     Arguments:
         module: the model; only its layout is read.
@@ -32,17 +34,24 @@ def idlg(module: nn.Module, gradients: Mapping[str, Tensor], *, layer: str | Non
 
     Raises:
         ModelError: when the model has no such layer.
-        DataError: when its gradient is not given.
+        DataError: when its gradient is not given, of another shape, not finite, or zero.
     """
-    known = linear_layers(module)
-    if not known or (layer is not None and layer not in known):
-        raise ModelError(f"there is no linear layer '{layer or ''}'", want="a model with a linear output layer")
-    name = list(known)[-1] if layer is None else layer
-    key = ".".join(part for part in (name, "weight" if known[name].bias is None else "bias") if part)
-    if key not in gradients:
-        raise DataError(f"the gradient of '{key}' is missing", want="one gradient per parameter name")
-    slope = gradients[key].detach().double()
-    slope = slope.sum(1) if slope.ndim == 2 else slope
+    slope = answering(module, gradients, layer, "bias")
+    if slope is None:
+        weight = answering(module, gradients, layer, "weight")
+        assert weight is not None
+        slope = _along(weight)
     # One output stands for two classes: its gradient is p - y.
     label = (slope < 0).long() if len(slope) == 1 else slope.argmin()[None]
     return Reconstruction(torch.empty(1, 0, dtype=torch.float64), y=label)
+
+
+def _along(rows: Tensor) -> Tensor:
+    """Return the rows as multiples of the features behind them, (classes,), negative for one class where that can be told."""
+    rows = rows / rows.abs().max()
+    size = rows.norm(dim=1)
+    slope = rows @ (rows[size.argmax()] / size.max())
+    ahead, behind = int((slope > 0).sum()), int((slope < 0).sum())
+    if ahead == 1 and behind > 1:
+        return -slope
+    return slope if behind == 1 and ahead > 1 else rows.sum(1)

@@ -9,9 +9,9 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from hauberk.core.errors import DataError, ModelError, UsageError
+from hauberk.core.errors import ModelError, UsageError
 from hauberk.core.kinds import Reconstruction, reconstruction
-from hauberk.privacy.inversion.first_linear import TAGS
+from hauberk.privacy.inversion.first_linear import TAGS, read
 
 
 class Imprint(nn.Module):
@@ -67,17 +67,15 @@ def imprint(module: nn.Module, gradients: Mapping[str, Tensor], *, tolerance: fl
 
     Raises:
         ModelError: when the model holds no such module.
-        DataError: when its gradients are missing.
+        DataError: when its gradients are missing, of another shape, or not finite.
     """
     found = [(name, part) for name, part in module.named_modules() if isinstance(part, Imprint)]
     if not found:
         raise ModelError("the model holds no Imprint module", want="nn.Sequential(Imprint(shape), model)")
     name, part = found[0]
-    keys = [".".join(word for word in (name, "measure", kind) if word) for kind in ("weight", "bias")]
-    for key in keys:
-        if key not in gradients:
-            raise DataError(f"the gradient of '{key}' is missing", want="one gradient per parameter name")
-    weight, bias = (gradients[key].detach().double() for key in keys)
+    place = f"{name}.measure" if name else "measure"
+    weight = read(gradients, f"{place}.weight", part.measure.weight)
+    bias = read(gradients, f"{place}.bias", part.measure.bias)
     # Row k sums over all samples above its edge; what a bin holds is the difference to the next row.
     rows = weight - torch.cat([weight[1:], weight.new_zeros(1, weight.shape[1])])
     shares = bias - torch.cat([bias[1:], bias.new_zeros(1)])
@@ -86,5 +84,7 @@ def imprint(module: nn.Module, gradients: Mapping[str, Tensor], *, tolerance: fl
     edges = -part.measure.bias.detach().double()
     above = torch.cat([edges[1:], edges.new_full((1,), math.inf)])
     low, high, middle = edges[full], above[full], x.mean(1)
-    outside = torch.maximum(low - middle, middle - high).clamp_min(0) / (high - low)
-    return Reconstruction(x.reshape(-1, *part.shape), loss=outside.nan_to_num(0.0))
+    # The last bin has no end: it counts as wide as the one before it.
+    wide = torch.where(high.isinf(), edges.diff()[-1] if len(edges) > 1 else edges.new_ones(()), high - low)
+    outside = torch.maximum(low - middle, middle - high).clamp_min(0) / wide
+    return Reconstruction(x.reshape(-1, *part.shape), loss=outside)

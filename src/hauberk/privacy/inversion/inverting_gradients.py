@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from hauberk.core.errors import UsageError
 from hauberk.core.kinds import Reconstruction, reconstruction
-from hauberk.privacy.inversion.client import ClientUpdate, as_updates
+from hauberk.privacy.inversion.client import ClientUpdate, as_updates, widened
 from hauberk.privacy.inversion.first_linear import TAGS
 from hauberk.privacy.inversion.labels import labels_of
 from hauberk.privacy.inversion.matching import Distance, Matcher, angles, cosine
 from hauberk.privacy.inversion.priors import total_variation
-from hauberk.privacy.inversion.search import begin, signed_adam
+from hauberk.privacy.inversion.search import begin, box, signed_adam
 
 TOGETHER = 32  # inputs in one graph: what bounds memory
 
@@ -36,7 +36,7 @@ def inverting_gradients(
         update: what a client sent, or what several did, each to be inverted by itself; with local steps they are simulated.
         steps: of the search.
         lr: its rate, in units of the input range; it falls tenfold at 3/8, 5/8 and 7/8 of the steps.
-        tv: weight of the total variation, for images.
+        tv: weight of the total variation, for images; in units of the input range.
         restarts: starts; the one whose gradient is nearest is returned.
         each_parameter: whether the angle of each parameter's gradient counts beside that of all together, which alone is the
             distance of the paper: slower to find the pixels.
@@ -52,7 +52,7 @@ def inverting_gradients(
     """
     if restarts < 1:
         raise UsageError(f"restarts is {restarts}", want="at least 1")
-    updates = as_updates(update, module)
+    updates, given, module = as_updates(update, module), next(module.parameters()), widened(module)
     n, size = updates[0].n, max(1, TOGETHER // (updates[0].n * restarts))
     distance = angles if each_parameter else cosine
     found = [
@@ -60,7 +60,7 @@ def inverting_gradients(
         for first in range(0, len(updates), size)
     ]
     return Reconstruction(
-        torch.cat([x for x, _, _ in found]), torch.cat([y for _, y, _ in found]),
+        torch.cat([x for x, _, _ in found]).to(given), torch.cat([y for _, y, _ in found]),
         torch.cat([loss for _, _, loss in found]).repeat_interleave(n),
     )
 
@@ -78,7 +78,7 @@ def _group(
         begin((n, *shape), like, bounds, seed, "inverting gradients", first + k, restart)
         for k in range(len(updates)) for restart in range(restarts)
     ])
-    matcher = Matcher(module, updates, distance, repeats=restarts)
+    matcher, tv = Matcher(module, updates, distance, repeats=restarts), tv / box(bounds)[2]
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
         value, slope, _ = matcher(x, y)

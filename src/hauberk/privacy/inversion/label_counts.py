@@ -25,7 +25,8 @@ def label_counts(
 
     The gradient of the last bias is s (p - count / n), with p the mean probability of each class and s the scale it was sent at.
     A class whose entry is negative is in the batch; their sum gives s, and with p the counts, rounded so that they make n.
-    Without a bias the row sums of the weight's gradient are read: the same where all features are of one size, close else.
+    Without a bias the row sums of the weight's gradient are read: the same where all features are of one size, close where none
+    is negative (after a ReLU), and of little worth where many are.
 
     Arguments:
         module: the model; only its layout is read.

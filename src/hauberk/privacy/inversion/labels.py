@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hauberk.core.errors import DataError, ModelError
 from hauberk.privacy.inversion.client import ClientUpdate
-from hauberk.privacy.inversion.first_linear import linear_layers
+from hauberk.privacy.inversion.first_linear import linear_layers, read
 
 
 def answering(module: nn.Module, gradients: Mapping[str, Tensor], layer: str | None, kind: str) -> Tensor | None:
@@ -23,7 +23,7 @@ def answering(module: nn.Module, gradients: Mapping[str, Tensor], layer: str | N
 
     Raises:
         ModelError: when there is no such layer.
-        DataError: when its gradient is missing.
+        DataError: when its gradient is missing, of another shape, not finite, or zero: then nothing names a label.
     """
     known = linear_layers(module)
     if not known or (layer is not None and layer not in known):
@@ -31,10 +31,10 @@ def answering(module: nn.Module, gradients: Mapping[str, Tensor], layer: str | N
     name = list(known)[-1] if layer is None else layer
     if getattr(known[name], kind) is None:
         return None
-    key = f"{name}.{kind}" if name else kind
-    if key not in gradients:
-        raise DataError(f"the gradient of '{key}' is missing", want="one gradient per parameter name")
-    return gradients[key].detach().double()
+    slope = read(gradients, f"{name}.{kind}" if name else kind, getattr(known[name], kind))
+    if not bool(slope.any()):
+        raise DataError(f"the gradient of '{name}' is zero", want="a gradient that says something", fix="Choose another sample")
+    return slope
 
 
 def width_of(module: nn.Module) -> int:

@@ -16,7 +16,7 @@ Layout = tuple[Any, Any, Any, int]  # stride, padding, dilation, groups
 
 
 class LeanConvolutions(TorchFunctionMode):
-    """Inside the block, convolutions let gradients through to their inputs alone: their weights are taken as constants."""
+    """Inside the block, convolutions whose weights are constants let gradients through to their inputs alone."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -24,7 +24,8 @@ class LeanConvolutions(TorchFunctionMode):
         """Replace `conv(x, weight, bias, stride, padding, dilation, groups)`; run all else as it is."""
         if func in _FORWARD and len(args) == 7 and not kwargs and not isinstance(args[4], str):
             x, weight, bias, *layout = args
-            if x.ndim == weight.ndim:
+            made = weight.requires_grad or (bias is not None and bias.requires_grad)  # of the inputs: no constants
+            if x.ndim == weight.ndim and not made:
                 parts = (x, weight.detach(), None if bias is None else bias.detach(), tuple(layout))
                 return _Convolve.apply(*parts)  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))

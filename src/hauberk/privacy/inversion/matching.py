@@ -57,6 +57,7 @@ class Matcher:
         for name in self.update.gradients:
             rows = torch.stack([one.gradients[name].detach().to(like) for one in updates])
             self.targets[name] = rows.repeat_interleave(repeats, 0)
+        self._forget_rounding()
         # The size of what was sent must not decide what underflows: a converged model's gradients are tiny. An angle does not
         # ask for one scale on both sides, so that its candidates, which may have large gradients, meet halfway.
         largest = torch.stack([one.abs().flatten(1).amax(1) for one in self.targets.values()]).amax(0)
@@ -65,6 +66,16 @@ class Matcher:
         self.rates = 1 / self.scale if distance is squared else self.scale.rsqrt()
         self.parameters = {name: one.detach() for name, one in module.named_parameters()}
         self._quick: PerVictim | None = None
+        self._checked = False
+
+    def _forget_rounding(self) -> None:
+        """Leave out biases that a normalisation takes away again: their gradient is 0, and the angle of its rounding is noise."""
+        for name in [one for one in self.targets if one.rpartition(".")[2] == "bias"]:
+            bias, weight = self.targets[name], self.targets.get(f"{name[:-4]}weight")
+            # Both sum over the same places, of terms about as large where inputs are: less than this is what rounding leaves.
+            share = 64 * torch.finfo(bias.dtype).eps
+            if weight is not None and bool((bias.flatten(1).norm(dim=1) < share * weight.flatten(1).norm(dim=1)).all()):
+                del self.targets[name]
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
@@ -73,7 +84,7 @@ class Matcher:
         with isolated(0), serving(self.module, self.update.training), torch.enable_grad():
             if self.update.local is None:
                 found = PerVictim(self.module, self.targets, self.update.n, self.rates)
-                self._quick = found if found.supports() else None
+                self._quick, self._checked = found if found.supports() else None, False
             yield
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -89,6 +100,9 @@ class Matcher:
         x, y = x.detach().requires_grad_(), y.detach()
         if y.is_floating_point():
             y.requires_grad_()
+        if self._quick is not None and not self._checked:
+            self._checked = True
+            self._quick = self._quick if self._agrees(self._quick, x, y) else None
         if self._quick is not None:
             found = self._together(self._quick, x, y)
             if found is not None:
@@ -97,6 +111,26 @@ class Matcher:
         rows = [self._alone(k, x, y) for k in range(self.victims)]
         logits = torch.cat([row[2] for row in rows if row[2] is not None]) if y.is_floating_point() else None
         return torch.stack([row[0] for row in rows]), torch.cat([row[1] for row in rows]), logits
+
+    def _agrees(self, quick: PerVictim, x: Tensor, y: Tensor) -> bool:
+        """Whether the quick way gives the first victim the gradient that it has by itself.
+
+        It does not where a layer computes something else than its type says (a subclass, a hook), a weight is used without its
+        layer being called, or victims are mixed: by a normalisation over the batch, or samples that are not the first axis.
+        """
+        size = slice(0, self.update.n)
+        soft = y.softmax(1).detach() if y.is_floating_point() else y
+        with isolated(0, x.device):
+            own = quick.first(quick.run(x, soft))
+        if own is None or set(own) != set(self.targets):
+            return False
+        with isolated(0, x.device):
+            weights = {name: one.detach().requires_grad_() for name, one in self.parameters.items()}
+            true = simulate(self.module, weights, x[size].detach(), soft[size], None, differentiable=False)
+        pairs = [(one, true[name] * self.rates[0]) for name, one in own.items()]
+        # A unit at its kink may round to either side: no closer than a few per cent.
+        least = 1e-4 * torch.stack([wanted.norm() for _, wanted in pairs]).max()
+        return all(bool((one - wanted).norm() <= 0.03 * wanted.norm() + least) for one, wanted in pairs)
 
     def _together(self, quick: PerVictim, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
         layers = quick.run(x, y.softmax(1) if y.is_floating_point() else y)

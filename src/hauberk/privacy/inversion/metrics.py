@@ -78,7 +78,7 @@ def closeness(
     order = torch.cat([first + match(x[first : first + group], z[first : first + group]) for first in range(0, len(x), group)])
     z = z[order]
     error = (z.double() - x.double()).square().flatten(1).mean(1)
-    width = float(bounds[1]) - float(bounds[0])
+    low, width = float(bounds[0]), float(bounds[1]) - float(bounds[0])
     parameters = [one for one in module.parameters() if one.is_floating_point()]
     with serving(module, training=False):
         # A model that draws at random draws alike for both, and leaves the global state as it was.
@@ -91,7 +91,7 @@ def closeness(
         for k in range(len(x) if y is not None else 0):
             assert y is not None
             loss[k], norm[k] = _loss_and_norm(module, parameters, x[k : k + 1], y[k : k + 1])
-    return Closeness(error, psnr(error, width), ssim(x, z, width), told, loss, norm, order)
+    return Closeness(error, psnr(error, width), ssim(x - low, z - low, width), told, loss, norm, order)
 
 
 def psnr(mse: Tensor, width: float = 1.0) -> Tensor:
@@ -113,7 +113,7 @@ def ssim(x: Tensor, z: Tensor, width: float = 1.0) -> Tensor:
 
     Arguments:
         x, z: images to compare.
-        width: of their range.
+        width: of their range, which begins at 0.
     """
     if x.ndim != 4 or min(x.shape[-2:]) < 3:
         return torch.full((len(x),), math.nan, dtype=torch.float64)

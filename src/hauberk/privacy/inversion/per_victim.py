@@ -62,24 +62,42 @@ class PerVictim:
         used = [id(one) for _, one in self.module.named_parameters(remove_duplicate=False)]
         return len(used) == len(set(used)) and all(_known(part) for part in self.parts.values())
 
+    @torch.no_grad()
+    def first(self, layers: list[Layer]) -> dict[str, Tensor] | None:
+        """Return the first victim's gradients by parameter name; None where the layers' rows are not the victims' samples."""
+        names, rows = sorted(layer.name for layer in layers), self.victims * self.n
+        if names != sorted(self.parts) or any(len(layer.a) != rows or len(layer.z) != rows for layer in layers):
+            return None
+        alone = PerVictim(self.module, {name: one[:1] for name, one in self.targets.items()}, self.n, self.weights[:1] * self.n)
+        made = {}
+        for layer in layers:
+            assert layer.g is not None
+            mine = dataclasses.replace(layer, a=layer.a[: self.n], g=layer.g[: self.n])
+            for kind, gradient in (("weight", alone._weight), ("bias", alone._bias)):
+                if layer.key(kind) in self.targets:
+                    made[layer.key(kind)] = gradient(mine)[0]
+        return made
+
     def run(self, x: Tensor, y: Tensor) -> list[Layer]:
         """Return the layers' parts in the loss of x, (victims * n, ...), with labels or class probabilities y."""
         layers: list[Layer] = []
 
         def keep(name: str) -> object:
-            def hook(part: nn.Module, inputs: tuple[Tensor, ...], z: Tensor) -> Tensor:
-                layers.append(Layer(name, part, inputs[0], z))
+            def hook(part: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], z: Tensor) -> Tensor:
+                layers.append(Layer(name, part, inputs[0] if inputs else named["input"], z))
                 return z.clone()  # what follows may write into it
 
             return hook
 
-        handles = [part.register_forward_hook(keep(name)) for name, part in self.parts.items()]
+        handles = [part.register_forward_hook(keep(name), with_kwargs=True) for name, part in self.parts.items()]
         try:
             with LeanConvolutions():
                 losses = functional.cross_entropy(functional_call(self.module, self.given, (x,)), y, reduction="none")
         finally:
             for handle in handles:
                 handle.remove()
+        if not all(layer.z.requires_grad for layer in layers):  # one that no input reaches
+            return []
         loss = losses @ self.weights
         flows = torch.autograd.grad(loss, [layer.z for layer in layers], create_graph=True, materialize_grads=True)
         for layer, flow in zip(layers, flows, strict=True):

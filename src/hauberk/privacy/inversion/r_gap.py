@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from hauberk.core.errors import DataError, ModelError, UsageError
+from hauberk.core.errors import ModelError, UsageError
 from hauberk.core.kinds import Reconstruction, reconstruction
-from hauberk.privacy.inversion.first_linear import TAGS
+from hauberk.privacy.inversion.first_linear import TAGS, read
 from hauberk.privacy.inversion.lean_convolution import convolve, slopes_of
 
 LARGEST = 40_000_000  # entries of one layer's system of equations: what bounds memory
@@ -51,8 +51,8 @@ def r_gap(
     Returns:
         `x` of shape (1, *shape), float64, and `loss` of shape (1,): the relative residual of the equations, the largest of all
         layers; far from 0 where they contradict each other, as for several samples or clipped gradients. An input that the
-        equations do not fix (fewer independent equations than unknowns) is the one of least norm. Behind a ReLU between
-        convolutions that is the rule: units that are off give no equation.
+        equations do not fix (fewer independent equations than unknowns) is the one of least norm: convolutions of few channels,
+        the more so behind a ReLU, whose units that are off give no equation of the second kind.
 
     Raises:
         ModelError: for another layout, or a layer whose equations would not fit in memory.
@@ -65,18 +65,21 @@ def r_gap(
     name, last = next((one for one in reversed(chain) if _layered(one[1])), ("", nn.Identity()))
     if not isinstance(last, nn.Linear) or last.bias is None or chain[-1][1] is not last:
         raise ModelError("the model does not end with a linear layer with a bias", want="one, whose bias gives the slope away")
-    k = _gradient(gradients, name, "bias")
+    k = read(gradients, f"{name}.bias" if name else "bias", last.bias).cpu()
     scale = k.abs().max().clamp_min(torch.finfo(k.dtype).tiny)
     k, out, worst = k / scale, None, 0.0  # out: what the layer put out, where known
     x = torch.empty(0, dtype=torch.float64)
     for place in range(len(chain) - 1, -1, -1):
         name, part = chain[place]
         if _layered(part):
-            slope = _gradient(gradients, name, "weight") / scale
+            slope = read(gradients, f"{name}.weight" if name else "weight", _weight(part)).cpu() / scale
             x, residual = _solve(part, slope, k, out, shapes[place])
             worst = max(worst, residual)
             k, out = _back(part, k, x), x
         elif type(part) in _INVERSE and out is not None:
+            if isinstance(part, nn.ReLU):
+                # A unit that is off comes out of the equations as rounding of either sign, which must not count as on.
+                out = torch.where(out > min(max(30 * worst, 1e-12), 1e-3) * out.abs().max(), out, 0)
             rate, out = _INVERSE[type(part)](out, part)
             k = k * rate
         k, out = k.reshape(shapes[place]), None if out is None else out.reshape(shapes[place])
@@ -85,7 +88,7 @@ def r_gap(
 
 def _chain(module: nn.Module) -> list[tuple[str, nn.Module]]:
     def unfold(part: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
-        if isinstance(part, nn.Sequential):
+        if isinstance(part, nn.Sequential) and type(part).forward is nn.Sequential.forward:
             return [one for key, child in part.named_children() for one in unfold(child, f"{name}.{key}" if name else key)]
         return [(name, part)]
 
@@ -121,9 +124,14 @@ def _shapes(parts: list[nn.Module], shape: tuple[int, ...]) -> list[tuple[int, .
         for part in parts:
             found.append(tuple(x.shape[1:]))
             if isinstance(part, nn.Linear):
-                x = nn.functional.linear(x, part.weight.detach().float())
+                if x.shape[-1] == part.in_features < x.numel():
+                    raise ModelError(
+                        f"a linear layer sees {x.numel() // part.in_features} rows of a sample",
+                        want="one that sees the whole sample", fix="Use inverting_gradients, which takes any network",
+                    )
+                x = nn.functional.linear(x, part.weight.detach().float().cpu())
             elif isinstance(part, _ConvNd):
-                x = convolve(x, part.weight.detach().float(), None, _layout(part))
+                x = convolve(x, part.weight.detach().float().cpu(), None, _layout(part))
             elif isinstance(part, nn.Flatten):
                 x = x.flatten(1)
     except (RuntimeError, IndexError) as error:
@@ -134,13 +142,6 @@ def _shapes(parts: list[nn.Module], shape: tuple[int, ...]) -> list[tuple[int, .
 def _layout(part: nn.Module) -> tuple[object, object, object, int]:
     assert isinstance(part, _ConvNd)
     return part.stride, part.padding, part.dilation, part.groups
-
-
-def _gradient(gradients: Mapping[str, Tensor], layer: str, kind: str) -> Tensor:
-    key = f"{layer}.{kind}" if layer else kind
-    if key not in gradients:
-        raise DataError(f"the gradient of '{key}' is missing", want="one gradient per parameter name")
-    return gradients[key].detach().double()
 
 
 def _solve(
@@ -191,4 +192,4 @@ def _back(part: nn.Module, k: Tensor, x: Tensor) -> Tensor:
 def _weight(part: nn.Module, kind: str = "weight") -> Tensor:
     found = getattr(part, kind)
     assert isinstance(found, Tensor)
-    return found.detach().double()
+    return found.detach().double().cpu()  # few and large linear systems, solved in one place

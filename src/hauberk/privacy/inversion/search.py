@@ -22,8 +22,8 @@ def box(bounds: tuple[float, float] | None) -> tuple[float, float, float]:
     if bounds is None:
         return -math.inf, math.inf, 1.0
     low, high = float(bounds[0]), float(bounds[1])
-    if not low < high:
-        raise UsageError(f"bounds are {low} to {high}", want="a lowest input below the highest")
+    if not -math.inf < low < high < math.inf:
+        raise UsageError(f"bounds are {low} to {high}", want="a lowest input below the highest, both finite; or None")
     return low, high, high - low
 
 

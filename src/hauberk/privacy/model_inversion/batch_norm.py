@@ -15,7 +15,7 @@ from hauberk.core.kinds import Reconstruction, reconstruction
 from hauberk.core.target import evaluating
 from hauberk.core.train import class_logits
 from hauberk.privacy.membership.signals import cross_entropy
-from hauberk.privacy.model_inversion.descent import TAGS, adam, refuse_labels, refuse_steps, variation
+from hauberk.privacy.model_inversion.descent import TAGS, adam, classes_of, refuse_labels, refuse_steps, variation
 
 
 @reconstruction(
@@ -36,7 +36,7 @@ def deep_inversion(
         steps: gradient steps.
         rate: of Adam, as a share of the distance between the bounds.
         statistics: weight of the distance to the stored statistics, summed over the layers.
-        tv: weight of the total variation of images.
+        tv: weight of the total variation of images, in units of the distance between the bounds.
         bounds: lowest and highest input.
 
     Returns:
@@ -44,7 +44,7 @@ def deep_inversion(
 
     Raises:
         ModelError: for a model without stored batch statistics.
-        DataError: for labels that are no classes of the model.
+        DataError: for labels that are no classes of the model, or a shape that it does not take.
         UsageError: for a number of steps below 1, or bounds in the wrong order.
     """
     refuse_steps(steps, bounds)
@@ -69,7 +69,7 @@ def deep_inversion(
         return hook
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
-        loss = cross_entropy(class_logits(module(x)).double(), y) + tv * variation(x)
+        loss = cross_entropy(class_logits(module(x)).double(), y) + tv / (high - low) ** 2 * variation(x)
         # What is shared by the batch counts for each of its inputs alike.
         figure = loss + statistics * torch.stack(apart).sum()
         return figure, figure.mean().expand(len(x))
@@ -77,8 +77,7 @@ def deep_inversion(
     handles = [part.register_forward_pre_hook(watch(index)) for index, part in enumerate(layers)]
     try:
         with evaluating(module):
-            with torch.no_grad():
-                refuse_labels(labels, class_logits(module(start[:2])).shape[1] if len(labels) else 1)
+            refuse_labels(labels, classes_of(module, start[:2]))
             x, _ = adam(start, objective, steps=steps, rate=rate * (high - low), low=low, high=high)
     finally:
         for handle in handles:

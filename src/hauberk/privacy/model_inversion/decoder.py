@@ -38,6 +38,7 @@ class Decoder(nn.Module):
         self.register_buffer("middle", goal.mean(0))
         self.register_buffer("map", _ridge(rows - rows.mean(0), goal - goal.mean(0)))
         self.register_buffer("scale", rows.std(0).clamp_min(1e-12) if len(rows) > 1 else torch.ones_like(rows[0]))
+        self.register_buffer("spread", (goal.max() - goal.min()).clamp_min(1e-12).to(x))
         self.given = tuple(features.shape[1:])
         with rng.isolated(rng.derive_seed(seed, "decoder")):
             self.net = _net(self.given, self.shape, width).to(x)
@@ -47,7 +48,7 @@ class Decoder(nn.Module):
         rows = features.flatten(1).double() - self.get_buffer("centre")
         straight = self.get_buffer("middle") + rows @ self.get_buffer("map")  # (n, inputs)
         scaled = (rows / self.get_buffer("scale")).to(features.dtype).view(-1, *self.given)
-        return straight.to(features.dtype).view(-1, *self.shape) + self.net(scaled)
+        return straight.to(features.dtype).view(-1, *self.shape) + self.get_buffer("spread") * self.net(scaled)
 
 
 @reconstruction(
@@ -106,7 +107,7 @@ def train_decoder(module: nn.Module, *, layer: str, auxiliary: Tensor, epochs: i
     decoder = Decoder(seen[learnt], auxiliary[learnt], seed=seed)
 
     def loss(model: nn.Module, batch: Tensor, index: Tensor) -> Tensor:
-        error: Tensor = model(batch) - auxiliary[index]
+        error: Tensor = (model(batch) - auxiliary[index]) / decoder.get_buffer("spread")
         return error.square().mean()
 
     def wrong() -> float:

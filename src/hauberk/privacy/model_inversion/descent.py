@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hauberk.core.errors import DataError, UsageError
+from hauberk.core.train import class_logits
 
 TAGS = ("aisec:data-recovery-in-the-model", "atlas:AML.T0024.001", "owasp:ML03", "nist:NISTAML.032")
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -62,9 +63,27 @@ def variation(x: Tensor) -> Tensor:
     return x.diff(dim=-2).square().flatten(1).mean(1) + x.diff(dim=-1).square().flatten(1).mean(1)
 
 
+def classes_of(module: nn.Module, x: Tensor) -> int:
+    """Return how many classes the model, in the mode it is in, tells inputs x, shape (n, ...), apart; 1 where there are none.
+
+    Raises:
+        DataError: when it does not take them.
+    """
+    if not len(x):
+        return 1
+    try:
+        with torch.no_grad():
+            return class_logits(module(x)).shape[1]
+    except (RuntimeError, ValueError) as error:
+        raise DataError(
+            f"the model refuses inputs of shape {tuple(x.shape[1:])} ({str(error).splitlines()[0]})",
+            want="the shape of one input",
+        ) from error
+
+
 def refuse_labels(labels: Tensor, classes: int) -> None:
     """Raise DataError for targets that are not classes of the model."""
-    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise DataError("the labels to invert are missing", want="whole numbers, shape (n,), one per input to be made")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise DataError(

@@ -52,7 +52,9 @@ class Generator(nn.Module):
 
     def realism(self, x: Tensor) -> Tensor:
         """Return the critic's log-odds that an input is a real one, shape (n,)."""
-        return self.critic(x)[:, 0]
+        low, high = self.bounds
+        odds: Tensor = self.critic((x - low) / (high - low))[:, 0]
+        return odds
 
 
 def train_gan(

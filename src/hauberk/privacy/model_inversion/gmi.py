@@ -12,7 +12,7 @@ from hauberk.core.kinds import Reconstruction, reconstruction
 from hauberk.core.target import evaluating
 from hauberk.core.train import class_logits
 from hauberk.privacy.membership.signals import cross_entropy
-from hauberk.privacy.model_inversion.descent import TAGS, adam, refuse_labels, refuse_steps
+from hauberk.privacy.model_inversion.descent import TAGS, adam, classes_of, refuse_labels, refuse_steps
 from hauberk.privacy.model_inversion.gan import Generator
 from hauberk.privacy.model_inversion.prior import Prior
 
@@ -44,7 +44,7 @@ def gmi(
         `x` of shape (n, ...); `y`, the labels; `loss` of shape (n,), float64: 1 - p_y.
 
     Raises:
-        DataError: for labels that are no classes of the model.
+        DataError: for labels that are no classes of the model, or a prior whose inputs it does not take.
         UsageError: for fewer than one step or restart.
     """
     refuse_steps(steps)
@@ -62,7 +62,7 @@ def gmi(
 
     with evaluating(module):
         with torch.no_grad():
-            refuse_labels(labels, class_logits(module(prior(start[:1]))).shape[1] if len(many) else 1)
+            refuse_labels(labels, classes_of(module, prior(start[:1])))
         z, least = adam(start, objective, steps=steps, rate=rate)
         first = least.view(-1, restarts).argmin(1)
         chosen = z.view(-1, restarts, prior.width)[torch.arange(len(labels), device=z.device), first]

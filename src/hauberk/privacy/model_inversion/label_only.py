@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hauberk.core import rng
 from hauberk.core.access import Access
-from hauberk.core.errors import DataError
+from hauberk.core.errors import BudgetExceeded, DataError
 from hauberk.core.kinds import Reconstruction, reconstruction
-from hauberk.core.target import Target
+from hauberk.core.target import Target, as_target
 from hauberk.privacy.model_inversion.descent import TAGS, refuse_labels, refuse_steps
 from hauberk.privacy.model_inversion.prior import Prior
 
@@ -20,7 +20,7 @@ from hauberk.privacy.model_inversion.prior import Prior
     access=Access.LABEL,
 )
 def label_only_inversion(
-    target: Target, labels: Tensor, *, prior: Prior, steps: int = 200, points: int = 32, radius: float = 1.0,
+    target: Target | nn.Module, labels: Tensor, *, prior: Prior, steps: int = 200, points: int = 32, radius: float = 1.0,
     growth: float = 1.3, seed: int = 0,
 ) -> Reconstruction:
     """Climb to where a whole sphere of latent points has the wanted label, then ask for a larger sphere, and so on.
@@ -29,7 +29,7 @@ def label_only_inversion(
     the largest sphere that was all of the label is returned.
 
     Arguments:
-        target: with LABEL access.
+        target: with LABEL access, or a module.
         labels: the class to invert, one per input to be made, shape (n,).
         prior: turns latent points into inputs.
         steps: at most so many spheres are asked about, for all inputs at once.
@@ -44,14 +44,14 @@ def label_only_inversion(
 
     Raises:
         DataError: for labels that are not whole numbers.
-        BudgetExceeded: when the queries granted are spent.
+        BudgetExceeded: when the queries granted are spent; `partial` holds what was reached.
     """
     refuse_steps(steps)
     if not isinstance(labels, Tensor) or labels.is_floating_point():
         refuse_labels(labels, 1)
     if not growth > 1 or points < 1:
         raise DataError(f"growth is {growth} and points is {points}", want="a growth above 1 and at least 1 point")
-    n, wide = len(labels), prior.width
+    target, n, wide = as_target(target), len(labels), prior.width
     draw = rng.generator(seed, "label-only inversion")
     z = _first(target, labels, prior, draw)
     found = ~z.isnan().any(1)
@@ -63,8 +63,11 @@ def label_only_inversion(
         way = torch.randn(n, points, wide, generator=draw)
         way = way / way.norm(dim=2, keepdim=True)
         asked = (z[:, None] + size[:, None, None] * way)[found]  # (found, points, width)
-        with torch.no_grad():
-            said = target.labels(prior(asked.flatten(0, 1))).cpu().view(-1, points)
+        try:
+            with torch.no_grad():
+                said = target.labels(prior(asked.flatten(0, 1))).cpu().view(-1, points)
+        except BudgetExceeded as spent:
+            raise spent.keeping(_told(prior, best, labels, held)) from spent
         other = torch.zeros(n, points, dtype=torch.bool)
         other[found] = said != labels[found].cpu()[:, None]
         whole = found & ~other.any(1)
@@ -75,9 +78,12 @@ def label_only_inversion(
         push = -(way * other[:, :, None]).mean(1)
         push = push / push.norm(dim=1, keepdim=True).clamp_min(1e-12)
         z = torch.where((found & ~whole)[:, None], z + size[:, None].clamp(max=3.0) / 3 * push, z)
+    return _told(prior, best, labels, held)
+
+
+def _told(prior: Prior, best: Tensor, labels: Tensor, held: Tensor) -> Reconstruction:
     with torch.no_grad():
-        x = prior(best)
-    return Reconstruction(x, y=labels, loss=1 / held)
+        return Reconstruction(prior(best), y=labels, loss=1 / held)
 
 
 def _first(target: Target, labels: Tensor, prior: Prior, draw: torch.Generator, tries: int = 40, batch: int = 256) -> Tensor:

@@ -12,7 +12,7 @@ from hauberk.core.kinds import Reconstruction, reconstruction
 from hauberk.core.target import evaluating
 from hauberk.core.train import class_logits
 from hauberk.privacy.membership.signals import cross_entropy
-from hauberk.privacy.model_inversion.descent import TAGS, falling, keep, refuse_labels, refuse_steps, variation
+from hauberk.privacy.model_inversion.descent import TAGS, classes_of, falling, keep, refuse_labels, refuse_steps, variation
 
 
 @reconstruction(
@@ -35,8 +35,8 @@ def mi_face(
         shape: of one input.
         steps: gradient steps.
         rate: length of the first step as a share of the distance between the ends of all bounds; the last is of length zero.
-        tv: weight of the total variation of images: smoother images, less sure answers. None takes 10 for images, (channels,
-            height, width), which others recognise far better; 0 for other inputs.
+        tv: weight of the total variation of images, in units of the distance between the bounds: smoother images, less sure
+            answers. None takes 10 for images, (channels, height, width), which others recognise far better; 0 for other inputs.
         bounds: lowest and highest input.
         start: where to start, shape (n, *shape), such as a public mean image; None starts in the middle of the bounds.
 
@@ -44,7 +44,7 @@ def mi_face(
         `x` of shape (n, *shape); `y`, the labels; `loss` of shape (n,), float64: 1 - p_y.
 
     Raises:
-        DataError: for labels that are no classes of the model.
+        DataError: for labels that are no classes of the model, or a shape that it does not take.
         UsageError: for a number of steps below 1, or bounds in the wrong order.
     """
     refuse_steps(steps, bounds)
@@ -53,14 +53,15 @@ def mi_face(
     place = next(module.parameters(), torch.zeros(()))
     x = torch.full((len(labels), *shape), (low + high) / 2, dtype=place.dtype, device=place.device)
     x = x if start is None else start.detach().to(x).expand_as(x).clone()
-    refuse_labels(labels, _classes(module, x[:1]))
+    with evaluating(module):
+        refuse_labels(labels, classes_of(module, x[:1]))
     y = labels.to(place.device)
     best, least = x.clone(), torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
     length = (high - low) * math.sqrt(math.prod(shape))
     with evaluating(module), torch.enable_grad():
         for step in range(steps + 1):
             x.requires_grad_(True)
-            loss = cross_entropy(class_logits(module(x)).double(), y) + tv * variation(x)  # (n,)
+            loss = cross_entropy(class_logits(module(x)).double(), y) + tv / (high - low) ** 2 * variation(x)  # (n,)
             (slope,) = torch.autograd.grad(loss.sum(), x)
             x = x.detach()
             keep(best, least, x, loss)
@@ -69,10 +70,3 @@ def mi_face(
         with torch.no_grad():
             unsure = -torch.expm1(-cross_entropy(class_logits(module(best)).double(), y))
     return Reconstruction(best, y=labels, loss=unsure)
-
-
-def _classes(module: nn.Module, x: Tensor) -> int:
-    if not len(x):
-        return 1
-    with torch.no_grad(), evaluating(module):
-        return class_logits(module(x)).shape[1]

@@ -30,6 +30,6 @@ def zero_smallest(values: Tensor, share: float) -> Tensor:
     """Return a copy with that share of the entries, the smallest in size, set to zero."""
     if not 0 <= share <= 1:
         raise UsageError(f"strength is {share}", want="a share from 0 to 1")
-    made = values.detach().clone()
+    made = values.detach().clone(memory_format=torch.contiguous_format)
     made.view(-1)[values.detach().abs().flatten().argsort(stable=True)[: int(share * values.numel())]] = 0
     return made
