@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hauberk.core.errors import DataError, UsageError
 from hauberk.core.rng import isolated
 from hauberk.core.target import evaluating
+from hauberk.privacy.inversion.known import Known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +49,13 @@ class ClientUpdate:
             changed.
         shape: of one input.
         n: samples behind it.
-        labels: theirs, shape (n,), where they are known; None has them read off the gradients.
+        labels: theirs, shape (n,), or label probabilities, shape (n, classes), where they are known; None has them read off the
+            gradients.
         bounds: lowest and highest input; None where there are none.
         local: how the client trained; None for a gradient.
         training: whether batch normalisation used the statistics of the client's own batch.
         statistics: mean and variance that entered each batch normalisation, by layer, where the client shares them.
+        known: what the receiver knows was done to the gradients; None takes them as they are.
     """
 
     gradients: Mapping[str, Tensor]
@@ -63,6 +66,7 @@ class ClientUpdate:
     local: LocalSteps | None = None
     training: bool = False
     statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    known: Known | None = None
 
     def check(self, module: nn.Module) -> None:
         """Raise DataError when the gradients are missing, not finite, all zero, or not those of the module."""
@@ -79,6 +83,8 @@ class ClientUpdate:
             raise DataError("all gradients are zero", want="a gradient that says something", fix="Choose another sample")
         if self.n < 1 or (self.labels is not None and len(self.labels) != self.n):
             raise DataError(f"the update is of {self.n} samples, with {0 if self.labels is None else len(self.labels)} labels")
+        if self.known is not None:
+            self.known.check(self.gradients)
 
 
 def client_update(
@@ -119,15 +125,23 @@ def client_update(
 def _refuse_misfits(module: nn.Module, x: Tensor, y: Tensor) -> None:
     if y.ndim == 1 and (y.is_floating_point() or int(y.min()) < 0):
         raise DataError(f"the labels have dtype {y.dtype}, the least is {float(y.min()):g}", want="class labels from 0 on")
+    _refuse_foreign(y, _classes(module, x[:1]))
+
+
+def _classes(module: nn.Module, x: Tensor) -> int:
+    """Return the width of the model's answer, 0 where it has none, to samples (n, ...) that it must be able to take."""
     try:
         with isolated(0, x.device), evaluating(module), torch.no_grad():
-            told = module(x[:1])
-    except (RuntimeError, ValueError) as error:
+            told = module(x)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise DataError(
-            f"the model refuses samples of shape {tuple(x.shape[1:])} ({str(error).splitlines()[0]})",
+            f"the model refuses samples of shape {tuple(x.shape[1:])} ({(str(error) or type(error).__name__).splitlines()[0]})",
             want="samples as the model takes them, on its device and of its dtype",
         ) from error
-    classes = told.shape[1] if isinstance(told, Tensor) and told.ndim == 2 else 0
+    return told.shape[1] if isinstance(told, Tensor) and told.ndim == 2 else 0
+
+
+def _refuse_foreign(y: Tensor, classes: int) -> None:
     if classes and (int(y.max()) >= classes if y.ndim == 1 else y.shape[1] != classes):
         raise DataError(f"labels of shape {tuple(y.shape)} reach {float(y.max()):g}", want=f"those of {classes} classes")
 
@@ -194,4 +208,9 @@ def as_updates(found: ClientUpdate | Sequence[ClientUpdate], module: nn.Module) 
         one.check(module)
     if len({(one.shape, one.n, one.bounds, one.local, one.training, tuple(one.gradients)) for one in updates}) > 1:
         raise DataError("the updates differ in shape, samples, bounds, local steps or parameters", want="updates of one kind")
+    like = next(module.parameters())
+    classes = _classes(module, torch.zeros(1, *updates[0].shape, dtype=like.dtype, device=like.device))
+    for one in updates:
+        if one.labels is not None:
+            _refuse_foreign(one.labels, classes)
     return updates
