@@ -38,9 +38,10 @@ class Known:
                 raise DataError(told, want=f"{tuple(gradients[name].shape)}, as its gradient")
 
     def loudness(self, gradients: Mapping[str, Tensor]) -> float:
-        """Return which share of what was sent is noise, the mean over parameters: 0 to 1."""
+        """Return noise over signal, from the mean over parameters of the share that is noise; at most 33."""
         shares = []
         for name, one in gradients.items():
             energy, sigma = float(one.double().square().sum()), self.noise.get(name, 0.0)
             shares.append(min(1.0, sigma * sigma * one.numel() / energy) if energy > 0 else 0.0)
-        return sum(shares) / max(len(shares), 1)
+        share = sum(shares) / max(len(shares), 1)
+        return share / max(1 - share, 0.03)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hauberk.privacy.inversion.client import ClientUpdate
 
-LOUD = 0.05
+LOUD = 0.03
 
 
 def total_variation(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,8 +33,8 @@ def total_variation(x: Tensor) -> tuple[Tensor, Tensor]:
 def weight_of(tv: float, update: ClientUpdate) -> float:
     """Return the weight of the total variation against a gradient that is noisy, as far as is known; 0 stays 0.
 
-    What the gradient leaves open the prior has to tell: LOUD more where all that was sent is noise. Found by trials on images and
-    strengths other than those that are reported.
+    What the gradient leaves open the prior has to tell: LOUD more for as much noise as signal, found on other images than those
+    whose figures are told.
     """
     return tv + LOUD * update.known.loudness(update.gradients) if tv and update.known is not None else tv
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hauberk.core.errors import DataError, ModelError, UsageError, nearest
+from hauberk.core.errors import ModelError, UsageError, nearest
 from hauberk.core.kinds import Reconstruction
 from hauberk.core.rng import generator, normal
 from hauberk.privacy.inversion.client import ClientUpdate, LocalSteps, client_update
@@ -25,6 +25,11 @@ from hauberk.privacy.inversion.metrics import Closeness, closeness
 # Those that do not act on gradients alone, with the strength that is usual: what it is stands with each.
 OTHERS = {"soteria": 0.5, "mixup": 1.0, "precode": 1.0, "mid": 1e-3}
 NAMES = (*DEFENCES, *OTHERS)
+ADVERSARIES = {
+    "adaptive": "knows the defence and its strength",
+    "naive": "takes what was sent as if it were plain",
+    "any": "whether it knows of a defence changes nothing for it",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,7 +149,7 @@ def parse(defence: str) -> tuple[str, float]:
 
 def _refuse_unfit(module: nn.Module, name: str, strength: float, group: int) -> None:
     if name == "mixup" and group < 2:
-        raise UsageError("mixup blends the samples of a client, and each has one", want="a batch of at least 2", fix="Use --batch 2")
+        raise UsageError("mixup blends a client's samples, and each has one", want="a batch of at least 2", fix="Use --batch 2")
     if name not in ("precode", "mid"):
         return
     parts = [part for part in module.modules() if isinstance(part, Bottleneck)]

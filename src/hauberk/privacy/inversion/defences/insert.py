@@ -8,6 +8,7 @@ from torch import Tensor, nn, optim
 from hauberk.core.data import Split
 from hauberk.core.errors import DataError, ModelError
 from hauberk.core.rng import isolated
+from hauberk.core.target import evaluating
 from hauberk.core.train import Schedule, fit
 from hauberk.privacy.inversion.defences.mid import information_loss
 from hauberk.privacy.inversion.defences.precode import Bottleneck, precode
@@ -51,6 +52,15 @@ def insert_bottleneck(
     for one in made.parameters():
         one.grad = None
     return made.eval()
+
+
+@torch.no_grad()
+def agreement(module: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Return the accuracy of a model on samples x, (n, ...); one that draws draws alike at every call."""
+    place = next(module.parameters()).device
+    with evaluating(module), isolated(0, place):
+        answers = torch.cat([module(part.to(place)).argmax(1).cpu() for part in x.split(256)])
+    return float((answers == y.cpu()).double().mean())
 
 
 def _entering(module: nn.Module, head: nn.Module, x: Tensor) -> Tensor:

@@ -61,16 +61,16 @@ def seen_through(name: str, strength: float, sent: ClientUpdate, module: nn.Modu
 def _was_cut(values: Tensor, share: float) -> bool:
     """Whether entries other than zeros may have been set to zero: with more zeros than were cut, those cut were zeros before."""
     cut = int(share * values.numel())
-    return 0 < cut and int((values == 0).sum()) <= cut
+    return cut > 0 and int((values == 0).sum()) <= cut
 
 
 def _rounding(values: Tensor, strength: float) -> float:
-    """Return the standard deviation that random rounding added: that of a uniform place between two levels, at most all there is."""
+    """Return the standard deviation that random rounding added: of a uniform place between two levels, at most all there is."""
     size = values.double().abs()
     levels = size[size > 0]
     if not len(levels):
         return 0.0
-    # The largest entry lies between the levels below and above 1 / strength; the smallest nonzero entry is a whole number of steps.
+    # The largest entry lies next to 1 / strength levels; the smallest that is not zero is a whole number of steps.
     step = min(float(levels.min()), float(levels.max()) / max(1, math.floor(1 / strength)))
     return min(step / math.sqrt(6), float(size.square().mean().sqrt()))
 
@@ -105,8 +105,8 @@ def _drawn(sent: ClientUpdate, module: nn.Module) -> Known | None:
 def unmixed(x: Tensor, soft: Tensor) -> Tensor:
     """Return the samples behind blends whose label probabilities are known, shape of x, where every label is another; else x.
 
-    Blends and label probabilities are the same combinations of samples and of labels: of labels that differ they tell the weights,
-    and the blends are solved for the samples, as far as the weights are apart (singular values below .2 of the largest are left).
+    Blends are the combinations of samples that their label probabilities are of labels. Labels that differ tell the weights, and
+    the blends are solved for the samples, as far as the weights are apart (singular values below .2 of the largest are left).
 
     Arguments:
         x: blends, shape (n, ...).
