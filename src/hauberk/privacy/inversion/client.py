@@ -85,6 +85,9 @@ class ClientUpdate:
             raise DataError(f"the update is of {self.n} samples, with {0 if self.labels is None else len(self.labels)} labels")
         if self.known is not None:
             self.known.check(self.gradients)
+            odd = [name for name in self.known.draws if not hasattr(dict(module.named_modules()).get(name), "draw")]
+            if odd:
+                raise DataError(f"draws are known of '{odd[0]}', which draws nothing", want="the name of a Bottleneck")
 
 
 def client_update(
@@ -206,8 +209,12 @@ def as_updates(found: ClientUpdate | Sequence[ClientUpdate], module: nn.Module) 
         raise DataError("the client updates are missing", want="a ClientUpdate, or several", fix="Make one: client_update(…)")
     for one in updates:
         one.check(module)
-    if len({(one.shape, one.n, one.bounds, one.local, one.training, tuple(one.gradients)) for one in updates}) > 1:
-        raise DataError("the updates differ in shape, samples, bounds, local steps or parameters", want="updates of one kind")
+    kinds = {
+        (one.shape, one.n, one.bounds, one.local, one.training, tuple(one.gradients), tuple(one.known.draws if one.known else ()))
+        for one in updates
+    }
+    if len(kinds) > 1:
+        raise DataError("updates differ in shape, samples, bounds, local steps, parameters or draws", want="updates of one kind")
     like = next(module.parameters())
     classes = _classes(module, torch.zeros(1, *updates[0].shape, dtype=like.dtype, device=like.device))
     for one in updates:

@@ -121,8 +121,8 @@ def attempt(
 
     if not adaptive or not name:
         return trial(sent, "naive" if name else "any")
-    known = _knowing(twin, sent, name, strength, blends)
-    if known is None or (name == "clip" and attack is not dlg):  # all others match directions, whatever the scale
+    known = _knowing(twin, sent, name, strength, blends, attack is dlg)
+    if known is None:
         return trial(sent, "any")
     return dataclasses.replace(trial(known, "adaptive"), naive=trial(sent, "naive"))
 
@@ -168,14 +168,14 @@ def _draws(module: nn.Module, n: int, drawn: torch.Generator) -> dict[str, Tenso
 
 
 def _knowing(
-    module: nn.Module, sent: list[ClientUpdate], name: str, strength: float, blends: list[Tensor]
+    module: nn.Module, sent: list[ClientUpdate], name: str, strength: float, blends: list[Tensor], scale: bool
 ) -> list[ClientUpdate] | None:
-    """Return the updates with what is known of each; None where that changes nothing."""
+    """Return the updates with what is known of each; None where that changes nothing, as the scale for a match of directions."""
     if name == "mixup":  # labels are known to the adversary, and so the blended ones
         plain = strength == 0
         return None if plain else [dataclasses.replace(one, labels=soft) for one, soft in zip(sent, blends, strict=True)]
     known = [seen_through(name, strength, one, module) for one in sent]
-    if all(one is None for one in known):
+    if not any(one.kept or one.noise or one.draws or scale for one in known if one is not None):
         return None
     return [dataclasses.replace(one, known=told) for one, told in zip(sent, known, strict=True)]
 
