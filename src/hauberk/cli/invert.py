@@ -188,8 +188,10 @@ def _with_bottleneck(
             raise UsageError("all samples are to be won back", want="others to train the bottleneck on", fix="Lower --n")
         split, where = Split(*data.test.take(torch.tensor(rest))), "other test"
     name, strength = asked
-    option = {"strength": strength} if name == "precode" else {"nats": strength}
-    made = insert_bottleneck(target.module, split, seed=seed, **option)
+    if name == "precode":
+        made = insert_bottleneck(target.module, split, strength=strength, seed=seed)
+    else:
+        made = insert_bottleneck(target.module, split, nats=strength, seed=seed)
     judged = data.test.take(torch.tensor(rest[:1000])) if rest else data.test.take(picked)
     before, after = (agreement(one, *judged) for one in (target.module, made))
     return made, f"a bottleneck trained into it on {where} samples; accuracy {after:.1%} with it, {before:.1%} without"

@@ -60,15 +60,15 @@ class Bottleneck(nn.Module):
 @contextlib.contextmanager
 def drawing(module: nn.Module, draws: Mapping[str, Tensor]) -> Iterator[None]:
     """Have the bottlenecks of these names use these draws, (n, size), within the block."""
-    parts = [(module.get_submodule(name), draw) for name, draw in draws.items()]
-    before = [part.draw for part, _ in parts]
+    parts = {name: part for name, part in module.named_modules() if isinstance(part, Bottleneck) and name in draws}
+    before = {name: part.draw for name, part in parts.items()}
     try:
-        for part, draw in parts:
-            part.draw = draw  # type: ignore[assignment]
+        for name, part in parts.items():
+            part.draw = draws[name]
         yield
     finally:
-        for (part, _), draw in zip(parts, before, strict=True):
-            part.draw = draw
+        for name, part in parts.items():
+            part.draw = before[name]
 
 
 def precode(module: nn.Module, *, size: int = 32, strength: float = 1.0, seed: int = 0) -> nn.Module:
