@@ -1,20 +1,25 @@
 """Inversion of gradients on MNIST against the stated bars, and the attack under each defence.
 
 Exact recovery from a first linear layer, labels at a batch of one, DLG on a sigmoid LeNet over ten seeds, and inverting gradients
-on two SmallCNN: one converged, one trained against an adversary (`leaking_models.py`). Then the latter with every defence.
+on two SmallCNN: one converged, one trained against an adversary (`leaking_models.py`). Then the latter with every defence, by an
+adversary who takes what was sent as plain and by one who knows what was done to it. `bars` or `defences` as an argument runs that
+part alone and keeps the other's figures.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from harness import save
-from hauberk.core.rng import generator, isolated
+from hauberk import Split
+from hauberk.core.rng import isolated
 from hauberk.core.stats import mean_interval, wilson
 from hauberk.privacy.inversion import (
     ClientUpdate,
@@ -27,13 +32,17 @@ from hauberk.privacy.inversion import (
     inverting_gradients,
     label_counts,
 )
-from hauberk.privacy.inversion.defences import DEFENCES, mixup, soteria
+from hauberk.privacy.inversion.defences import insert_bottleneck
+from hauberk.privacy.inversion.metrics import psnr
+from hauberk.privacy.inversion.trial import attempt
 from leaking_models import images, models
 
-STRENGTHS = {
-    "gaussian-noise": (0.1, 1.0), "laplace-noise": (1.0,), "prune": (0.7, 0.95), "top-k": (0.95,), "quantise": (0.02, 0.5),
-    "clip": (1.0,), "private": (0.01, 0.1),
-}
+DEFENDED = (
+    "", "clip=1", "prune=0.7", "prune=0.95", "top-k=0.95", "soteria=0.5", "gaussian-noise=0.1", "gaussian-noise=1",
+    "quantise=0.02", "quantise=0.5", "precode=1", "mixup=1", "private=0.01", "private=0.1",
+)
+KEPT = Path(__file__).parent / "results" / "gradient_inversion.json"
+N, STEPS = 6, 400
 
 
 def lenet(seed: int) -> nn.Module:
@@ -81,34 +90,45 @@ def updates(model: nn.Module, x: Tensor, y: Tensor) -> list[ClientUpdate]:
     return [client_update(model, x[k : k + 1], y[k : k + 1]) for k in range(len(x))]
 
 
-def defended(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> dict[str, Closeness]:
-    """Return how close the attack comes under each defence and strength."""
-    import dataclasses
-
-    plain, found = updates(model, x, y), {}
-    sent: dict[str, list[ClientUpdate]] = {"none": plain}
-    for name, strengths in STRENGTHS.items():
-        for strength in strengths:
-            sent[f"{name} {strength:g}"] = [
-                dataclasses.replace(one, gradients=DEFENCES[name][0](one.gradients, strength, generator=generator(k, name)))
-                for k, one in enumerate(plain)
-            ]
-    sent["soteria 0.5"] = [
-        dataclasses.replace(one, gradients=soteria(one.gradients, 0.5, module=model, x=x[k : k + 1]))
-        for k, one in enumerate(plain)
-    ]
-    blend, soft = mixup(x, y, 10, generator=generator(0, "mixup"))
-    sent["mixup 1"] = updates(model, blend, soft)
-    for name, those in sent.items():
-        found[name] = closeness(model, x, inverting_gradients(model, those, steps=steps), y=y)
-        print(name, told(found[name]), flush=True)
+def defended(model: nn.Module, x: Tensor, y: Tensor, aside: Split) -> dict[str, dict[str, list[float]]]:
+    """Return the PSNR of each image under each defence, by both adversaries; where knowing adds nothing, by one."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name in DEFENDED:
+        asked = insert_bottleneck(model, aside) if name.startswith("precode") else model
+        group, began = 2 if name.startswith("mixup") else 1, time.process_time()
+        told = attempt(asked, x, y, inverting_gradients, defence=name, group=group, options={"steps": STEPS})
+        both = [told] if told.naive is None else [told, told.naive]
+        found[name or "none"] = {one.adversary: one.close.psnr.tolist() for one in both}
+        found[name or "none"]["seconds"] = [time.process_time() - began]
+        print(name, found[name or "none"], flush=True)
     return found
 
 
-def main() -> None:
-    """Measure, and write results/gradient_inversion."""
-    torch.set_num_threads(1)
-    x, y = images()[1].take(torch.arange(64))
+def guesses(x: Tensor, others: Tensor) -> dict[str, list[float]]:
+    """Return the PSNR of what needs no gradient: the mean of other images, and plain gray."""
+    return {
+        name: psnr((x.double() - one).square().flatten(1).mean(1)).tolist()
+        for name, one in (("mean of other images", others.double().mean(0)), ("plain gray", torch.tensor(0.5)))
+    }
+
+
+def row(name: str, by: dict[str, list[float]]) -> list[str]:
+    """Return the cells of a defence: PSNR by both adversaries, the gain, image by image, and who is brought back to 20 dB."""
+    def cell(values: Tensor) -> str:
+        ends = mean_interval(values.numpy())
+        return f"{float(values.mean()):.1f} [{ends.low:.1f}, {ends.high:.1f}]"
+
+    known = {key: torch.tensor(values, dtype=torch.float64) for key, values in by.items() if key != "seconds"}
+    if "naive" not in known:
+        (only,) = known.values()
+        return [name, cell(only), "the same", "–", f"{int((only >= 20).sum())} of {len(only)}"]
+    adaptive, naive = known["adaptive"], known["naive"]
+    hits = [int((one >= 20).sum()) for one in (naive, adaptive)]
+    return [name, cell(naive), cell(adaptive), cell(adaptive - naive), f"{hits[0]} and {hits[1]} of {len(naive)}"]
+
+
+def bars(x: Tensor, y: Tensor) -> dict[str, Any]:
+    """Return the rows that have bars, and the figures behind them."""
     rows: list[list[str]] = []
     content: dict[str, Any] = {}
     worst, right, batches = exact(x, y)
@@ -155,15 +175,33 @@ def main() -> None:
     content["naive_ms"] = (time.process_time() - began) / 50 * 1000
     naive = f"{content['naive_ms']:.1f} ms"
     rows.append(["one gradient of all four together, differentiated twice", "9.6 ms on a quiet machine", naive])
-    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 600
-    table = defended(model, x[:4], y[:4], steps)
-    lines = ["", f"## Under a defence (robust SmallCNN, 4 images, {steps} steps)", ""]
-    lines += ["| defence and strength | PSNR, dB [95 %] | SSIM | FMSE | at 20 dB [95 %] |", "|---|---|---|---|---|"]
-    lines += ["| " + " | ".join([name, *told(found)]) + " |" for name, found in table.items()]
-    content["defences"] = {name: found.psnr.tolist() for name, found in table.items()}
+    return {"rows": rows, **content}
+
+
+def main() -> None:
+    """Measure, and write results/gradient_inversion."""
+    torch.set_num_threads(1)
+    asked = sys.argv[1] if len(sys.argv) > 1 else ""
+    x, y = images()[1].take(torch.arange(64))
+    content = json.loads(KEPT.read_text(encoding="utf-8")) if asked and KEPT.exists() else {}
+    content.pop("machine", None)
+    if asked != "defences":
+        content.update(bars(x, y))
+    if asked != "bars":
+        others = images()[0].take(torch.arange(4000))
+        content["guesses"] = guesses(x[:N], others[0])
+        content["defences"] = defended(models()["robust"], x[:N], y[:N], Split(*others))
+    lines = ["", f"## Under a defence (robust SmallCNN, {N} images, {STEPS} steps)", ""]
+    columns = ["defence", "naive, dB [95 %]", "adaptive, dB [95 %]", "gain, dB [95 %]", "at 20 dB: naive and adaptive"]
+    lines += ["| " + " | ".join(columns) + " |", "|---|---|---|---|---|"]
+    lines += ["| " + " | ".join(row(name, by)) + " |" for name, by in content["defences"].items()]
+    without = ", ".join(f"{name} {sum(values) / len(values):.1f} dB" for name, values in content["guesses"].items())
+    seconds = sum(by["seconds"][0] for by in content["defences"].values())
     save(
-        "gradient_inversion", "Inversion of gradients on MNIST", {"rows": rows, **content}, ["what", "bar", "measured"], rows,
-        [*lines, "", "Seconds are CPU time on a machine that others used too: the naive pass, of the same run, tells its speed.",
+        "gradient_inversion", "Inversion of gradients on MNIST", content, ["what", "bar", "measured"], content["rows"],
+        [*lines, "", f"Without any gradient: {without}. This table took {seconds:.0f} CPU-s.", "",
+         "Mixup blends two images of a client; PRECODE's bottleneck was trained in a model that was trained without it.", "",
+         "Seconds are CPU time on a machine that others used too: the naive pass, of the same run, tells its speed.",
          "Made by `benchmarks/gradient_inversion.py`."],
     )
 

@@ -37,6 +37,38 @@ def test_the_table_in_words(hauberk: Run, shop: Path) -> None:
     assert rows[-1].startswith("at 20 dB") and rows[-1].endswith("of 2 samples")
 
 
+def test_who_knows_the_defence_is_told_first_and_who_does_not_beside_it(hauberk: Run, shop: Path) -> None:
+    words = ("invert", shop / "plan.toml", "--n", 2, "-o", "steps=20", "--defence", "prune=0.9")
+    run = hauberk(*words, "--output", "leak", "--output-format", "json")
+    assert run.exit_code == 0, run.stderr
+    told = json.loads(run.stdout)
+    assert told["adversary"] == "adaptive" and "knows the defence" in told["threat"]
+    assert "as if it were plain" in told["naive"]["threat"]
+    assert told["means"]["psnr"]["mean"] != told["naive"]["means"]["psnr"]["mean"] and len(told["naive"]["samples"]) == 2
+    page = Path(told["report"]).read_text(encoding="utf-8")
+    assert page.index("by the adaptive adversary") < page.index("by the naive adversary")
+    assert "whose mean PSNR is the higher" in page
+    rows = hauberk(*words).stdout.splitlines()
+    assert rows[2].split()[:2] == ["adversary", "adaptive:"] and sum(row.startswith("at 20 dB") for row in rows) == 2
+    assert any(row.startswith("beside it") and "naive" in row for row in rows)
+    plain = json.loads(hauberk(*words[:-1], "clip=1", "--output-format", "json").stdout)
+    assert plain["adversary"] == "any" and "naive" not in plain
+
+
+def test_defences_of_the_batch_and_of_the_model(hauberk: Run, shop: Path) -> None:
+    words = ("invert", shop / "plan.toml", "--n", 2, "-o", "steps=5", "--output-format", "json", "--defence")
+    told = json.loads(hauberk(*words, "mixup=1", "--batch", 2).stdout)
+    assert told["adversary"] == "adaptive" and told["n"] == 2
+    run = hauberk(*words, "mixup=1")
+    assert run.exit_code == 2 and "--batch 2 or more" in run.stderr
+    run = hauberk(*words, "mid=0.001")
+    assert run.exit_code == 0, run.stderr
+    told = json.loads(run.stdout)
+    assert told["adversary"] == "adaptive" and "trained into it on training samples; accuracy" in told["model"]
+    with_it, without = (float(part.split()[-1].rstrip("%")) for part in told["model"].split("%")[:2])
+    assert with_it > 60 and without > 80
+
+
 def test_what_is_not_known_is_refused(hauberk: Run, shop: Path) -> None:
     for words, said in (
         (("--attack", "dgl"), "Did you mean 'dlg'?"), (("--defence", "prun"), "Did you mean 'prune'?"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -212,7 +213,12 @@ def test_defences_are_set_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
     lines = found.evidence[0].rows  # type: ignore[union-attr]
     assert [line[0] for line in lines] == [*(row.name for row in rows), "adversarial training"]
     standard, private, pruned = lines[:3]
-    assert standard[1:6] == pruned[1:6] and standard[6] != pruned[6]  # one model; only what it sends differs
+    assert standard[1:6] == pruned[1:6]  # one model; only what it sends differs
+    told = [
+        json.loads((tmp_path / f"inverted-effects-{name}.json").read_text())["psnr"]
+        for name in ("standard", "standard-gradients-pruned-to-a-tenth-knowing")
+    ]
+    assert told[0] != told[1]
     assert private[-1].startswith("ε = ") and standard[-1] == "-" and private[4] == "6.25%"  # one of sixteen non-members
     assert found.n == 2 and "variance-prior" in found.threat
     sent = next(line for line in lines if line[0].startswith("DP-SGD, gradients"))
@@ -220,6 +226,21 @@ def test_defences_are_set_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow  # five trainings of three models each; the row by row machinery is tried above
+def test_what_the_adversary_knows_is_what_is_done_to_the_gradients() -> None:
+    gradients = {"a": torch.randn(100, 200, generator=torch.Generator().manual_seed(0))}  # root mean square 1, norm 141
+    for row in ROWS:
+        assert (row.sends is None) == (row.known is None)
+        if row.sends is None or row.known is None:
+            continue
+        name, strength = row.known
+        sent = row.sends(gradients, 0)["a"]
+        if name == "prune":
+            assert int((sent == 0).sum()) == strength * sent.numel()
+        else:  # private: of a gradient clipped to norm 1
+            clipped = gradients["a"] / (gradients["a"].norm() if name == "private" else 1.0)
+            assert float((sent - clipped).std()) == pytest.approx(strength, rel=0.03)
+
+
 def test_every_defence_trains(tmp_path: Path) -> None:
     chosen = settings.Settings(dataclasses.replace(TINY, references=2), "small-cnn", (0.0, 0.3), 0.3)
     found = effects.side_effects(chosen, Shelf(tmp_path, {}), read_images("sklearn:digits", 64, 24, 0))

@@ -21,6 +21,7 @@ from hauberk.study.training import Growing
 
 BATCH = 64
 NOISE_MULTIPLIER, CLIP = 1.0, 1.0
+PRUNED, NOISY, PRIVATELY = ("prune", 0.9), ("gaussian-noise", 1.0), ("private", NOISE_MULTIPLIER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Defended:
         train: trains a model in place on a split: `(model, split, settings, seed) -> what to say of it`.
         sends: changes the gradients that a client sends; None sends them as they are.
         same: the row whose models these are, where only the gradients that are sent differ.
+        known: name and strength of what is done to the gradients, which whoever inverts them is taken to know.
     """
 
     name: str
     train: Callable[[nn.Module, Split, Settings, int], str]
     sends: Defence | None = None
     same: str = ""
+    known: tuple[str, float] | None = None
 
 
 def plain(model: nn.Module, split: Split, settings: Settings, seed: int) -> str:
@@ -120,9 +123,9 @@ ROWS = (
     Defended("adversarial training", robust),
     Defended("mixed training", mixed),
     Defended("DP-SGD", private),
-    Defended("DP-SGD, gradients clipped and noised as in training", private, privately, "DP-SGD"),
-    Defended("standard, gradients pruned to a tenth", plain, pruned, "standard"),
-    Defended("standard, gradients with as much noise", plain, noisy, "standard"),
-    Defended("adversarial training, gradients pruned to a tenth", robust, pruned, "adversarial training"),
-    Defended("adversarial training, gradients with as much noise", robust, noisy, "adversarial training"),
+    Defended("DP-SGD, gradients clipped and noised as in training", private, privately, "DP-SGD", PRIVATELY),
+    Defended("standard, gradients pruned to a tenth", plain, pruned, "standard", PRUNED),
+    Defended("standard, gradients with as much noise", plain, noisy, "standard", NOISY),
+    Defended("adversarial training, gradients pruned to a tenth", robust, pruned, "adversarial training", PRUNED),
+    Defended("adversarial training, gradients with as much noise", robust, noisy, "adversarial training", NOISY),
 )

@@ -58,7 +58,8 @@ def side_effects(settings: Settings, shelf: Shelf, images: Images) -> Finding:
     return Finding(
         "privacy/side-effects", "privacy", "What does each defence gain, and what does it cost elsewhere?", Status.WARN,
         value=mean, unit="dB", n=len(psnr), interval=Interval(span.low, span.high, "bootstrap"), better="lower",
-        threat=f"membership by {attack}; inversion of single gradients; PGD of {PGD_STEPS} steps; a student of all answers",
+        threat=f"membership by {attack}; inversion of single gradients, knowing what was done to them; "
+        f"PGD of {PGD_STEPS} steps; a student of all answers",
         access="GRADIENT",
         summary=f"inversion reaches {mean:.1f} dB on the adversarially trained model and {base:.1f} dB on the standard one; the "
         "table shows what each defence costs in the other columns",
@@ -76,9 +77,10 @@ def _measured(settings: Settings, shelf: Shelf, images: Images, row: Defended) -
     source = row.same or row.name
     module, told = _model(settings, shelf, images, source)
     victims = images.victims(settings.scale.images)
+    place = f"effects-{_slug(row.name)}{'-knowing' if row.known else ''}"
     figures, _ = invert(
-        shelf, f"effects-{_slug(row.name)}", module, victims, iterations=settings.scale.iterations,
-        seed=derive_seed(settings.seed, "effects"), defence=row.sends,
+        shelf, place, module, victims, iterations=settings.scale.iterations,
+        seed=derive_seed(settings.seed, "effects"), defence=row.sends, known=row.known,
     )
     rest = shelf.figures(f"effects-{_slug(source)}-figures", lambda: _figures(settings, shelf, images, source, module))
     return {**rest, "psnr": figures["psnr"], "told": told if not row.same else ""}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from hauberk.core.rng import derive_seed
 from hauberk.privacy.inversion import client_update, inverting_gradients
+from hauberk.privacy.inversion.defences.seen_through import seen_through
 from hauberk.privacy.inversion.metrics import closeness
 from hauberk.study.images import Pair
 from hauberk.study.shelf import Shelf
@@ -20,6 +22,7 @@ FIGURES = ("psnr", "mse", "ssim", "fmse", "loss", "gradient_norm")
 
 def invert(
     shelf: Shelf, name: str, module: nn.Module, victims: Pair, *, iterations: int, seed: int, defence: Defence | None = None,
+    known: tuple[str, float] | None = None,
 ) -> tuple[dict[str, Any], Tensor]:
     """Return the figures of each image, and the reconstructions, of one start of the search on one model.
 
@@ -35,6 +38,8 @@ def invert(
         seed: of its start.
         defence: changes gradients before they are shared: `(gradients, index of the client) -> gradients`; None shares them
             unchanged.
+        known: name and strength of that defence, as an adversary knows them who adapts to it (`seen_through`); None takes what
+            was shared as plain.
     """
     x, y = victims
 
@@ -43,7 +48,9 @@ def invert(
         for at in range(len(x)):
             update = client_update(module, x[at : at + 1], y[at : at + 1])
             if defence is not None:
-                update = type(update)(**{**update.__dict__, "gradients": defence(update.gradients, at)})
+                update = dataclasses.replace(update, gradients=defence(update.gradients, at))
+            if known is not None:
+                update = dataclasses.replace(update, known=seen_through(*known, update, module))
             if any(bool(one.any()) for one in update.gradients.values()):
                 updates.append(update)
                 told.append(at)

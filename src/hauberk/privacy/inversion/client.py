@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hauberk.core.errors import DataError, UsageError
 from hauberk.core.rng import isolated
 from hauberk.core.target import evaluating
+from hauberk.privacy.inversion.known import Known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +58,13 @@ class ClientUpdate:
             changed.
         shape: of one input.
         n: samples behind it.
-        labels: theirs, shape (n,), where they are known; None has them read off the gradients.
+        labels: theirs, shape (n,), or label probabilities, shape (n, classes), where they are known; None has them read off the
+            gradients.
         bounds: lowest and highest input; None where there are none.
         local: how the client trained; None for a gradient.
         training: whether batch normalisation used the statistics of the client's own batch.
         statistics: mean and variance that entered each batch normalisation, by layer, where the client shares them.
+        known: what the receiver knows was done to the gradients; None takes them as they are.
     """
 
     gradients: Mapping[str, Tensor]
@@ -72,6 +75,7 @@ class ClientUpdate:
     local: LocalSteps | None = None
     training: bool = False
     statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    known: Known | None = None
 
     def check(self, module: nn.Module) -> None:
         """Raise DataError when the gradients, labels, shape or statistics are missing, not finite, or not those of the module."""
@@ -97,10 +101,17 @@ class ClientUpdate:
         like = next(module.parameters())
         empty = torch.zeros(self.n, *self.shape, dtype=like.dtype, device=like.device)
         y = torch.zeros(self.n, dtype=torch.int64) if self.labels is None else self.labels
-        if y.ndim != 1:
-            raise DataError(f"the labels have shape {tuple(y.shape)}", want=f"one class for each sample, ({self.n},)")
+        if y.ndim not in (1, 2):
+            raise DataError(
+                f"the labels have shape {tuple(y.shape)}", want=f"one class for each sample, ({self.n},), or probabilities"
+            )
         _refuse_misfits(module, empty, y, self.training)
         self._refuse_statistics(module)
+        if self.known is not None:
+            self.known.check(self.gradients)
+            odd = [name for name in self.known.draws if not hasattr(dict(module.named_modules()).get(name), "draw")]
+            if odd:
+                raise DataError(f"draws are known of '{odd[0]}', which draws nothing", want="the name of a Bottleneck")
 
     def _refuse_statistics(self, module: nn.Module) -> None:
         parts = dict(module.named_modules())
@@ -158,9 +169,11 @@ def _refuse_misfits(module: nn.Module, x: Tensor, y: Tensor, training: bool, lea
     try:
         with isolated(0, x.device), serving(module, training), torch.no_grad():
             told = functional_call(module, held, (some,))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        count = f"{len(some)} " if training else ""
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"the model refuses {len(some)} samples of shape {tuple(x.shape[1:])} ({str(error).splitlines()[0]})",
+            f"the model refuses {count}samples of shape {tuple(x.shape[1:])} ({why})",
             want="samples as the model takes them, on its device and of its dtype",
         ) from error
     classes = told.shape[1] if isinstance(told, Tensor) and told.ndim == 2 else 0
@@ -235,6 +248,10 @@ def as_updates(found: ClientUpdate | Sequence[ClientUpdate], module: nn.Module) 
         raise DataError("the client updates are missing", want="a ClientUpdate, or several", fix="Make one: client_update(…)")
     for one in updates:
         one.check(module)
-    if len({(one.shape, one.n, one.bounds, one.local, one.training, tuple(one.gradients)) for one in updates}) > 1:
-        raise DataError("the updates differ in shape, samples, bounds, local steps or parameters", want="updates of one kind")
+    kinds = {
+        (one.shape, one.n, one.bounds, one.local, one.training, tuple(one.gradients), tuple(one.known.draws if one.known else ()))
+        for one in updates
+    }
+    if len(kinds) > 1:
+        raise DataError("updates differ in shape, samples, bounds, local steps, parameters or draws", want="updates of one kind")
     return updates

@@ -14,7 +14,7 @@ from hauberk.core.kinds import Reconstruction, reconstruction
 from hauberk.core.rng import generator
 from hauberk.privacy.inversion.client import ClientUpdate, as_updates
 from hauberk.privacy.inversion.first_linear import TAGS
-from hauberk.privacy.inversion.labels import labels_of, width_of
+from hauberk.privacy.inversion.labels import hard, labels_of, width_of
 from hauberk.privacy.inversion.matching import Matcher, squared
 from hauberk.privacy.inversion.search import begin, box
 
@@ -57,12 +57,12 @@ def dlg(
     twin = double(module)
     found = []
     for client, one in enumerate(updates):
-        hard = labels_of(twin, one) if read_labels or one.labels is not None else None
+        fixed = labels_of(twin, one) if read_labels or one.labels is not None else None
         matcher = Matcher(twin, [one], squared)
         best: tuple[float, Tensor, Tensor] | None = None
         with matcher.ready():
             for start in range(restarts):
-                tried = _descend(matcher, one, hard, steps, (seed, "dlg", client, start))
+                tried = _descend(matcher, one, fixed, steps, (seed, "dlg", client, start))
                 best = tried if best is None or tried[0] < best[0] else best
                 progress.update("DLG", client * restarts + start + 1, len(updates) * restarts)
                 if best[0] <= SOLVED:
@@ -82,7 +82,7 @@ def double(module: nn.Module) -> nn.Module:
 
 
 def _descend(
-    matcher: Matcher, update: ClientUpdate, hard: Tensor | None, steps: int, names: tuple[int, str, int, int]
+    matcher: Matcher, update: ClientUpdate, fixed: Tensor | None, steps: int, names: tuple[int, str, int, int]
 ) -> tuple[float, Tensor, Tensor]:
     seed, *others = names
     like = next(matcher.module.parameters())
@@ -91,7 +91,7 @@ def _descend(
     low = low if math.isfinite(low) else 0.0
     x = (begin((update.n, *update.shape), like, update.bounds, seed, *others) - low) / wide
     logits: Tensor | None = None
-    if hard is None:
+    if fixed is None:
         drawn = torch.randn(update.n, width_of(matcher.module), generator=generator(seed, *others, "labels"), dtype=like.dtype)
         logits = drawn.to(like.device)
     free = [x] if logits is None else [x, logits]
@@ -102,7 +102,7 @@ def _descend(
 
     def closure() -> float:
         inputs = low + wide * x.detach()
-        value, at_x, at_logits = matcher(inputs, hard if logits is None else logits)  # type: ignore[arg-type]
+        value, at_x, at_logits = matcher(inputs, fixed if logits is None else logits)  # type: ignore[arg-type]
         now = float(value)
         # The squared distance is flat near the end, its logarithm is not: a line search goes on until rounding stops it.
         shown, rate = math.log(max(now, 1e-300)), 1 / max(now, 1e-300)
@@ -110,9 +110,9 @@ def _descend(
         if logits is not None and at_logits is not None:
             logits.grad = at_logits * rate
         if math.isfinite(now) and (not best or now < best[0][0]):
-            labels = hard if logits is None else logits.argmax(1)
+            labels = fixed if logits is None else logits
             assert labels is not None
-            best[:] = [(now, inputs, labels.detach().clone())]
+            best[:] = [(now, inputs, hard(labels.detach().clone()))]
         return shown if math.isfinite(now) else math.inf
 
     for _ in range(math.ceil(steps / STALLED)):
@@ -121,6 +121,6 @@ def _descend(
         if not best or best[0][0] <= 1e-24 or (math.isfinite(before) and best[0][0] > 0.999 * before):
             break
     if not best:
-        labels = hard if hard is not None else torch.zeros(update.n, dtype=torch.int64)
+        labels = hard(fixed) if fixed is not None else torch.zeros(update.n, dtype=torch.int64)
         return math.inf, low + wide * x.detach(), labels
     return best[0]

@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hauberk.core.errors import ModelError, UsageError
 from hauberk.core.kinds import Reconstruction
 from hauberk.privacy.inversion.client import ClientUpdate, as_updates, widened
-from hauberk.privacy.inversion.labels import labels_of
+from hauberk.privacy.inversion.labels import hard, labels_of
 from hauberk.privacy.inversion.matching import Matcher, angles
-from hauberk.privacy.inversion.priors import size, total_variation
+from hauberk.privacy.inversion.priors import size, total_variation, weight_of
 from hauberk.privacy.inversion.search import begin, box, signed_adam
 
 
@@ -65,14 +65,15 @@ def guided(
         # A client of several steps shares the statistics of its first batch.
         seen = next(one.local.batches(n)) if one.statistics and one.local is not None else slice(None)
         starts = [begin((n, *one.shape), like, one.bounds, seed, label, client, k) for k in range(seeds)]
-        matcher, y, spent = Matcher(module, [one], angles, repeats=seeds), labels.repeat(seeds), [0]
+        matcher, y, spent = Matcher(module, [one], angles, repeats=seeds), torch.cat([labels] * seeds), [0]
 
         def objective(
             x: Tensor, matcher: Matcher = matcher, y: Tensor = y, spent: list[int] = spent,
             wanted: dict[str, tuple[Tensor, Tensor]] = wanted, seen: slice = seen,
+            rough: float = weight_of(weights.tv, one) / wide,
         ) -> tuple[Tensor, Tensor]:
             value, slope, _ = matcher(x, y)
-            for weight, prior in ((weights.tv / wide, total_variation), (weights.l2 / wide**2, size)):
+            for weight, prior in ((rough, total_variation), (weights.l2 / wide**2, size)):
                 if weight:
                     penalty, push = prior(x)
                     value, slope = value + weight * penalty.reshape(-1, n).mean(1), slope + weight / n * push
@@ -95,7 +96,7 @@ def guided(
                 objective, torch.cat(starts), candidates=seeds, steps=steps, lr=lr, bounds=one.bounds, label=label
             )
         chosen = int(least.argmin())
-        found.append((x[chosen * n : chosen * n + n], labels, least[chosen].expand(n)))
+        found.append((x[chosen * n : chosen * n + n], hard(labels), least[chosen].expand(n)))
     x, y, loss = (torch.cat(rows) for rows in zip(*found, strict=True))
     return Reconstruction(x.to(given), y, loss)
 

@@ -11,9 +11,9 @@ from hauberk.core.errors import UsageError
 from hauberk.core.kinds import Reconstruction, reconstruction
 from hauberk.privacy.inversion.client import ClientUpdate, as_updates, widened
 from hauberk.privacy.inversion.first_linear import TAGS
-from hauberk.privacy.inversion.labels import labels_of
+from hauberk.privacy.inversion.labels import hard, labels_of
 from hauberk.privacy.inversion.matching import Distance, Matcher, angles, cosine
-from hauberk.privacy.inversion.priors import total_variation
+from hauberk.privacy.inversion.priors import total_variation, weight_of
 from hauberk.privacy.inversion.search import begin, box, signed_adam
 
 TOGETHER = 32  # inputs in one graph: what bounds memory
@@ -72,19 +72,21 @@ def _group(
     steps, lr, tv, restarts, seed = options
     n, shape, bounds = updates[0].n, updates[0].shape, updates[0].bounds
     like = next(module.parameters())
-    labels = torch.stack([labels_of(module, one) for one in updates]).to(like.device)  # (clients, n)
-    y = labels.repeat_interleave(restarts, 0).flatten()
+    labels = torch.stack([labels_of(module, one) for one in updates]).to(like.device)  # (clients, n), or (clients, n, classes)
+    y = labels.repeat_interleave(restarts, 0).flatten(0, 1)
+    weights = torch.tensor([weight_of(tv, one) for one in updates for _ in range(restarts)], dtype=like.dtype, device=like.device)
     start = torch.cat([
         begin((n, *shape), like, bounds, seed, "inverting gradients", first + k, restart)
         for k in range(len(updates)) for restart in range(restarts)
     ])
-    matcher, tv = Matcher(module, updates, distance, repeats=restarts), tv / box(bounds)[2]
+    matcher, weights = Matcher(module, updates, distance, repeats=restarts), weights / box(bounds)[2]
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
         value, slope, _ = matcher(x, y)
         if tv:
             rough, roughness = total_variation(x)
-            value, slope = value + tv * rough.reshape(-1, n).mean(1), slope + (tv / n) * roughness
+            wide = (weights / n).repeat_interleave(n).reshape(-1, *(1 for _ in shape))
+            value, slope = value + weights * rough.reshape(-1, n).mean(1), slope + wide * roughness
         return value, slope
 
     with matcher.ready():
@@ -94,4 +96,4 @@ def _group(
     chosen = least.reshape(-1, restarts).min(1)
     apart = x.reshape(len(updates), restarts, n, *shape)
     best = apart[torch.arange(len(updates), device=x.device), chosen.indices]
-    return best.flatten(0, 1), labels.flatten(), chosen.values
+    return best.flatten(0, 1), hard(labels.flatten(0, 1)), chosen.values

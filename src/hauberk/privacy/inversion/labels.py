@@ -44,9 +44,13 @@ def width_of(module: nn.Module) -> int:
 
 
 def labels_of(module: nn.Module, update: ClientUpdate) -> Tensor:
-    """Return the labels of an update, shape (n,): those known, else those that its gradients give away."""
+    """Return the labels of an update, shape (n,): those known, else those that its gradients give away.
+
+    Known label probabilities are returned as logits, (n, classes), of which they are the softmax.
+    """
     if update.labels is not None:
-        return update.labels.detach().long()
+        soft = update.labels.detach()
+        return soft.long() if soft.ndim == 1 else soft.clamp_min(torch.finfo(soft.dtype).tiny).log()
     from hauberk.privacy.inversion.idlg import idlg
     from hauberk.privacy.inversion.label_counts import label_counts
 
@@ -55,3 +59,8 @@ def labels_of(module: nn.Module, update: ClientUpdate) -> Tensor:
     found = idlg(module, turned).y if update.n == 1 else label_counts(module, turned, n=update.n).y
     assert isinstance(found, torch.Tensor)
     return found
+
+
+def hard(labels: Tensor) -> Tensor:
+    """Return labels (n,) of labels (n,) or of their logits (n, classes)."""
+    return labels if labels.ndim == 1 else labels.argmax(1)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from hauberk.core.rng import isolated
 from hauberk.privacy.inversion.client import ClientUpdate, serving, simulate
+from hauberk.privacy.inversion.defences.precode import drawing
+from hauberk.privacy.inversion.known import Known
 from hauberk.privacy.inversion.per_victim import PerVictim, Products
 
 # From products, each (victims, parameters), to one distance per victim, (victims,).
@@ -29,7 +31,8 @@ def angles(own: Tensor, shared: Tensor, target: Tensor) -> Tensor:
     """
     tiny = 1e-36  # of a parameter whose gradient was cut to zero
     each = 1 - shared / (own.clamp_min(tiny).sqrt() * target.clamp_min(tiny).sqrt())
-    return (cosine(own, shared, target) + each.mean(1)) / 2
+    told = target > 0  # a parameter whose target is nothing has no direction
+    return (cosine(own, shared, target) + (each * told).sum(1) / told.sum(1)) / 2
 
 
 def squared(own: Tensor, shared: Tensor, target: Tensor) -> Tensor:
@@ -42,22 +45,36 @@ class Matcher:
 
     Arguments:
         module: the model that was sent to the clients; never changed.
-        updates: theirs, all of one kind.
-        distance: `cosine`, `angles` or `squared`.
+        updates: theirs, all of one kind; what is `known` of a defence narrows the match to what still says something.
+        distance: `cosine`, `angles` or `squared`; the latter becomes `cosine` for gradients of unknown scale.
         repeats: candidates per client, each searched for by itself.
     """
 
     def __init__(
         self, module: nn.Module, updates: Sequence[ClientUpdate], distance: Distance, *, repeats: int = 1
     ) -> None:
+        known = [one.known or Known() for one in updates]
+        if distance is squared and any(one.scaled for one in known):
+            distance = cosine
         self.module, self.distance = module, distance
         self.update, self.victims = updates[0], len(updates) * repeats
         like = next(module.parameters())
         self.targets: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] = {}
         for name in self.update.gradients:
-            rows = torch.stack([one.gradients[name].detach().to(like) for one in updates])
-            self.targets[name] = rows.repeat_interleave(repeats, 0)
+            self.targets[name] = torch.stack([one.gradients[name].detach().to(like) for one in updates])
         self._forget_rounding()
+        for name, rows in list(self.targets.items()):
+            if any(name in one.kept for one in known):
+                kept = torch.stack([
+                    one.kept[name].to(rows) if name in one.kept else torch.ones_like(row)
+                    for one, row in zip(known, rows, strict=True)
+                ])
+                if not bool(kept.any()):  # nobody's says anything: the match goes without
+                    del self.targets[name]
+                    continue
+                rows, self.kept[name] = rows * kept, kept.repeat_interleave(repeats, 0)
+            self.targets[name] = rows.repeat_interleave(repeats, 0)
         # The size of what was sent must not decide what underflows: a converged model's gradients are tiny. An angle does not
         # ask for one scale on both sides, so that its candidates, which may have large gradients, meet halfway.
         largest = torch.stack([one.abs().flatten(1).amax(1) for one in self.targets.values()]).amax(0)
@@ -65,6 +82,9 @@ class Matcher:
         self.targets = {name: one / self.scale.reshape(-1, *(1 for _ in one.shape[1:])) for name, one in self.targets.items()}
         self.rates = 1 / self.scale if distance is squared else self.scale.rsqrt()
         self.parameters = {name: one.detach() for name, one in module.named_parameters()}
+        self.draws = {
+            name: torch.cat([one.draws[name].to(like).repeat(repeats, 1) for one in known]) for name in known[0].draws
+        }
         self._quick: PerVictim | None = None
         self._checked = False
 
@@ -83,7 +103,7 @@ class Matcher:
         # A model that draws at random draws alike, and leaves the global state as it was.
         with isolated(0), serving(self.module, self.update.training), torch.enable_grad():
             if self.update.local is None:
-                found = PerVictim(self.module, self.targets, self.update.n, self.rates)
+                found = PerVictim(self.module, self.targets, self.update.n, self.rates, self.kept)
                 self._quick, self._checked = found if found.supports() else None, False
             yield
 
@@ -120,11 +140,11 @@ class Matcher:
         """
         size = slice(0, self.update.n)
         soft = y.softmax(1).detach() if y.is_floating_point() else y
-        with isolated(0, x.device):
+        with isolated(0, x.device), drawing(self.module, self.draws):
             own = quick.first(quick.run(x, soft))
         if own is None or set(own) != set(self.targets):
             return False
-        with isolated(0, x.device):
+        with isolated(0, x.device), drawing(self.module, {name: one[size] for name, one in self.draws.items()}):
             weights = {name: one.detach().requires_grad_() for name, one in self.parameters.items()}
             true = simulate(self.module, weights, x[size].detach(), soft[size], None, differentiable=False)
         pairs = [(one, true[name] * self.rates[0]) for name, one in own.items()]
@@ -133,7 +153,8 @@ class Matcher:
         return all(bool((one - wanted).norm() <= 0.03 * wanted.norm() + least) for one, wanted in pairs)
 
     def _together(self, quick: PerVictim, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        layers = quick.run(x, y.softmax(1) if y.is_floating_point() else y)
+        with drawing(self.module, self.draws):
+            layers = quick.run(x, y.softmax(1) if y.is_floating_point() else y)
         names = [layer.name for layer in layers]
         if len(set(names)) < len(names):  # a layer that is called twice has a gradient of both calls
             return None
@@ -162,10 +183,13 @@ class Matcher:
         if y.is_floating_point():
             labels.requires_grad_()
         weights = {name: one.detach().requires_grad_() for name, one in self.parameters.items()}
-        found = simulate(
-            self.module, weights, mine, labels.softmax(1) if y.is_floating_point() else labels, self.update.local
-        )
-        pairs = [(found[name] * self.rates[k], one[k]) for name, one in self.targets.items()]
+        with drawing(self.module, {name: one[part] for name, one in self.draws.items()}):
+            found = simulate(
+                self.module, weights, mine, labels.softmax(1) if y.is_floating_point() else labels, self.update.local
+            )
+        owns = {name: found[name] * self.rates[k] for name in self.targets}
+        owns.update({name: owns[name] * one[k] for name, one in self.kept.items()})
+        pairs = [(owns[name], one[k]) for name, one in self.targets.items()]
         if self.distance is squared:  # by differences, which lose nothing near 0
             size = torch.stack([target.square().sum() for _, target in pairs]).sum()
             value = torch.stack([(own - target).square().sum() for own, target in pairs]).sum() / size

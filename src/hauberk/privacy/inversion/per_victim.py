@@ -45,10 +45,13 @@ class PerVictim:
         targets: by parameter name, shape (victims, *parameter).
         n: samples of each victim.
         rates: what each victim's gradient is multiplied by, shape (victims,).
+        kept: by parameter name, shape of the target: 1 where an entry counts, 0 where it is left out.
     """
 
-    def __init__(self, module: nn.Module, targets: Mapping[str, Tensor], n: int, rates: Tensor) -> None:
-        self.module, self.targets, self.n = module, dict(targets), n
+    def __init__(
+        self, module: nn.Module, targets: Mapping[str, Tensor], n: int, rates: Tensor, kept: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.module, self.targets, self.n, self.kept = module, dict(targets), n, dict(kept or {})
         self.weights = (rates / n).repeat_interleave(n)
         self.victims = len(next(iter(self.targets.values())))
         self.given = {name: one.detach() for name, one in (*module.named_parameters(), *module.named_buffers())}
@@ -117,13 +120,15 @@ class PerVictim:
                 if key not in self.targets:
                     continue
                 target = self.targets[key]
-                if kind == "weight" and isinstance(layer.part, nn.Linear) and a.ndim == 2:
+                if kind == "weight" and isinstance(layer.part, nn.Linear) and a.ndim == 2 and key not in self.kept:
                     # (g a')·(g a') and (g a')·T from their factors: the outer product is never written down.
                     left, right = self._split(g), self._split(a)
                     own_product = (left @ left.mT * (right @ right.mT)).sum((1, 2))
                     made[key] = (own_product, (left * (right @ target.mT)).sum((1, 2)))
                     continue
                 own[key] = self._weight(layer) if kind == "weight" else self._bias(layer)
+                if key in self.kept:
+                    own[key] = own[key] * self.kept[key]  # and so do the slopes leave out what the target lacks, and this
                 flat = own[key].flatten(1)
                 made[key] = (flat.square().sum(1), (flat * target.flatten(1)).sum(1))
         zero = next(iter(self.sizes.values())).new_zeros(self.victims)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hauberk.privacy.inversion.client import ClientUpdate
+
+LOUD = 0.03
+
 
 def total_variation(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean absolute difference of neighbours down and across, shape (n,), and its slope, shape of x.
@@ -24,6 +28,15 @@ def total_variation(x: Tensor) -> tuple[Tensor, Tensor]:
         slope.narrow(axis, 1, length).add_(signs)
         slope.narrow(axis, 0, length).sub_(signs)
     return value, slope
+
+
+def weight_of(tv: float, update: ClientUpdate) -> float:
+    """Return the weight of the total variation against a gradient that is noisy, as far as is known; 0 stays 0.
+
+    What the gradient leaves open the prior has to tell: LOUD more for as much noise as signal, found on other images than those
+    whose figures are told.
+    """
+    return tv + LOUD * update.known.loudness(update.gradients) if tv and update.known is not None else tv
 
 
 def size(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hauberk.privacy.inversion.defences.clip import clip as clip
 from hauberk.privacy.inversion.defences.clip import norm_of as norm_of
+from hauberk.privacy.inversion.defences.insert import insert_bottleneck as insert_bottleneck
 from hauberk.privacy.inversion.defences.mid import information_loss as information_loss
 from hauberk.privacy.inversion.defences.mid import mid as mid
 from hauberk.privacy.inversion.defences.mixup import mixup as mixup
