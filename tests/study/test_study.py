@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,38 +14,65 @@ import torch
 from hauberk.core import progress
 from hauberk.core.errors import DataError, UsageError
 from hauberk.report.report import Report
-from hauberk.study import effects, run_study, settings, verdict
+from hauberk.study import effects, run_study, settings, tables, verdict
 from hauberk.study.defended import ROWS, Defended, smoothed
 from hauberk.study.images import Images, read_images
 from hauberk.study.networks import build, parameters
 from hauberk.study.run import network_for
 from hauberk.study.settings import Scale
 from hauberk.study.shelf import Shelf
-from hauberk.study.statistics import mean_interval, paired_interval, spearman
+from hauberk.study.statistics import mean_interval, paired_interval, rank_interval
 from hauberk.study.tables import Row, radius
 from hauberk.study.training import Growing, chosen_epochs
 
 
-def _row(eps: float, psnr: list[float], norms: list[float]) -> Row:
+def _row(
+    eps: float, psnr: list[float], norms: list[float], clean: tuple[int, int] = (90, 100), commonest: tuple[int, int] = (12, 100)
+) -> Row:
     n = len(psnr)
     figures = {"psnr": psnr, "gradient_norm": norms, "fmse": [10.0**-eps] * n, "mse": [0.1] * n, "ssim": [0.5] * n}
     figures["loss"] = [0.1] * n
-    return Row(eps, (90, 100), (50, 100), figures, [psnr, psnr])
+    return Row(eps, clean, (50, 100), figures, [psnr, psnr], (11, 100), commonest)
 
 
-def test_the_words_follow_the_intervals() -> None:
-    low, high = _row(0.0, [5.0, 6.0, 7.0, 8.0], [0.1] * 4), _row(0.3, [15.0, 16.0, 17.0, 18.0], [5.0] * 4)
-    spread = [1.0, 30.0, 2.0, 9.0]
+def test_the_words_on_two_models_follow_the_intervals() -> None:
+    low, high = _row(0.0, [5.0, 6.0, 7.0, 8.0], [0.1] * 4), _row(1.0, [15.0, 16.0, 17.0, 18.0], [5.0] * 4)
+    spread = _row(1.0, [1.0, 30.0, 2.0, 9.0], [1.0] * 4)
     told = verdict.on_two(low, high, False)
-    assert told.startswith("the robust model's gradients give away more") and "10.0 dB more on the same 4 images" in told
-    assert verdict.on_two(high, low, False).startswith("the standard model's gradients give away more")
-    assert verdict.on_two(low, _row(0.3, spread, [1.0] * 4), False).startswith("the images do not decide")
-    rows = [low, _row(0.15, [10.0, 11.0, 12.0, 13.0], [1.0, 1.1, 1.2, 1.3]), high, _row(0.6, [17.0, 16.0, 15.0, 18.0], [5.0] * 4)]
-    told = verdict.on_radii(rows, False)
-    assert "from 0.00 to 0.15 it rises; from 0.15 to 0.30 it rises; from 0.30 to 0.60 it does not surely change" in told
-    assert "goes with the size of the gradient" in told
-    idle = dataclasses.replace(rows[3], eps=0.9, clean=(10, 100))
-    assert "At 0.90 training failed" in verdict.on_radii([*rows, idle], False)
+    assert told.startswith("these two models differ, and the robust one's gradients give away more")
+    assert "a difference of 10.0 [10.0, 10.0] dB on the same 4 images" in told and "are 10 [10, 10] times as far off" in told
+    assert verdict.on_two(high, low, False).startswith("these two models differ, and the standard one's")
+    assert verdict.on_two(low, spread, False).startswith("the images do not decide")
+    weak = dataclasses.replace(high, robust=(15, 100))
+    assert "hardly stands: 0.15 [0.09, 0.23] under PGD" in verdict.on_two(low, weak, False) and "hardly" not in told
+    failed = dataclasses.replace(high, clean=(17, 100))
+    told = verdict.on_two(low, failed, False)
+    assert told.startswith("nothing is decided, for a model did not learn: ε = 1.00 (clean accuracy 0.17 [0.11, 0.26], guessing 0.11)")
+    # Neither what is undecided nor what failed is a pass.
+    for left, right, status in ((low, high, "warn"), (high, low, "pass"), (low, spread, "warn"), (failed, low, "warn")):
+        assert tables.against(left, right, [], "", []).status.value == status
+
+
+def test_the_words_on_radii_set_aside_what_did_not_learn() -> None:
+    rows = [
+        _row(0.0, [5.0, 6.0, 7.0, 8.0], [0.1, 0.2, 0.3, 0.4]), _row(0.15, [10.0, 11.0, 12.5, 13.0], [1.0, 1.1, 1.2, 1.3]),
+        _row(0.3, [15.0, 16.0, 17.0, 18.0], [5.0, 5.1, 5.2, 5.3]), _row(0.6, [17.0, 16.0, 15.0, 18.0], [4.0] * 4),
+    ]
+    guess = [7.0, 7.0, 7.0, 7.0]
+    told = verdict.on_radii(rows, guess, False)
+    assert "from 0.00 to 0.15 it rises (5.1 [" in told and "from 0.15 to 0.30 it rises" in told
+    assert "from 0.30 to 0.60 it does not surely change" in told and "together in 95 %" in told
+    assert "Not surely above 7.0 dB" in told and "gradient: 0.00; surely above: 0.15, 0.30, 0.60" in told
+    assert "over 4 models and 4 images" in told and "(16 gradients)" in told and "did not learn" not in told
+    # At the last radius the model is idle: its row is named and counts in nothing else.
+    idle = _row(0.6, [1.0] * 4, [0.0] * 4, (17, 100), (97, 100))
+    without, told = verdict.on_radii(rows[:3], guess, False), verdict.on_radii([*rows[:3], idle], guess, False)
+    assert told.startswith(without) and "97% of all answers one and the same class" in told and "gray one" in told
+    assert "Rank correlation of PSNR with the radius, image by image, 1.00 [1.00, 1.00] over 3 models" in told
+    assert "do not tell the two apart" in told  # the norm rises with the radius
+    colour = verdict.on_radii([*rows[:3], dataclasses.replace(idle, eps=32 / 255)], guess, True)
+    assert "ε = 32/255 (clean" in colour and "gray one" not in colour
+    assert verdict.on_radii([idle], guess, False).startswith("fewer than two models learnt")
 
 
 def test_means_have_intervals_that_hold_them() -> None:
@@ -52,7 +80,6 @@ def test_means_have_intervals_that_hold_them() -> None:
     assert mean == 2.5 and span.low < 2.5 < span.high and span.low >= 1.0 and span.high <= 4.0
     assert paired_interval([2.0, 3.0], [1.0, 2.0])[1].low == 1.0  # the same for every image: no spread
     assert mean_interval([3.0])[0] == 3.0 and mean_interval([3.0])[1].high == math.inf  # one image tells nothing of others
-    assert spearman([1.0, 2.0, 3.0], [1.0, 4.0, 9.0]) == pytest.approx(1.0) and math.isnan(spearman([1.0, 1.0], [1.0, 2.0]))
     assert (radius(8 / 255, True), radius(0.3, False)) == ("8/255", "0.30")
     assert chosen_epochs(4, 2) == (1, 4) and chosen_epochs(14, 4) == (1, 5, 10, 14) and chosen_epochs(3, 1) == (3,)
 
@@ -77,6 +104,27 @@ def test_the_radius_grows_over_the_first_half_and_where_it_was_after_a_break() -
         growing.before_batch(state)
         growing.loss(model, torch.zeros(1), torch.zeros(1))
     assert seen == [0, 0, 1, 9, 9, 9]
+
+
+def test_rank_correlations_are_those_of_scipy_and_their_intervals_draw_images_not_gradients() -> None:
+    from scipy import stats
+
+    draw = torch.Generator().manual_seed(1)
+    x, y = torch.rand(1, 9, generator=draw, dtype=torch.float64), torch.rand(1, 9, generator=draw, dtype=torch.float64)
+    value, span = rank_interval(x.tolist(), y.tolist(), over="images")
+    assert value == pytest.approx(stats.spearmanr(x[0].numpy(), y[0].numpy()).statistic) and span.low < value < span.high
+    # Five models that say the same of six images are no thirty images: the interval is as wide as that of one.
+    one, five = (rank_interval(x[:, :6].tolist() * many, y[:, :6].tolist() * many, over="images")[1] for many in (1, 5))
+    assert (one.low, one.high) == pytest.approx((five.low, five.high))
+    assert math.isnan(rank_interval([[1.0] * 4], [[1.0, 2.0, 3.0, 4.0]], over="images")[0])
+    assert math.isnan(rank_interval([[1.0, 2.0, 3.0]], [[1.0, 2.0, 3.0]], over="images")[0])  # three images tell nothing
+    # Of figures that have nothing to do with one another, few intervals leave out zero.
+    held = 0
+    for _ in range(200):
+        rows = torch.randn(2, 3, 8, generator=draw, dtype=torch.float64).tolist()
+        span = rank_interval(*rows, over="models")[1]
+        held += span.low <= 0 <= span.high
+    assert held >= 176  # 88 %
 
 
 @pytest.mark.parametrize(("name", "channels", "size", "weights"), [
@@ -131,6 +179,11 @@ def test_finished_parts_are_taken_up_and_others_refused(tmp_path: Path) -> None:
     shelf.tensors("w", lambda: {"strange": torch.ones(2)})
     with pytest.raises(DataError, match="Delete it"):
         shelf.weights("w", torch.nn.Linear(1, 1), lambda: None)
+    study = json.loads((tmp_path / "study.json").read_text())
+    for stranger in ({**study, "made by": "Hauberk 0.0.9, parts of format 1"}, {"seed": 1}):
+        (tmp_path / "study.json").write_text(json.dumps(stranger))
+        with pytest.raises(UsageError, match=r"were made by (Hauberk 0.0.9|an earlier version).*Choose another --output"):
+            Shelf(tmp_path, {"seed": 1})
     (tmp_path / "study.json").unlink()
     with pytest.raises(UsageError, match="not its settings"):
         Shelf(tmp_path, {"seed": 2})

@@ -100,7 +100,7 @@ def _trained(
 ) -> tuple[nn.Module, str]:
     row = next(one for one in ROWS if one.name == name)
     seed = derive_seed(settings.seed, "effects", name, which) % 2**31
-    module = images.network(settings.network, seed).to(settings.device)
+    module = images.network(settings.network, seed, settings.scale.width).to(settings.device)
     place = f"effects-{_slug(name)}-{which}"
 
     def train() -> None:

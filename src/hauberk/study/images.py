@@ -40,9 +40,18 @@ class Images:
         """Whether there are three channels."""
         return self.train[0].shape[1] == 3
 
-    def network(self, name: str, seed: int) -> nn.Module:
-        """Return an untrained network for these images."""
-        return build(name, self.train[0].shape[1], self.classes, seed)
+    def network(self, name: str, seed: int, width: float = 1.0) -> nn.Module:
+        """Return an untrained network for these images, with that share of its channels."""
+        return build(name, self.train[0].shape[1], self.classes, seed, width)
+
+    def first(self, train: int, tested: int) -> Images:
+        """Return the first images to train on and the first held out, with a note where there are fewer than asked for."""
+        short = [
+            f"{len(y):,} images {what}, where this scale asks for {most:,}: there are no more"
+            for (_, y), most, what in ((self.train, train, "to train on"), (self.test, tested, "held out")) if len(y) < most
+        ]
+        sides = [(x[:most], y[:most]) for (x, y), most in ((self.train, train), (self.test, tested))]
+        return dataclasses.replace(self, train=sides[0], test=sides[1], notes=(*self.notes, *short))
 
     def victims(self, many: int) -> Pair:
         """Return the images that are inverted: the first held-out ones of each class in turn."""

@@ -12,10 +12,13 @@ from torch import nn
 
 import hauberk
 from hauberk.core import progress
+from hauberk.core.errors import DataError
+from hauberk.core.files import refuse_unwritable
 from hauberk.core.finding import Finding
 from hauberk.core.rng import derive_seed
 from hauberk.core.threat import Linf
 from hauberk.report.report import Report
+from hauberk.report.words import plural
 from hauberk.robustness.attack import pgd
 from hauberk.study import tables, verdict
 from hauberk.study.effects import side_effects
@@ -24,9 +27,10 @@ from hauberk.study.inverting import invert
 from hauberk.study.settings import HEADLINE, PATH, RADII, Settings, scale_named
 from hauberk.study.shelf import Shelf
 from hauberk.study.tables import Row
-from hauberk.study.training import accuracy, at_epoch, chosen_epochs, model_name, model_of
+from hauberk.study.training import accuracy, answers, at_epoch, chosen_epochs, model_name, model_of
 
 PGD_STEPS = 20
+COUNTS = ("clean", "robust", "guess", "commonest")
 NAMES = ("robustness-privacy",)
 
 
@@ -52,13 +56,21 @@ def run_study(
         DataError: for data that are no images with classes.
         UsageError: for an unknown scale, network or device, or a folder that holds another study.
     """
-    began, size = time.monotonic(), scale_named(scale)
-    images = read_images(source, size.train, size.tested, seed)
-    kind = "colour" if images.colour else "gray"
-    settings = Settings(
-        size, network_for(network, images), RADII[kind], HEADLINE[kind], PATH[kind], seed, _device(device)
-    )
+    began, whole = time.monotonic(), scale_named(scale)
+    device = _device(device)
     place = Path(folder)
+    refuse_unwritable(place / "index.html")
+    images = read_images(source, whole.train, whole.tested, seed)
+    network = network_for(network, images)
+    size = scale_named(scale, network)
+    images = images.first(size.train, size.tested)
+    if len(images.test[1]) < size.images:
+        raise DataError(
+            f"{source} holds {plural(len(images.test[1]), 'held-out image')}", want=f"at least the {size.images} that are inverted",
+            fix="Give data with more held-out images",
+        )
+    kind = "colour" if images.colour else "gray"
+    settings = Settings(size, network, RADII[kind], HEADLINE[kind], PATH[kind], seed, device)
     shelf = Shelf(place / "parts", {**settings.fingerprint(), "data": images.name, "digest": images.digest})
     report = Report(_findings(settings, shelf, images.on(settings.device)), {
         "study": {
@@ -116,9 +128,11 @@ def _findings(settings: Settings, shelf: Shelf, images: Images) -> list[Finding]
             if not start:
                 held, found[eps] = figures, reconstructed
         counts = shelf.figures(f"accuracy-{model_name(eps)}", _counting(settings, images, module))
-        rows.append(Row(eps, tuple(counts["clean"]), tuple(counts["robust"]), held, starts))
+        clean, hits, guess, commonest = (tuple(counts[name]) for name in COUNTS)
+        rows.append(Row(eps, clean, hits, held, starts, guess, commonest))
     standard, robust = (next(row for row in rows if row.eps == eps) for eps in (0.0, settings.headline))
     names = {0.0: "standard", settings.headline: "robust"}
+    guess = tables.guessed(images.train[0], victims[0])
     curve = tables.over_epochs({
         name: _over_epochs(settings, shelf, images, eps) for eps, name in names.items()
     }) if scale.over_epochs > 1 else None
@@ -136,12 +150,12 @@ def _findings(settings: Settings, shelf: Shelf, images: Images) -> list[Finding]
     ]
     first = tables.against(
         standard, robust,
-        [tables.table("Standard against robust", [standard, robust], images.colour), pictures, *([curve] if curve else [])],
+        [tables.table("Standard against robust", [standard, robust], guess, images.colour), pictures, *([curve] if curve else [])],
         verdict.on_two(standard, robust, images.colour), notes,
     )
     second = tables.by_radius(
-        rows, [tables.table("By radius of training", rows, images.colour), tables.stability(rows, images.colour)],
-        verdict.on_radii(rows, images.colour), notes,
+        rows, [tables.table("By radius of training", rows, guess, images.colour), tables.stability(rows, images.colour)],
+        verdict.on_radii(rows, guess.psnr, images.colour), notes,
     )
     return [first, second, *([side_effects(settings, shelf, images)] if scale.effects else [])]
 
@@ -149,11 +163,15 @@ def _findings(settings: Settings, shelf: Shelf, images: Images) -> list[Finding]
 def _counting(settings: Settings, images: Images, module: nn.Module) -> Callable[[], dict[str, Any]]:
     def count() -> dict[str, Any]:
         x, y = images.test
-        clean = accuracy(module, x, y)
         some = min(len(x), settings.scale.tested // 2)
         z = pgd(module, x[:some], y[:some], Linf(settings.headline), steps=PGD_STEPS, seed=derive_seed(settings.seed, "pgd"))
         hits = accuracy(module, z, y[:some])
-        return {"clean": [int(clean.sum()), len(clean)], "robust": [int(hits.sum()), some]}
+        told = answers(module, x)
+        n = len(y)
+        return {
+            "clean": [int((told == y).sum()), n], "robust": [int(hits.sum()), some],
+            "guess": [int(y.bincount().max()), n], "commonest": [int(told.bincount().max()), n],
+        }
 
     return count
 
