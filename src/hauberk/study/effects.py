@@ -78,7 +78,7 @@ def _measured(settings: Settings, shelf: Shelf, images: Images, row: Defended) -
     victims = images.victims(settings.scale.images)
     figures, _ = invert(
         shelf, f"effects-{_slug(row.name)}", module, victims, iterations=settings.scale.iterations,
-        seed=derive_seed(settings.seed, "effects"), defence=row.sends,
+        seed=derive_seed(settings.seed, "effects"), tv=settings.tv, defence=row.sends,
     )
     rest = shelf.figures(f"effects-{_slug(source)}-figures", lambda: _figures(settings, shelf, images, source, module))
     return {**rest, "psnr": figures["psnr"], "told": told if not row.same else ""}

@@ -19,7 +19,8 @@ FIGURES = ("psnr", "mse", "ssim", "fmse", "loss", "gradient_norm")
 
 
 def invert(
-    shelf: Shelf, name: str, module: nn.Module, victims: Pair, *, iterations: int, seed: int, defence: Defence | None = None,
+    shelf: Shelf, name: str, module: nn.Module, victims: Pair, *, iterations: int, seed: int, tv: float = 1e-3,
+    defence: Defence | None = None,
 ) -> tuple[dict[str, Any], Tensor]:
     """Return the figures of each image, and the reconstructions, of one start of the search on one model.
 
@@ -33,6 +34,7 @@ def invert(
         victims: images (n, ...) and labels.
         iterations: of the search.
         seed: of its start.
+        tv: weight of the total variation in the search.
         defence: changes gradients before they are shared: `(gradients, index of the client) -> gradients`; None shares them
             unchanged.
     """
@@ -49,7 +51,7 @@ def invert(
                 told.append(at)
         found = torch.full_like(x, 0.5)
         if updates:
-            made = inverting_gradients(module, updates, steps=iterations, seed=derive_seed(seed, "inversion"))
+            made = inverting_gradients(module, updates, steps=iterations, tv=tv, seed=derive_seed(seed, "inversion"))
             found[torch.tensor(told)] = made.x.detach().reshape(len(told), *x.shape[1:]).to(found)
         return {"x": found}
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import hauberk
 from hauberk.core import progress
-from hauberk.core.errors import DataError
+from hauberk.core.errors import DataError, UsageError, nearest
 from hauberk.core.files import refuse_unwritable
 from hauberk.core.finding import Finding
 from hauberk.core.rng import derive_seed
@@ -24,8 +24,9 @@ from hauberk.study import tables, verdict
 from hauberk.study.effects import side_effects
 from hauberk.study.images import Images, read_images
 from hauberk.study.inverting import invert
-from hauberk.study.settings import HEADLINE, PATH, RADII, Settings, scale_named
-from hauberk.study.shelf import Shelf
+from hauberk.study.networks import NETWORKS, build, parameters
+from hauberk.study.settings import HEADLINE, PATH, RADII, TV, Settings, scale_named
+from hauberk.study.shelf import STUDY, Shelf
 from hauberk.study.tables import Row
 from hauberk.study.training import accuracy, answers, at_epoch, chosen_epochs, model_name, model_of
 
@@ -56,21 +57,21 @@ def run_study(
         DataError: for data that are no images with classes.
         UsageError: for an unknown scale, network or device, or a folder that holds another study.
     """
-    began, whole = time.monotonic(), scale_named(scale)
+    began, whole, place = time.monotonic(), scale_named(scale), Path(folder)
     device = _device(device)
-    place = Path(folder)
-    refuse_unwritable(place / "index.html")
+    _refuse_unknown(network)
+    _refuse_taken(place)
     images = read_images(source, whole.train, whole.tested, seed)
     network = network_for(network, images)
     size = scale_named(scale, network)
     images = images.first(size.train, size.tested)
     if len(images.test[1]) < size.images:
         raise DataError(
-            f"{source} holds {plural(len(images.test[1]), 'held-out image')}", want=f"at least the {size.images} that are inverted",
-            fix="Give data with more held-out images",
+            f"{source} holds {plural(len(images.test[1]), 'held-out image')}",
+            want=f"at least the {size.images} that are inverted", fix="Give data with more held-out images",
         )
     kind = "colour" if images.colour else "gray"
-    settings = Settings(size, network, RADII[kind], HEADLINE[kind], PATH[kind], seed, device)
+    settings = Settings(size, network, RADII[kind], HEADLINE[kind], PATH[kind], TV[kind], seed, device)
     shelf = Shelf(place / "parts", {**settings.fingerprint(), "data": images.name, "digest": images.digest})
     report = Report(_findings(settings, shelf, images.on(settings.device)), {
         "study": {
@@ -90,20 +91,28 @@ def network_for(name: str, images: Images) -> str:
     Raises:
         UsageError: for an unknown name, or a network for images of another size.
     """
-    from hauberk.core.errors import UsageError, nearest
-    from hauberk.study.networks import NETWORKS
-
     found = name or ("preact-resnet18" if images.colour else "small-cnn")
-    if found not in NETWORKS:
-        raise UsageError(f"the network is '{found}'", want=" | ".join(NETWORKS), fix=nearest(found, list(NETWORKS)))
+    _refuse_unknown(found)
     if found == "small-cnn" and images.colour:
         raise UsageError("small-cnn is for gray images of 28 by 28", want="a residual network", fix="Name preact-resnet18")
     return found
 
 
-def _device(name: str) -> str:
-    from hauberk.core.errors import UsageError
+def _refuse_unknown(network: str) -> None:
+    if network and network not in NETWORKS:
+        raise UsageError(f"the network is '{network}'", want=" | ".join(NETWORKS), fix=nearest(network, list(NETWORKS)))
 
+
+def _refuse_taken(place: Path) -> None:
+    """Raise UsageError for a folder that cannot be written, or whose report is none of a study: it would be overwritten."""
+    refuse_unwritable(place / "index.html")
+    if (place / "report.json").exists() and not (place / "parts" / STUDY).exists():
+        raise UsageError(
+            f"{place} holds the report of something else", want="a new folder, or that of a study", fix="Choose another --output"
+        )
+
+
+def _device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -122,7 +131,7 @@ def _findings(settings: Settings, shelf: Shelf, images: Images) -> list[Finding]
         for start in range(scale.seeds):
             figures, reconstructed = invert(
                 shelf, f"{model_name(eps)}-{start}", module, victims, iterations=scale.iterations,
-                seed=derive_seed(settings.seed, "start", start),
+                seed=derive_seed(settings.seed, "start", start), tv=settings.tv,
             )
             starts.append(figures["psnr"])
             if not start:
@@ -147,10 +156,12 @@ def _findings(settings: Settings, shelf: Shelf, images: Images) -> list[Finding]
         f"{settings.path:.3g} together, as the talk's did: at larger radii it does not reach the edge",
         f"accuracy under PGD is at ε = {tables.radius(settings.headline, images.colour)} on every model, wherever it was trained",
         "gradients are those of single images in evaluation mode, their labels known: the worst case for a client",
+        "one model is trained at each radius: intervals tell how other images would fare, not how another training would",
+        *_narrowed(settings, images),
     ]
+    beside = tables.table("Standard against robust", [standard, robust], guess, images.colour)
     first = tables.against(
-        standard, robust,
-        [tables.table("Standard against robust", [standard, robust], guess, images.colour), pictures, *([curve] if curve else [])],
+        standard, robust, [beside, pictures, *([curve] if curve else [])],
         verdict.on_two(standard, robust, images.colour), notes,
     )
     second = tables.by_radius(
@@ -158,6 +169,18 @@ def _findings(settings: Settings, shelf: Shelf, images: Images) -> list[Finding]
         verdict.on_radii(rows, guess.psnr, images.colour), notes,
     )
     return [first, second, *([side_effects(settings, shelf, images)] if scale.effects else [])]
+
+
+def _narrowed(settings: Settings, images: Images) -> list[str]:
+    """Say what of the network is kept, where it is not all of it."""
+    share, channels = settings.scale.width, images.train[0].shape[1]
+    if share == 1 or settings.network == "small-cnn":
+        return []
+    kept, whole = (parameters(build(settings.network, channels, images.classes, 0, one)) for one in (share, 1.0))
+    return [
+        f"at this scale {settings.network} keeps 1/{1 / share:.0f} of its channels, {kept:,} of {whole:,} weights, and learns "
+        f"from {len(images.train[1]):,} images: these figures are not those of the network of the paper"
+    ]
 
 
 def _counting(settings: Settings, images: Images, module: nn.Module) -> Callable[[], dict[str, Any]]:
@@ -184,6 +207,8 @@ def _over_epochs(settings: Settings, shelf: Shelf, images: Images, eps: float) -
         name = f"{model_name(eps)}-0" if epoch == epochs else f"{model_name(eps)}-epoch-{epoch}-0"
         module = at_epoch(settings, shelf, images, model_name(eps), epoch)
         start = derive_seed(settings.seed, "start", 0)
-        figures, _ = invert(shelf, name, module, images.victims(scale.images), iterations=scale.iterations, seed=start)
+        figures, _ = invert(
+            shelf, name, module, images.victims(scale.images), iterations=scale.iterations, seed=start, tv=settings.tv
+        )
         points.append((epoch, figures["psnr"]))
     return points

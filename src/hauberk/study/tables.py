@@ -87,8 +87,8 @@ def table(title: str, rows: Sequence[Row], guess: Guess, colour: bool) -> Table:
     """Return rows as the talk showed them, with the figures that explain them beside, and last what needs no gradient."""
     means = {name: mean_interval(getattr(guess, name)) for name in ("psnr", "mse", "ssim")}
     without = (
-        "none: the mean training image", "-", "-", cell(*means["psnr"]), f"{_of_mean(guess.mse):.2f}", cell(*means["mse"], 4), "-",
-        cell(*means["ssim"]), "-", "-",
+        "none: the mean training image", "-", "-", cell(*means["psnr"]), f"{_of_mean(guess.mse):.2f}", cell(*means["mse"], 4),
+        "-", cell(*means["ssim"]), "-", "-",
     )
     return Table(title, COLUMNS, [*(_line(row, colour) for row in rows), without])
 

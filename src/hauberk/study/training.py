@@ -17,7 +17,6 @@ from hauberk.study.images import Images
 from hauberk.study.settings import Settings
 from hauberk.study.shelf import Shelf
 
-BATCH = 128
 LEVELS = 10
 
 
@@ -83,13 +82,13 @@ def model_of(settings: Settings, shelf: Shelf, images: Images, eps: float) -> nn
     callbacks: list[Callback] = [Keeping(shelf, name, chosen_epochs(epochs, scale.over_epochs))]
     loss: Loss = cross_entropy
     if eps:
-        growing = Growing(eps, scale.attack_steps, epochs * -(-len(data) // BATCH) // 2, settings.path)
+        growing = Growing(eps, scale.attack_steps, epochs * -(-len(data) // scale.batch) // 2, settings.path)
         callbacks.append(growing)
         loss = growing.loss
     checkpoint = shelf.path(f"{name}.checkpoint")
 
     def train() -> None:
-        plan = Schedule(epochs=epochs, batch_size=BATCH, seed=derive_seed(settings.seed, "order"), checkpoint=checkpoint)
+        plan = Schedule(epochs=epochs, batch_size=scale.batch, seed=derive_seed(settings.seed, "order"), checkpoint=checkpoint)
         fit(model, data, loss=loss, schedule=plan, callbacks=callbacks)
 
     trained = shelf.weights(name, model, train)

@@ -114,7 +114,8 @@ def _share(count: tuple[int, int]) -> str:
 
 
 def _lost(row: Row, colour: bool) -> str:
-    told = f"ε = {radius(row.eps, colour)} (clean accuracy {_share(row.clean)}, guessing {row.guess[0] / max(row.guess[1], 1):.2f}"
+    base = row.guess[0] / max(row.guess[1], 1)
+    told = f"ε = {radius(row.eps, colour)} (clean accuracy {_share(row.clean)}, guessing {base:.2f}"
     hits, n = row.commonest
     same = f", {hits / max(n, 1):.0%} of all answers one and the same class" if hits >= IDLE * n > 0 else ""
     return told + same + ")"
