@@ -218,7 +218,9 @@ def test_a_whole_study_is_reported_and_goes_on_where_it_was_broken_off(tmp_path:
     assert first.n == 2 and first.interval is not None and first.interval.low <= first.value <= first.interval.high  # type: ignore[operator]
     titles = [one.title for one in (*first.evidence, *second.evidence)]
     assert titles == [
-        "Standard against robust", "Images, and what their gradients gave away", "Leakage over training", "By radius of training",
+        "Standard against robust", "The images", "What the gradients of the standard model gave away",
+        "What the gradients of the robust model gave away", "Leakage over training",
+        "Stability over starts: mean, least and greatest of each image", "By radius of training", "Leakage by radius",
         "Stability over starts of the search",
     ]
     assert Report.load(tmp_path).find("privacy/leakage-by-radius").n == 2 and (tmp_path / "index.html").exists()

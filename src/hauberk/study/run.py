@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,10 +80,18 @@ def run_study(
         },
         "data": {"name": images.name, "n_train": len(images.train[1]), "n_test": len(images.test[1])},
         "seed": seed, "seconds": round(time.monotonic() - began, 1), "device": settings.device, "notices": list(images.notes),
+        "command": _command(source, place, scale, network, seed, device),
         "versions": {"hauberk": hauberk.__version__, "torch": torch.__version__},
     })
     report.to_html(place)
     return report
+
+
+def _command(source: str, place: Path, scale: str, network: str, seed: int, device: str) -> str:
+    """Return the command that goes on with, or repeats, a study."""
+    words = ["hauberk", "study", NAMES[0], "--data", source, "--scale", scale, "--network", network, "--output", str(place)]
+    words += ["--seed", str(seed)] if seed else []
+    return shlex.join([*words, *(["--device", device] if device != "cpu" else [])])
 
 
 def network_for(name: str, images: Images) -> str:
@@ -145,9 +154,9 @@ def _findings(settings: Settings, shelf: Shelf, images: Images) -> list[Finding]
     curve = tables.over_epochs({
         name: _over_epochs(settings, shelf, images, eps) for eps, name in names.items()
     }) if scale.over_epochs > 1 else None
-    pictures = tables.gallery(
-        victims[0], {name: found[eps] for eps, name in names.items()},
-        {"standard": standard.figures["psnr"], "robust": robust.figures["psnr"]},
+    pair = {"standard": standard, "robust": robust}
+    pictures = tables.galleries(
+        victims[0], {name: found[eps] for eps, name in names.items()}, {name: row.figures["psnr"] for name, row in pair.items()}
     )
     notes = [
         f"{len(victims[1])} images, {scale.iterations} iterations, {scale.seeds} starts; intervals resample the images (95 %), "
@@ -161,11 +170,16 @@ def _findings(settings: Settings, shelf: Shelf, images: Images) -> list[Finding]
     ]
     beside = tables.table("Standard against robust", [standard, robust], guess, images.colour)
     first = tables.against(
-        standard, robust, [beside, pictures, *([curve] if curve else [])],
+        standard, robust, [beside, *pictures, *([curve] if curve else []), tables.over_starts(pair)],
         verdict.on_two(standard, robust, images.colour), notes,
     )
+    colour = images.colour
+    shown = [
+        tables.table("By radius of training", rows, guess, colour), tables.over_radii(rows, guess, colour),
+        tables.stability(rows, colour),
+    ]
     second = tables.by_radius(
-        rows, [tables.table("By radius of training", rows, guess, images.colour), tables.stability(rows, images.colour)],
+        rows, shown,
         verdict.on_radii(rows, guess.psnr, images.colour), notes,
     )
     return [first, second, *([side_effects(settings, shelf, images)] if scale.effects else [])]

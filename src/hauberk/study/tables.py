@@ -143,15 +143,51 @@ def over_epochs(points: dict[str, list[tuple[int, list[float]]]]) -> Curve:
     return Curve("Leakage over training", "epoch", "PSNR in dB", series)
 
 
-def gallery(victims: Tensor, found: dict[str, Tensor], figures: dict[str, list[float]], most: int = 6) -> Gallery:
-    """Return originals and reconstructions side by side."""
-    pictures = [picture(victims[at], f"image {at + 1}", width=84) for at in range(min(most, len(victims)))]
-    for name, images in found.items():
-        pictures += [
-            picture(images[at].clamp(0, 1), f"{name}: {figures[name][at]:.1f} dB", width=84)
-            for at in range(min(most, len(images)))
-        ]
-    return Gallery("Images, and what their gradients gave away", pictures)
+def galleries(victims: Tensor, found: dict[str, Tensor], figures: dict[str, list[float]], most: int = 6) -> list[Gallery]:
+    """Return the images, and below each what every model's gradients gave away of it: a row of pictures each.
+
+    Arguments:
+        victims: images (n, ...).
+        found: reconstructions (n, ...) by the name of the model.
+        figures: their PSNR, by the name of the model.
+        most: pictures in a row.
+    """
+    shown = range(min(most, len(victims)))
+    rows = [Gallery("The images", [picture(victims[at], f"image {at + 1}", width=84) for at in shown])]
+    return rows + [
+        Gallery(f"What the gradients of the {name} model gave away", [
+            picture(images[at].clamp(0, 1), f"{figures[name][at]:.1f} dB", width=84) for at in shown
+        ])
+        for name, images in found.items()
+    ]
+
+
+def over_radii(rows: Sequence[Row], guess: Guess, colour: bool) -> Curve:
+    """Return the mean PSNR by the radius trained at, beside what needs no gradient."""
+    unit = 255 if colour else 1
+    series = []
+    for name, some in (
+        ("models that learnt", [row for row in rows if row.learnt]), ("did not learn", [row for row in rows if not row.learnt])
+    ):
+        spans = [mean_interval(row.psnr) for row in some]
+        if some:
+            series.append(Series(
+                name, [row.eps * unit for row in some], [mean for mean, _ in spans], [span.low for _, span in spans],
+                [span.high for _, span in spans],
+            ))
+    ends = [min(row.eps for row in rows) * unit, max(row.eps for row in rows) * unit]
+    series.append(Series("the mean training image, no gradient", ends, [statistics.fmean(guess.psnr)] * 2))
+    return Curve("Leakage by radius", "training ε in 1/255" if colour else "training ε", "PSNR in dB", series)
+
+
+def over_starts(rows: dict[str, Row]) -> Curve:
+    """Return the PSNR of each image, mean, least and greatest over the starts of the search, by model."""
+    series = []
+    for name, row in rows.items():
+        each = list(zip(*row.starts, strict=True))
+        at = [float(image + 1) for image in range(len(each))]
+        series.append(Series(name, at, row.psnr, [min(one) for one in each], [max(one) for one in each]))
+    return Curve("Stability over starts: mean, least and greatest of each image", "image", "PSNR in dB", series)
 
 
 def against(standard: Row, robust: Row, evidence: Sequence[Any], words: str, notes: Sequence[str]) -> Finding:
