@@ -8,22 +8,25 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from hauberk.core import progress
 from hauberk.core.errors import DataError, UsageError
+from hauberk.core.rng import derive_seed
 from hauberk.report.report import Report
 from hauberk.study import effects, run_study, settings, tables, verdict
 from hauberk.study.defended import ROWS, Defended, smoothed
 from hauberk.study.images import Images, read_images
+from hauberk.study.inverting import invert
 from hauberk.study.networks import build, parameters
 from hauberk.study.run import network_for
-from hauberk.study.settings import Scale
+from hauberk.study.settings import Scale, scale_named
 from hauberk.study.shelf import Shelf
 from hauberk.study.statistics import mean_interval, paired_interval, rank_interval
 from hauberk.study.tables import Row, radius
-from hauberk.study.training import Growing, chosen_epochs
+from hauberk.study.training import Growing, chosen_epochs, model_of
 
 
 def _row(
@@ -120,11 +123,11 @@ def test_rank_correlations_are_those_of_scipy_and_their_intervals_draw_images_no
     assert math.isnan(rank_interval([[1.0, 2.0, 3.0]], [[1.0, 2.0, 3.0]], over="images")[0])  # three images tell nothing
     # Of figures that have nothing to do with one another, few intervals leave out zero.
     held = 0
-    for _ in range(200):
+    for _ in range(100):
         rows = torch.randn(2, 3, 8, generator=draw, dtype=torch.float64).tolist()
         span = rank_interval(*rows, over="models")[1]
         held += span.low <= 0 <= span.high
-    assert held >= 176  # 88 %
+    assert held >= 86
 
 
 @pytest.mark.parametrize(("name", "channels", "size", "weights"), [
@@ -139,6 +142,43 @@ def test_networks_are_those_of_the_papers(name: str, channels: int, size: int, w
 @pytest.mark.slow  # 46 million weights take a second to draw; default cases cover its blocks in the smaller network
 def test_the_wide_network_is_that_of_the_paper() -> None:
     assert parameters(build("wrn-34-10", 3, 10, 0)) == 46_160_474
+
+
+@pytest.mark.parametrize(("network", "full"), [
+    ("resnet18", 11_173_962), ("preact-resnet18", 11_172_170), ("wrn-34-10", 46_160_474),
+])
+def test_a_scale_narrows_a_network_to_what_it_may_take(network: str, full: int) -> None:
+    sizes = []
+    for name in ("smoke", "scaled", "full"):
+        scale = scale_named(name, network)
+        sizes.append(parameters(build(network, 3, 10, 0, scale.width)) if scale.width < 1 else full)
+    assert sizes[0] < sizes[1] < sizes[2] and scale_named("full", network).width == 1
+    # The talk's adversary of CIFAR-10: ten steps of 2/255; of MNIST: forty of .01.
+    assert settings.PATH["colour"] / scale_named("full", network).attack_steps == pytest.approx(2 / 255)
+    assert settings.PATH["gray"] / scale_named("full").attack_steps == pytest.approx(0.01)
+    with torch.random.fork_rng(devices=[]):
+        before = torch.random.get_rng_state()
+        assert build(network, 3, 10, 0, 1 / 16)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.slow  # networks of 11 and 46 million weights: what a GPU's full run is made of, once through
+@pytest.mark.parametrize("network", ["resnet18", "preact-resnet18", "wrn-34-10"])
+def test_the_full_scale_trains_and_inverts_every_network_at_its_full_width(network: str, tmp_path: Path) -> None:
+    full = scale_named("full", network)
+    scale = dataclasses.replace(full, train=2, batch=2, epochs=1, attack_steps=1, over_epochs=1)
+    draw = torch.Generator().manual_seed(0)
+    pair = torch.rand(2, 3, 32, 32, generator=draw), torch.tensor([3, 9])
+    images = Images(pair, pair, 10, "")
+    chosen = settings.Settings(
+        scale, network, settings.RADII["colour"], settings.HEADLINE["colour"], settings.PATH["colour"], settings.TV["colour"]
+    )
+    shelf = Shelf(tmp_path, {})
+    module = model_of(chosen, shelf, images, chosen.headline)
+    start = images.network(network, derive_seed(0, "weights"))
+    assert any(not torch.equal(one, other) for one, other in zip(module.parameters(), start.parameters(), strict=True))
+    figures, found = invert(shelf, "one", module, images.victims(1), iterations=1, seed=0, tv=chosen.tv)
+    assert found.shape == (1, 3, 32, 32) and all(math.isfinite(one) for one in (figures["psnr"][0], figures["gradient_norm"][0]))
 
 
 class Heard:
@@ -288,3 +328,24 @@ def test_what_cannot_be_studied_is_refused_in_words(tmp_path: Path) -> None:
         run_study("sklearn:digits", tmp_path, scale="tiny")
     with pytest.raises(UsageError, match="device"):
         run_study("sklearn:digits", tmp_path, device="abacus")
+    with pytest.raises(UsageError, match="Did you mean 'resnet18'"):
+        run_study(str(tmp_path / "nowhere"), tmp_path, network="resnet81")  # before data is read
+    x, y = torch.rand(20, 1, 28, 28), torch.arange(20) % 10
+    for name, images, labels, told in (
+        ("flat", x[:, 0], y, "channel axis"), ("broken", x.log() * float("inf"), y, "not finite"), ("one", x, y * 0, "1 classes"),
+        ("few", x, y, "3 held-out images. Expected at least the 6"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", x_train=images, y_train=labels, x_test=images[:3], y_test=labels[:3])
+        with pytest.raises(DataError, match=told):
+            run_study(str(tmp_path / f"{name}.npz"), tmp_path / "out")
+    assert not (tmp_path / "out" / "parts").exists()
+    np.savez(tmp_path / "test.npz", x=x, y=y)
+    with pytest.raises(DataError, match=r"no training split.*Give the folder"):
+        run_study(str(tmp_path / "test.npz"), tmp_path / "out")
+    (tmp_path / "assessed").mkdir()
+    (tmp_path / "assessed" / "report.json").write_text("{}")
+    with pytest.raises(UsageError, match="report of something else"):
+        run_study("sklearn:digits", tmp_path / "assessed")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="could not be written"):
+        run_study("sklearn:digits", tmp_path / "file")

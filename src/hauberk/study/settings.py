@@ -68,6 +68,7 @@ NARROWED: dict[tuple[str, str], dict[str, Any]] = {
     ("scaled", "resnet18"): _SCALED,
     ("scaled", "preact-resnet18"): _SCALED,
     ("scaled", "wrn-34-10"): {**_SCALED, "width": 1 / 16},
+    **{("full", name): {"attack_steps": 10} for name in ("resnet18", "preact-resnet18", "wrn-34-10")},
 }
 RADII = {"gray": (0.0, 0.15, 0.30, 0.60, 0.90), "colour": (0.0, 4 / 255, 8 / 255, 16 / 255, 32 / 255)}
 PATH = {"gray": 40 * 0.01, "colour": 10 * 2 / 255}  # of the talk: 40 steps of .01, and 10 of 2/255
