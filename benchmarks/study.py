@@ -4,11 +4,13 @@
 
 Needs mnist.npz, or cifar10-train.parquet and cifar10-test.parquet, in the folder named by HAUBERK_DATA (else `../shared/data`
 beside the checkout). What is finished is kept in FOLDER, left out build/study-SCALE for MNIST; a run that was broken off goes on,
-and one that is whole is written out again. CPU seconds are added up over all parts of a run.
+and one that is whole is written out again. CPU seconds are added up over all parts of a run. With FINISHED=1 in the environment
+a run that was broken off is written out as far as it went.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -31,16 +33,16 @@ def main() -> None:
     source = data_folder(FILES[data]) / (FILES[data] if data == "mnist" else "")
     began = time.process_time()
     try:
-        report = run_study(str(source), kept, scale=scale, network=network)
+        report = run_study(str(source), kept, scale=scale, network=network, only_finished=bool(os.environ.get("FINISHED")))
     finally:
         seconds = _spent(kept, time.process_time() - began)
-    first, second = report.findings[:2]
-    tables = [one for finding in (first, second) for one in finding.evidence if isinstance(one, Table)]
+    told = [finding for finding in report.findings if finding.id != "privacy/side-effects"]
+    tables = [one for finding in report.findings for one in finding.evidence if isinstance(one, Table)]
     radii = next(one for one in tables if one.title == "By radius of training")
     rest = [one for one in tables if one is not radii]
     notes = [f"{report.scope['study']['network']}; {seconds:.0f} CPU-s from the images to the report.", ""]
-    notes += [f"* {finding.summary}." for finding in (first, second)]
-    notes += ["", *(f"* {note}" for note in first.notes)]
+    notes += [f"* {finding.summary}." for finding in told]
+    notes += ["", *(f"* {note}" for note in told[0].notes)]
     for table in rest:
         notes += ["", f"{table.title}:", "", "| " + " | ".join(map(str, table.columns)) + " |", "|" + "---|" * len(table.columns)]
         notes += ["| " + " | ".join(map(str, row)) + " |" for row in table.rows]

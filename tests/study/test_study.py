@@ -15,6 +15,7 @@ import torch
 from hauberk.core import progress
 from hauberk.core.errors import DataError, UsageError
 from hauberk.core.rng import derive_seed
+from hauberk.report import lock
 from hauberk.report.report import Report
 from hauberk.study import effects, run_study, settings, tables, verdict
 from hauberk.study.defended import ROWS, Defended, smoothed
@@ -274,6 +275,16 @@ def test_a_whole_study_is_reported_and_goes_on_where_it_was_broken_off(tmp_path:
     assert [one.value for one in again.findings] == [one.value for one in report.findings]
     with pytest.raises(UsageError, match="other settings"):
         run_study("sklearn:digits", tmp_path, seed=1)
+    # What is finished can be looked at: the model at .3 is not, once an inversion is missing.
+    (tmp_path / "parts" / "inverted-robust-0.3000-1.json").unlink()
+    (only,) = run_study("sklearn:digits", tmp_path, only_finished=True).findings
+    assert only.id == "privacy/leakage-by-radius" and [row[0] for row in only.evidence[0].rows][:-1] == ["0.00"]  # type: ignore[union-attr]
+    assert any("left out are models at ε = 0.30" in note for note in only.notes)
+    assert not (tmp_path / "parts" / "inverted-robust-0.3000-1.json").exists()
+    repeat = "hauberk study robustness-privacy --data sklearn:digits --scale smoke --network small-cnn --output"
+    assert lock.command(again) == f"{repeat} {tmp_path}"
+    with pytest.raises(UsageError, match="no model of the study"):
+        run_study("sklearn:digits", tmp_path / "new", only_finished=True)
 
 
 def test_what_was_said_of_a_training_outlives_a_break_before_its_weights_are_kept(

@@ -4,40 +4,31 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 import hauberk
-from hauberk.core import progress
 from hauberk.core.errors import DataError, UsageError, nearest
 from hauberk.core.files import refuse_unwritable
 from hauberk.core.finding import Finding
-from hauberk.core.rng import derive_seed
-from hauberk.core.threat import Linf
 from hauberk.report.report import Report
 from hauberk.report.words import plural
-from hauberk.robustness.attack import pgd
 from hauberk.study import tables, verdict
 from hauberk.study.effects import side_effects
 from hauberk.study.images import Images, read_images
-from hauberk.study.inverting import invert
+from hauberk.study.measuring import finished, measure, names, over_epochs
 from hauberk.study.networks import NETWORKS, build, parameters
 from hauberk.study.settings import HEADLINE, PATH, RADII, TV, Settings, scale_named
 from hauberk.study.shelf import STUDY, Shelf
-from hauberk.study.tables import Row
-from hauberk.study.training import accuracy, answers, at_epoch, chosen_epochs, model_name, model_of
 
-PGD_STEPS = 20
-COUNTS = ("clean", "robust", "guess", "commonest")
 NAMES = ("robustness-privacy",)
 
 
 def run_study(
     source: str, folder: str | Path, *, scale: str = "smoke", network: str = "", seed: int = 0, device: str = "cpu",
+    only_finished: bool = False,
 ) -> Report:
     """Train models at growing radii, invert the gradients of the same images on each, and report what the data support.
 
@@ -50,13 +41,15 @@ def run_study(
         network: a name of `networks.NETWORKS`; empty takes small-cnn for gray images, preact-resnet18 for colour.
         seed: all randomness is derived from it.
         device: where models are trained and inverted.
+        only_finished: report what a broken-off study has so far, and train and invert nothing.
 
     Returns:
         The report, with its folder written.
 
     Raises:
         DataError: for data that are no images with classes.
-        UsageError: for an unknown scale, network or device, or a folder that holds another study.
+        UsageError: for an unknown scale, network or device, a folder that holds something else, or a study without a model
+            that is finished where only finished ones are asked for.
     """
     began, whole, place = time.monotonic(), scale_named(scale), Path(folder)
     device = _device(device)
@@ -74,7 +67,7 @@ def run_study(
     kind = "colour" if images.colour else "gray"
     settings = Settings(size, network, RADII[kind], HEADLINE[kind], PATH[kind], TV[kind], seed, device)
     shelf = Shelf(place / "parts", {**settings.fingerprint(), "data": images.name, "digest": images.digest})
-    report = Report(_findings(settings, shelf, images.on(settings.device)), {
+    report = Report(_findings(settings, shelf, images.on(settings.device), only_finished), {
         "study": {
             "name": NAMES[0], "scale": size.name, "network": settings.network, "radii": [round(one, 4) for one in settings.radii],
         },
@@ -129,60 +122,62 @@ def _device(name: str) -> str:
     return name
 
 
-def _findings(settings: Settings, shelf: Shelf, images: Images) -> list[Finding]:
-    scale, victims = settings.scale, images.victims(settings.scale.images)
-    rows, found = list[Row](), {}
-    stages = progress.track(settings.radii, "models", len(settings.radii))
-    for eps in stages:
-        progress.say(f"the model trained at ε = {tables.radius(eps, images.colour)}")
-        module = model_of(settings, shelf, images, eps)
-        starts, held = [], dict[str, Any]()
-        for start in range(scale.seeds):
-            figures, reconstructed = invert(
-                shelf, f"{model_name(eps)}-{start}", module, victims, iterations=scale.iterations,
-                seed=derive_seed(settings.seed, "start", start), tv=settings.tv,
-            )
-            starts.append(figures["psnr"])
-            if not start:
-                held, found[eps] = figures, reconstructed
-        counts = shelf.figures(f"accuracy-{model_name(eps)}", _counting(settings, images, module))
-        clean, hits, guess, commonest = (tuple(counts[name]) for name in COUNTS)
-        rows.append(Row(eps, clean, hits, held, starts, guess, commonest))
-    standard, robust = (next(row for row in rows if row.eps == eps) for eps in (0.0, settings.headline))
-    names = {0.0: "standard", settings.headline: "robust"}
-    guess = tables.guessed(images.train[0], victims[0])
-    curve = tables.over_epochs({
-        name: _over_epochs(settings, shelf, images, eps) for eps, name in names.items()
-    }) if scale.over_epochs > 1 else None
-    pair = {"standard": standard, "robust": robust}
+def _findings(settings: Settings, shelf: Shelf, images: Images, only_finished: bool) -> list[Finding]:
+    colour, chosen = images.colour, settings.radii
+    if only_finished:
+        chosen = finished(settings, shelf)
+        if not chosen:
+            told = f"no model of the study in {shelf.folder} is finished"
+            raise UsageError(told, want="at least one", fix="Go on with it first")
+    rows, found = measure(settings, shelf, images, chosen)
+    guess = tables.guessed(images.train[0], images.victims(settings.scale.images)[0])
+    notes = [*_notes(settings, images), *(_missing(settings, chosen, colour) if only_finished else [])]
+    shown = [
+        tables.table("By radius of training", rows, guess, colour), tables.over_radii(rows, guess, colour),
+        tables.stability(rows, colour),
+    ]
+    second = tables.by_radius(rows, shown, verdict.on_radii(rows, guess.psnr, colour), notes)
+    pair = {name: row for row in rows for eps, name in names(settings).items() if row.eps == eps}
+    if len(pair) < 2:
+        return [second]
     pictures = tables.galleries(
-        victims[0], {name: found[eps] for eps, name in names.items()}, {name: row.figures["psnr"] for name, row in pair.items()}
+        images.victims(settings.scale.images)[0], {name: found[row.eps] for name, row in pair.items()},
+        {name: row.figures["psnr"] for name, row in pair.items()},
     )
-    notes = [
-        f"{len(victims[1])} images, {scale.iterations} iterations, {scale.seeds} starts; intervals resample the images (95 %), "
-        "PSNR is the mean over starts, other figures are of the first",
-        f"the adversary of training walks {scale.attack_steps} steps of {settings.path / scale.attack_steps:.3g} at most, "
+    curves = [tables.over_starts(pair)]
+    if settings.scale.over_epochs > 1 and not only_finished:
+        points = {name: over_epochs(settings, shelf, images, eps) for eps, name in names(settings).items()}
+        curves = [tables.over_epochs(points), *curves]
+    standard, robust = pair["standard"], pair["robust"]
+    first = tables.against(
+        standard, robust, [tables.table("Standard against robust", [standard, robust], guess, colour), *pictures, *curves],
+        verdict.on_two(standard, robust, colour), notes,
+    )
+    effects = settings.scale.effects and not only_finished
+    return [first, second, *([side_effects(settings, shelf, images)] if effects else [])]
+
+
+def _notes(settings: Settings, images: Images) -> list[str]:
+    scale = settings.scale
+    steps = plural(scale.attack_steps, "step")
+    return [
+        f"{plural(scale.images, 'image')}, {plural(scale.iterations, 'iteration')}, {plural(scale.seeds, 'start')}; intervals "
+        "resample the images (95 %), PSNR is the mean over starts, other figures are of the first",
+        f"the adversary of training walks {steps} of {settings.path / scale.attack_steps:.3g} at most, "
         f"{settings.path:.3g} together, as the talk's did: at larger radii it does not reach the edge",
         f"accuracy under PGD is at ε = {tables.radius(settings.headline, images.colour)} on every model, wherever it was trained",
         "gradients are those of single images in evaluation mode, their labels known: the worst case for a client",
         "one model is trained at each radius: intervals tell how other images would fare, not how another training would",
         *_narrowed(settings, images),
     ]
-    beside = tables.table("Standard against robust", [standard, robust], guess, images.colour)
-    first = tables.against(
-        standard, robust, [beside, *pictures, *([curve] if curve else []), tables.over_starts(pair)],
-        verdict.on_two(standard, robust, images.colour), notes,
-    )
-    colour = images.colour
-    shown = [
-        tables.table("By radius of training", rows, guess, colour), tables.over_radii(rows, guess, colour),
-        tables.stability(rows, colour),
-    ]
-    second = tables.by_radius(
-        rows, shown,
-        verdict.on_radii(rows, guess.psnr, images.colour), notes,
-    )
-    return [first, second, *([side_effects(settings, shelf, images)] if scale.effects else [])]
+
+
+def _missing(settings: Settings, chosen: Sequence[float], colour: bool) -> list[str]:
+    """Say what a report of finished models alone leaves out."""
+    left = [tables.radius(eps, colour) for eps in settings.radii if eps not in chosen]
+    told = [f"models at ε = {', '.join(left)}"] if left else []
+    told += ["PSNR over the epochs of training", *(["the side effects of defences"] if settings.scale.effects else [])]
+    return [f"unfinished: left out are {' and '.join(told)}"]
 
 
 def _narrowed(settings: Settings, images: Images) -> list[str]:
@@ -195,34 +190,3 @@ def _narrowed(settings: Settings, images: Images) -> list[str]:
         f"at this scale {settings.network} keeps 1/{1 / share:.0f} of its channels, {kept:,} of {whole:,} weights, and learns "
         f"from {len(images.train[1]):,} images: these figures are not those of the network of the paper"
     ]
-
-
-def _counting(settings: Settings, images: Images, module: nn.Module) -> Callable[[], dict[str, Any]]:
-    def count() -> dict[str, Any]:
-        x, y = images.test
-        some = min(len(x), settings.scale.tested // 2)
-        z = pgd(module, x[:some], y[:some], Linf(settings.headline), steps=PGD_STEPS, seed=derive_seed(settings.seed, "pgd"))
-        hits = accuracy(module, z, y[:some])
-        told = answers(module, x)
-        n = len(y)
-        return {
-            "clean": [int((told == y).sum()), n], "robust": [int(hits.sum()), some],
-            "guess": [int(y.bincount().max()), n], "commonest": [int(told.bincount().max()), n],
-        }
-
-    return count
-
-
-def _over_epochs(settings: Settings, shelf: Shelf, images: Images, eps: float) -> list[tuple[int, list[float]]]:
-    scale = settings.scale
-    epochs = scale.epochs if eps else scale.plain_epochs
-    points = []
-    for epoch in chosen_epochs(epochs, scale.over_epochs):
-        name = f"{model_name(eps)}-0" if epoch == epochs else f"{model_name(eps)}-epoch-{epoch}-0"
-        module = at_epoch(settings, shelf, images, model_name(eps), epoch)
-        start = derive_seed(settings.seed, "start", 0)
-        figures, _ = invert(
-            shelf, name, module, images.victims(scale.images), iterations=scale.iterations, seed=start, tv=settings.tv
-        )
-        points.append((epoch, figures["psnr"]))
-    return points

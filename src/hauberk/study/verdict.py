@@ -34,8 +34,8 @@ def on_two(standard: Row, robust: Row, colour: bool) -> str:
         told = f"the images do not decide which model gives away more: {figures}, {apart}"
     if not robust.stands:
         told += f". The robust model hardly stands: {_share(robust.robust)} under PGD"
-    logs = [[math.log10(max(one, 1e-30)) for one in row.figures["fmse"]] for row in (standard, robust)]
-    ratio, around = paired_interval(*logs)
+    left, right = ([math.log10(max(one, 1e-30)) for one in row.figures["fmse"]] for row in (standard, robust))
+    ratio, around = paired_interval(left, right)
     ends = f"[{10**around.low:.2g}, {10**around.high:.2g}]" if math.isfinite(around.low) else "[-, -]"
     words = "as far off" if around.low <= 0 <= around.high else "as far off, surely other than once"
     return f"{told}. The logits of the standard model's reconstructions are {10**ratio:.2g} {ends} times {words} (geometric mean)"
