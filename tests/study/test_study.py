@@ -163,6 +163,19 @@ def test_a_scale_narrows_a_network_to_what_it_may_take(network: str, full: int) 
         assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_private_training_of_a_residual_network_goes_without_batch_normalisation(tmp_path: Path) -> None:
+    scale = dataclasses.replace(TINY, width=1 / 16)
+    chosen = settings.Settings(scale, "preact-resnet18", (0.0, 8 / 255), 8 / 255)
+    pair = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])
+    images = Images(pair, pair, 2, "")
+    for _ in range(2):  # trained, then taken up
+        module, told = effects._trained(chosen, Shelf(tmp_path, {}), images, "DP-SGD", pair, "target")
+        kinds = {type(part).__name__ for part in module.modules()}
+        assert told.startswith("ε = ") and "GroupNorm" in kinds and "BatchNorm2d" not in kinds
+    plain, _ = effects._trained(dataclasses.replace(chosen), Shelf(tmp_path, {}), images, "standard", pair, "target")
+    assert any(isinstance(part, torch.nn.BatchNorm2d) for part in plain.modules())
+
+
 @pytest.mark.slow  # networks of 11 and 46 million weights: what a GPU's full run is made of, once through
 @pytest.mark.parametrize("network", ["resnet18", "preact-resnet18", "wrn-34-10"])
 def test_the_full_scale_trains_and_inverts_every_network_at_its_full_width(network: str, tmp_path: Path) -> None:
