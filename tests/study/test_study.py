@@ -42,15 +42,18 @@ def _row(
 def test_the_words_on_two_models_follow_the_intervals() -> None:
     low, high = _row(0.0, [5.0, 6.0, 7.0, 8.0], [0.1] * 4), _row(1.0, [15.0, 16.0, 17.0, 18.0], [5.0] * 4)
     spread = _row(1.0, [1.0, 30.0, 2.0, 9.0], [1.0] * 4)
-    told = verdict.on_two(low, high, False)
+    told = verdict.on_two(low, high, [6.0] * 4, False)
     assert told.startswith("these two models differ, and the robust one's gradients give away more")
     assert "a difference of 10.0 [10.0, 10.0] dB on the same 4 images" in told and "are 10 [10, 10] times as far off" in told
-    assert verdict.on_two(high, low, False).startswith("these two models differ, and the standard one's")
-    assert verdict.on_two(low, spread, False).startswith("the images do not decide")
+    assert "; the standard model's reconstructions do not come surely nearer than the mean training image (6.0 dB)" in told
+    assert "neither model's reconstructions come surely nearer" in verdict.on_two(low, high, [16.0] * 4, False)
+    assert "mean training" not in verdict.on_two(low, high, [2.0] * 4, False)
+    assert verdict.on_two(high, low, [6.0] * 4, False).startswith("these two models differ, and the standard one's")
+    assert verdict.on_two(low, spread, [6.0] * 4, False).startswith("the images do not decide")
     weak = dataclasses.replace(high, robust=(15, 100))
-    assert "hardly stands: 0.15 [0.09, 0.23] under PGD" in verdict.on_two(low, weak, False) and "hardly" not in told
+    assert "hardly stands: 0.15 [0.09, 0.23] under PGD" in verdict.on_two(low, weak, [6.0] * 4, False) and "hardly" not in told
     failed = dataclasses.replace(high, clean=(17, 100))
-    told = verdict.on_two(low, failed, False)
+    told = verdict.on_two(low, failed, [6.0] * 4, False)
     assert told.startswith("nothing is decided, for a model did not learn: ε = 1.00 (clean accuracy 0.17 [0.11, 0.26], guess")
     # Neither what is undecided nor what failed is a pass.
     for left, right, status in ((low, high, "warn"), (high, low, "pass"), (low, spread, "warn"), (failed, low, "warn")):

@@ -51,11 +51,12 @@ def run_study(
         UsageError: for an unknown scale, network or device, a folder that holds something else, or a study without a model
             that is finished where only finished ones are asked for.
     """
-    began, whole, place = time.monotonic(), scale_named(scale), Path(folder)
+    began, place = time.monotonic(), Path(folder)
+    sizes = [scale_named(scale, one) for one in NETWORKS]
     device = _device(device)
     _refuse_unknown(network)
     _refuse_taken(place)
-    images = read_images(source, whole.train, whole.tested, seed)
+    images = read_images(source, max(one.train for one in sizes), max(one.tested for one in sizes), seed)
     network = network_for(network, images)
     size = scale_named(scale, network)
     images = images.first(size.train, size.tested)
@@ -151,7 +152,7 @@ def _findings(settings: Settings, shelf: Shelf, images: Images, only_finished: b
     standard, robust = pair["standard"], pair["robust"]
     first = tables.against(
         standard, robust, [tables.table("Standard against robust", [standard, robust], guess, colour), *pictures, *curves],
-        verdict.on_two(standard, robust, colour), notes,
+        verdict.on_two(standard, robust, guess.psnr, colour), notes,
     )
     effects = settings.scale.effects and not only_finished
     return [first, second, *([side_effects(settings, shelf, images)] if effects else [])]

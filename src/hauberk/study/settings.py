@@ -55,16 +55,16 @@ SCALES = {
 # One pass of an image through a residual network costs 10 (an eighth of the channels) to 1,000 times (all of WRN-34-10) what it
 # does through the small CNN.
 _SMOKE: dict[str, Any] = {
-    "train": 2000, "plain_epochs": 5, "epochs": 2, "attack_steps": 3, "iterations": 120, "batch": 64, "width": 1 / 8,
+    "train": 1500, "plain_epochs": 5, "epochs": 2, "attack_steps": 3, "iterations": 120, "batch": 64, "width": 1 / 8,
 }
 _SCALED: dict[str, Any] = {
-    "train": 5000, "plain_epochs": 12, "epochs": 10, "attack_steps": 4, "images": 10, "iterations": 600, "seeds": 2,
-    "over_epochs": 3, "references": 2, "width": 1 / 4,
+    "train": 4000, "plain_epochs": 12, "epochs": 10, "attack_steps": 4, "images": 8, "iterations": 600, "seeds": 2,
+    "over_epochs": 3, "references": 2, "forgets": 500, "width": 1 / 4,
 }
 NARROWED: dict[tuple[str, str], dict[str, Any]] = {
     ("smoke", "resnet18"): _SMOKE,
     ("smoke", "preact-resnet18"): _SMOKE,
-    ("smoke", "wrn-34-10"): {**_SMOKE, "train": 500, "images": 4, "iterations": 100, "width": 1 / 20},
+    ("smoke", "wrn-34-10"): {**_SMOKE, "train": 500, "images": 4, "iterations": 80, "tested": 150, "width": 1 / 20},
     ("scaled", "resnet18"): _SCALED,
     ("scaled", "preact-resnet18"): _SCALED,
     ("scaled", "wrn-34-10"): {**_SCALED, "width": 1 / 16},

@@ -57,9 +57,9 @@ class Row:
 
     @property
     def learnt(self) -> bool:
-        """Whether the clean accuracy surely lies a tenth or more of the way from guessing to perfect."""
+        """Whether the clean accuracy is surely better than guessing, and a tenth or more of the way from there to perfect."""
         base = self.guess[0] / max(self.guess[1], 1)
-        return wilson(*self.clean).low >= base + LEARNT * (1 - base)
+        return wilson(*self.clean).low > base and self.clean[0] / max(self.clean[1], 1) >= base + LEARNT * (1 - base)
 
     @property
     def stands(self) -> bool:

@@ -15,8 +15,14 @@ IDLE = 0.9  # share of one and the same answer
 GRAY = "; from one half on every image can be turned into the same gray one, and none but a constant answer resists"
 
 
-def on_two(standard: Row, robust: Row, colour: bool) -> str:
-    """Return what the first table supports."""
+def on_two(standard: Row, robust: Row, guess: Sequence[float], colour: bool) -> str:
+    """Return what the first table supports.
+
+    Arguments:
+        standard, robust: the two models.
+        guess: PSNR of each image's guess without any gradient.
+        colour: whether radii are told in units of 1/255.
+    """
     difference, span = paired_interval(robust.psnr, standard.psnr)
     n = len(robust.psnr)
     means = [cell(*mean_interval(row.psnr), 1) for row in (robust, standard)]
@@ -36,9 +42,19 @@ def on_two(standard: Row, robust: Row, colour: bool) -> str:
         told += f". The robust model hardly stands: {_share(robust.robust)} under PGD"
     left, right = ([math.log10(max(one, 1e-30)) for one in row.figures["fmse"]] for row in (standard, robust))
     ratio, around = paired_interval(left, right)
-    ends = f"[{10**around.low:.2g}, {10**around.high:.2g}]" if math.isfinite(around.low) else "[-, -]"
-    words = "as far off" if around.low <= 0 <= around.high else "as far off, surely other than once"
-    return f"{told}. The logits of the standard model's reconstructions are {10**ratio:.2g} {ends} times {words} (geometric mean)"
+    ends = f"[{_times(around.low)}, {_times(around.high)}]" if math.isfinite(around.low) else "[-, -]"
+    told += _floor(standard, robust, guess)
+    far = f"{_times(ratio)} {ends} times as far off (geometric mean)"
+    return f"{told}. The logits of the standard model's reconstructions are {far}"
+
+
+def _floor(standard: Row, robust: Row, guess: Sequence[float]) -> str:
+    near = [paired_interval(row.psnr, guess, together=2)[1].low > 0 for row in (standard, robust)]
+    if all(near):
+        return ""
+    which = "neither model's" if not any(near) else "the standard model's" if near[1] else "the robust model's"
+    verb = "come surely" if not any(near) else "do not come surely"
+    return f"; {which} reconstructions {verb} nearer than the mean training image ({mean_interval(guess)[0]:.1f} dB)"
 
 
 def on_radii(rows: Sequence[Row], guess: Sequence[float], colour: bool) -> str:
@@ -105,6 +121,12 @@ def _by_norm(kept: Sequence[Row]) -> str:
     if models[1].high < 0:
         return told + "models whose gradients are larger leak less: their size does not explain the leak"
     return told + "whether the size of the gradient explains the rows is not decided"
+
+
+def _times(power: float) -> str:
+    """Return a power of ten as people write a ratio."""
+    value = 10**power
+    return f"{value:,.0f}" if 10 <= value < 1e6 else f"{value:.2g}"
 
 
 def _share(count: tuple[int, int]) -> str:
