@@ -42,7 +42,7 @@ def main() -> None:
     rest = [one for one in tables if one is not radii]
     notes = [f"{report.scope['study']['network']}; {seconds:.0f} CPU-s from the images to the report.", ""]
     notes += [f"* {finding.summary}." for finding in told]
-    notes += ["", *(f"* {note}" for note in told[0].notes)]
+    notes += ["", *(f"* {note}" for note in dict.fromkeys(note for finding in reversed(told) for note in finding.notes))]
     for table in rest:
         notes += ["", f"{table.title}:", "", "| " + " | ".join(map(str, table.columns)) + " |", "|" + "---|" * len(table.columns)]
         notes += ["| " + " | ".join(map(str, row)) + " |" for row in table.rows]

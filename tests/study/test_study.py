@@ -66,20 +66,22 @@ def test_the_words_on_radii_set_aside_what_did_not_learn() -> None:
         _row(0.3, [15.0, 16.0, 17.0, 18.0], [5.0, 5.1, 5.2, 5.3]), _row(0.6, [17.0, 16.0, 15.0, 18.0], [4.0] * 4),
     ]
     guess = [7.0, 7.0, 7.0, 7.0]
-    told = verdict.on_radii(rows, guess, False)
+    told, (floor, by_radius, by_norm) = verdict.on_radii(rows, guess, False)
     assert "from 0.00 to 0.15 it rises (5.1 [" in told and "from 0.15 to 0.30 it rises" in told
-    assert "from 0.30 to 0.60 it does not surely change" in told and "together in 95 %" in told
-    assert "Not surely above 7.0 dB" in told and "gradient: 0.00; surely above: 0.15, 0.30, 0.60" in told
-    assert "over 4 models and 4 images" in told and "(16 gradients)" in told and "did not learn" not in told
+    assert "from 0.30 to 0.60 it does not surely change" in told and "together in 95 %" in told and "learn" not in told
+    assert floor.startswith("not surely above 7.0 dB") and "gradient: 0.00; surely above: 0.15, 0.30, 0.60" in floor
+    assert "over 4 models and 4 images" in by_radius and "(16 gradients)" in by_norm
     # At the last radius the model is idle: its row is named and counts in nothing else.
     idle = _row(0.6, [1.0] * 4, [0.0] * 4, (17, 100), (97, 100))
-    without, told = verdict.on_radii(rows[:3], guess, False), verdict.on_radii([*rows[:3], idle], guess, False)
-    assert told.startswith(without) and "97% of all answers one and the same class" in told and "gray one" in told
-    assert "Rank correlation of PSNR with the radius, image by image, 1.00 [1.00, 1.00] over 3 models" in told
-    assert "do not tell the two apart" in told  # the norm rises with the radius
-    colour = verdict.on_radii([*rows[:3], dataclasses.replace(idle, eps=32 / 255)], guess, True)
-    assert "ε = 32/255 (clean" in colour and "gray one" not in colour
-    assert verdict.on_radii([idle], guess, False).startswith("fewer than two models learnt")
+    (without, about), (told, rest) = verdict.on_radii(rows[:3], guess, False), verdict.on_radii([*rows[:3], idle], guess, False)
+    assert told == f"{without}. Set aside, for the model did not learn: 0.60" and rest[:3] == about
+    assert "97% of all answers one and the same class" in rest[3] and "gray one" in rest[3]
+    assert about[1].startswith("rank correlation of PSNR with the radius, image by image, 1.00 [1.00, 1.00] over 3 models")
+    assert "do not tell the two apart" in about[2]  # the norm rises with the radius
+    colour = verdict.on_radii([*rows[:3], dataclasses.replace(idle, eps=32 / 255)], guess, True)[1]
+    assert "ε = 32/255 (clean" in colour[3] and "gray one" not in colour[3]
+    assert verdict.on_radii([idle], guess, False)[0].startswith("fewer than two models learnt")
+    assert tables.by_radius([*rows[:3], dataclasses.replace(idle, starts=[[99.0] * 4])], [], "", []).value == 16.5
 
 
 def test_means_have_intervals_that_hold_them() -> None:

@@ -137,7 +137,8 @@ def _findings(settings: Settings, shelf: Shelf, images: Images, only_finished: b
         tables.table("By radius of training", rows, guess, colour), tables.over_radii(rows, guess, colour),
         tables.stability(rows, colour),
     ]
-    second = tables.by_radius(rows, shown, verdict.on_radii(rows, guess.psnr, colour), notes)
+    told, rest = verdict.on_radii(rows, guess.psnr, colour)
+    second = tables.by_radius(rows, shown, told, [*rest, *notes])
     pair = {name: row for row in rows for eps, name in names(settings).items() if row.eps == eps}
     if len(pair) < 2:
         return [second]

@@ -205,7 +205,7 @@ def against(standard: Row, robust: Row, evidence: Sequence[Any], words: str, not
 
 def by_radius(rows: Sequence[Row], evidence: Sequence[Any], words: str, notes: Sequence[str]) -> Finding:
     """Return the finding of the second table: leakage by the radius trained at."""
-    worst = max(rows, key=lambda row: statistics.fmean(row.psnr))
+    worst = max([row for row in rows if row.learnt] or rows, key=lambda row: statistics.fmean(row.psnr))
     mean, span = mean_interval(worst.psnr)
     return Finding(
         "privacy/leakage-by-radius", "privacy",

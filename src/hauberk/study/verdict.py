@@ -57,8 +57,8 @@ def _floor(standard: Row, robust: Row, guess: Sequence[float]) -> str:
     return f"; {which} reconstructions {verb} nearer than the mean training image ({mean_interval(guess)[0]:.1f} dB)"
 
 
-def on_radii(rows: Sequence[Row], guess: Sequence[float], colour: bool) -> str:
-    """Return what the second table supports, with the size of the gradients as the rival explanation.
+def on_radii(rows: Sequence[Row], guess: Sequence[float], colour: bool) -> tuple[str, list[str]]:
+    """Return what the second table supports in a sentence or two, and the rest of it, with the size of the gradients as rival.
 
     Arguments:
         rows: one a model.
@@ -66,15 +66,14 @@ def on_radii(rows: Sequence[Row], guess: Sequence[float], colour: bool) -> str:
         colour: whether radii are told in units of 1/255.
     """
     kept, lost = [row for row in rows if row.learnt], [row for row in rows if not row.learnt]
-    told = [_steps(kept, colour), _beyond(kept, guess, colour)]
+    told, rest = _steps(kept, colour), [_beyond(kept, guess, colour)] if kept else []
     if len(kept) > 1:
-        told += [_by_radius(kept), _by_norm(kept)]
+        rest += [_by_radius(kept), _by_norm(kept)]
     if lost:
-        told.append(
-            f"set aside, for the model did not learn: {'; '.join(_lost(row, colour) for row in lost)}"
-            + (GRAY if any(row.eps >= HALF for row in lost) else "")
-        )
-    return ". ".join(one[:1].upper() + one[1:] if at else one for at, one in enumerate(one for one in told if one))
+        told += f". Set aside, for the model did not learn: {', '.join(radius(row.eps, colour) for row in lost)}"
+        gray = GRAY if any(row.eps >= HALF for row in lost) else ""
+        rest.append(f"what did not learn: {'; '.join(_lost(row, colour) for row in lost)}{gray}")
+    return told, rest
 
 
 def _steps(kept: Sequence[Row], colour: bool) -> str:
@@ -94,8 +93,6 @@ def _beyond(kept: Sequence[Row], guess: Sequence[float], colour: bool) -> str:
     for row in kept:
         span = paired_interval(row.psnr, guess, together=max(1, len(kept)))[1]
         (sure if span.low > 0 else unsure).append(radius(row.eps, colour))
-    if not kept:
-        return ""
     base = f"{mean_interval(guess)[0]:.1f} dB, what the mean training image reaches without any gradient"
     if not unsure:
         return f"every row is surely above {base}"
