@@ -29,6 +29,7 @@ COLUMNS = (
     "whole run, reckoned",
 )
 NETWORKS = ("resnet18", "preact-resnet18", "wrn-34-10")
+IMAGES = 32
 ROBUST = len(RADII["colour"]) - 1
 
 
@@ -41,7 +42,7 @@ def _cpu(work: Callable[[], object]) -> float:
 
 def rates(network: str, scale: Scale) -> dict[str, float]:
     """Return CPU seconds for each image and step."""
-    x, y = torch.rand(scale.batch, 3, 32, 32), torch.arange(scale.batch) % 10
+    x, y = torch.rand(IMAGES, 3, 32, 32), torch.arange(IMAGES) % 10
     model = build(network, 3, 10, 0, scale.width)
     loss = adversarial(Linf(HEADLINE["colour"]), steps=scale.attack_steps, step_size=PATH["colour"] / scale.attack_steps)
     plain = _cpu(lambda: cross_entropy(model.train(), x, y).backward())
@@ -49,22 +50,20 @@ def rates(network: str, scale: Scale) -> dict[str, float]:
     with torch.no_grad():
         passed = _cpu(lambda: model.eval()(x))
     updates = [client_update(model, x[at : at + 1], y[at : at + 1]) for at in range(scale.images)]
-    inversion = _cpu(lambda: inverting_gradients(model, updates, steps=4)) / 5
+    inversion = _cpu(lambda: inverting_gradients(model, updates, steps=2)) / 3
     made = {"plain": plain / len(x), "robust": robust / len(x), "pass": passed / len(x), "inversion": inversion / scale.images}
     if not scale.effects:
         return {**made, "private": 0.0}
     settings = Settings(dataclasses.replace(scale, plain_epochs=1), network, RADII["colour"], HEADLINE["colour"])
     split = Split(x, y)
-    # Accounting costs the same however long the training: the difference of two and of one epoch is one epoch.
-    longer = dataclasses.replace(settings, scale=dataclasses.replace(scale, plain_epochs=2 * -(-len(x) // BATCH)))
+    # Accounting costs the same however long the training: the difference of three epochs and of one is two.
+    longer = dataclasses.replace(settings, scale=dataclasses.replace(scale, plain_epochs=3 * BATCH // IMAGES))
     times = []
     for one in (settings, longer):
         began = time.process_time()
         private(to_group_norm(build(network, 3, 10, 0, scale.width)), split, one, 0)
         times.append(time.process_time() - began)
-    size = min(len(x), 4 * BATCH)
-    epochs = [max(1, round(one.scale.plain_epochs * size / BATCH)) for one in (settings, longer)]
-    return {**made, "private": (times[1] - times[0]) / max(1, epochs[1] - epochs[0]) / len(x)}
+    return {**made, "private": max(0.0, times[1] - times[0]) / 2 / len(x)}
 
 
 def whole(scale: Scale, rate: dict[str, float]) -> float:

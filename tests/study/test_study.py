@@ -297,7 +297,7 @@ def test_a_whole_study_is_reported_and_goes_on_where_it_was_broken_off(tmp_path:
     (tmp_path / "parts" / "inverted-robust-0.3000-1.json").unlink()
     (only,) = run_study("sklearn:digits", tmp_path, only_finished=True).findings
     assert only.id == "privacy/leakage-by-radius" and [row[0] for row in only.evidence[0].rows][:-1] == ["0.00"]  # type: ignore[union-attr]
-    assert any("left out are models at ε = 0.30" in note for note in only.notes)
+    assert only.notes[-1] == "left out, for they are not finished: models at ε = 0.30"
     assert not (tmp_path / "parts" / "inverted-robust-0.3000-1.json").exists()
     repeat = "hauberk study robustness-privacy --data sklearn:digits --scale smoke --network small-cnn --output"
     assert lock.command(again) == f"{repeat} {tmp_path}"

@@ -37,6 +37,22 @@ def finished(settings: Settings, shelf: Shelf) -> tuple[float, ...]:
     )
 
 
+def epochs_finished(settings: Settings, shelf: Shelf) -> bool:
+    """Whether the gradients of both models of the first table are inverted at every chosen epoch of their training."""
+    return all(
+        shelf.path(f"inverted-{name}.json").exists() for eps in names(settings) for _, name in _inverted(settings, eps)
+    )
+
+
+def _inverted(settings: Settings, eps: float) -> list[tuple[int, str]]:
+    """Return the epochs that are inverted, and under which name: the last is that of the first start."""
+    epochs = settings.scale.epochs if eps else settings.scale.plain_epochs
+    return [
+        (epoch, f"{model_name(eps)}-0" if epoch == epochs else f"{model_name(eps)}-epoch-{epoch}-0")
+        for epoch in chosen_epochs(epochs, settings.scale.over_epochs)
+    ]
+
+
 def measure(
     settings: Settings, shelf: Shelf, images: Images, radii: Sequence[float]
 ) -> tuple[list[Row], dict[float, Tensor]]:
@@ -79,11 +95,8 @@ def _counting(settings: Settings, images: Images, module: nn.Module) -> Callable
 
 def over_epochs(settings: Settings, shelf: Shelf, images: Images, eps: float) -> list[tuple[int, list[float]]]:
     """Return the PSNR of each image after each of some epochs of the training at a radius."""
-    scale = settings.scale
-    epochs = scale.epochs if eps else scale.plain_epochs
-    points = []
-    for epoch in chosen_epochs(epochs, scale.over_epochs):
-        name = f"{model_name(eps)}-0" if epoch == epochs else f"{model_name(eps)}-epoch-{epoch}-0"
+    scale, points = settings.scale, []
+    for epoch, name in _inverted(settings, eps):
         module = at_epoch(settings, shelf, images, model_name(eps), epoch)
         start = derive_seed(settings.seed, "start", 0)
         figures, _ = invert(

@@ -18,7 +18,7 @@ from hauberk.report.words import plural
 from hauberk.study import tables, verdict
 from hauberk.study.effects import side_effects
 from hauberk.study.images import Images, read_images
-from hauberk.study.measuring import finished, measure, names, over_epochs
+from hauberk.study.measuring import epochs_finished, finished, measure, names, over_epochs
 from hauberk.study.networks import NETWORKS, build, parameters
 from hauberk.study.settings import HEADLINE, PATH, RADII, TV, Settings, scale_named
 from hauberk.study.shelf import STUDY, Shelf
@@ -132,7 +132,7 @@ def _findings(settings: Settings, shelf: Shelf, images: Images, only_finished: b
             raise UsageError(told, want="at least one", fix="Go on with it first")
     rows, found = measure(settings, shelf, images, chosen)
     guess = tables.guessed(images.train[0], images.victims(settings.scale.images)[0])
-    notes = [*_notes(settings, images), *(_missing(settings, chosen, colour) if only_finished else [])]
+    notes = [*_notes(settings, images), *(_missing(settings, shelf, chosen, colour) if only_finished else [])]
     shown = [
         tables.table("By radius of training", rows, guess, colour), tables.over_radii(rows, guess, colour),
         tables.stability(rows, colour),
@@ -147,7 +147,7 @@ def _findings(settings: Settings, shelf: Shelf, images: Images, only_finished: b
         {name: row.figures["psnr"] for name, row in pair.items()},
     )
     curves = [tables.over_starts(pair)]
-    if settings.scale.over_epochs > 1 and not only_finished:
+    if settings.scale.over_epochs > 1 and (not only_finished or epochs_finished(settings, shelf)):
         points = {name: over_epochs(settings, shelf, images, eps) for eps, name in names(settings).items()}
         curves = [tables.over_epochs(points), *curves]
     standard, robust = pair["standard"], pair["robust"]
@@ -174,12 +174,13 @@ def _notes(settings: Settings, images: Images) -> list[str]:
     ]
 
 
-def _missing(settings: Settings, chosen: Sequence[float], colour: bool) -> list[str]:
+def _missing(settings: Settings, shelf: Shelf, chosen: Sequence[float], colour: bool) -> list[str]:
     """Say what a report of finished models alone leaves out."""
     left = [tables.radius(eps, colour) for eps in settings.radii if eps not in chosen]
     told = [f"models at ε = {', '.join(left)}"] if left else []
-    told += ["PSNR over the epochs of training", *(["the side effects of defences"] if settings.scale.effects else [])]
-    return [f"unfinished: left out are {' and '.join(told)}"]
+    told += [] if epochs_finished(settings, shelf) else ["PSNR over the epochs of training"]
+    told += ["the side effects of defences"] if settings.scale.effects else []
+    return [f"left out, for they are not finished: {', '.join(told)}"] if told else []
 
 
 def _narrowed(settings: Settings, images: Images) -> list[str]:
