@@ -190,7 +190,7 @@ def test_the_full_scale_trains_and_inverts_every_network_at_its_full_width(netwo
     pair = torch.rand(2, 3, 32, 32, generator=draw), torch.tensor([3, 9])
     images = Images(pair, pair, 10, "")
     chosen = settings.Settings(
-        scale, network, settings.RADII["colour"], settings.HEADLINE["colour"], settings.PATH["colour"], settings.TV["colour"]
+        scale, network, settings.RADII["colour"], settings.HEADLINE["colour"], settings.PATH["colour"], settings.TV[network]
     )
     shelf = Shelf(tmp_path, {})
     module = model_of(chosen, shelf, images, chosen.headline)

@@ -66,7 +66,7 @@ def run_study(
             want=f"at least the {size.images} that are inverted", fix="Give data with more held-out images",
         )
     kind = "colour" if images.colour else "gray"
-    settings = Settings(size, network, RADII[kind], HEADLINE[kind], PATH[kind], TV[kind], seed, device)
+    settings = Settings(size, network, RADII[kind], HEADLINE[kind], PATH[kind], TV[network], seed, device)
     shelf = Shelf(place / "parts", {**settings.fingerprint(), "data": images.name, "digest": images.digest})
     report = Report(_findings(settings, shelf, images.on(settings.device), only_finished), {
         "study": {

@@ -73,8 +73,8 @@ NARROWED: dict[tuple[str, str], dict[str, Any]] = {
 RADII = {"gray": (0.0, 0.15, 0.30, 0.60, 0.90), "colour": (0.0, 4 / 255, 8 / 255, 16 / 255, 32 / 255)}
 PATH = {"gray": 40 * 0.01, "colour": 10 * 2 / 255}  # of the talk: 40 steps of .01, and 10 of 2/255
 HEADLINE = {"gray": 0.30, "colour": 8 / 255}
-# Through batch normalisation the angles alone lead nowhere in few steps: colour images need more weight on what images look like.
-TV = {"gray": 1e-3, "colour": 1e-1}
+# Through batch normalisation the angles alone lead nowhere in few steps: what images look like needs more weight.
+TV = {"small-cnn": 1e-3, "resnet18": 1e-1, "preact-resnet18": 1e-1, "wrn-34-10": 1e-1}
 
 
 @dataclasses.dataclass(frozen=True)
