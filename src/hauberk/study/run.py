@@ -70,10 +70,13 @@ def run_study(
     shelf = Shelf(place / "parts", {**settings.fingerprint(), "data": images.name, "digest": images.digest})
     report = Report(_findings(settings, shelf, images.on(settings.device), only_finished), {
         "study": {
-            "name": NAMES[0], "scale": size.name, "network": settings.network, "radii": [round(one, 4) for one in settings.radii],
+            "name": NAMES[0], "scale": size.name, "network": settings.network,
+            **({"share of channels": f"1/{1 / size.width:.0f}"} if size.width < 1 else {}),
+            "radii": [tables.radius(one, images.colour) for one in settings.radii],
         },
         "data": {"name": images.name, "n_train": len(images.train[1]), "n_test": len(images.test[1])},
-        "seed": seed, "seconds": round(time.monotonic() - began, 1), "device": settings.device, "notices": list(images.notes),
+        "seed": seed, "seconds": round(time.monotonic() - began, 1), "device": settings.device,
+        "notices": [*images.notes, *shelf.taken_up],
         "command": _command(source, place, scale, network, seed, device),
         "versions": {"hauberk": hauberk.__version__, "torch": torch.__version__},
     })

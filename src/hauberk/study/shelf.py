@@ -99,6 +99,7 @@ class Shelf:
     def _tell(self) -> None:
         """Say what is taken up, where something is."""
         parts = {path.name for path in (*self.folder.glob("*.json"), *self.folder.glob("*.safetensors"))} - {STUDY}
+        self.taken_up = [f"{plural(len(parts), 'part')} kept from before: the time told is that of the rest"] if parts else []
         broken = any(self.folder.glob("*.checkpoint"))
         if parts or broken:
             half = ", and a training that was broken off" if broken else ""
