@@ -14,6 +14,7 @@ import torch
 
 from harness import save
 from hauberk.core.data import Split
+from hauberk.core.errors import ModelError
 from hauberk.core.threat import Linf
 from hauberk.core.train import cross_entropy
 from hauberk.privacy.dp import to_group_norm
@@ -42,7 +43,8 @@ def _cpu(work: Callable[[], object]) -> float:
 
 def rates(network: str, scale: Scale) -> dict[str, float]:
     """Return CPU seconds for each image and step."""
-    x, y = torch.rand(IMAGES, 3, 32, 32), torch.arange(IMAGES) % 10
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.rand(IMAGES, 3, 32, 32, generator=draw), torch.arange(IMAGES) % 10
     model = build(network, 3, 10, 0, scale.width)
     loss = adversarial(Linf(HEADLINE["colour"]), steps=scale.attack_steps, step_size=PATH["colour"] / scale.attack_steps)
     plain = _cpu(lambda: cross_entropy(model.train(), x, y).backward())
@@ -55,13 +57,17 @@ def rates(network: str, scale: Scale) -> dict[str, float]:
     if not scale.effects:
         return {**made, "private": 0.0}
     settings = Settings(dataclasses.replace(scale, plain_epochs=1), network, RADII["colour"], HEADLINE["colour"])
-    split = Split(x, y)
     # Accounting costs the same however long the training: the difference of three epochs and of one is two.
     longer = dataclasses.replace(settings, scale=dataclasses.replace(scale, plain_epochs=3 * BATCH // IMAGES))
     times = []
     for one in (settings, longer):
-        began = time.process_time()
-        private(to_group_norm(build(network, 3, 10, 0, scale.width)), split, one, 0)
+        while True:
+            began = time.process_time()
+            try:
+                private(to_group_norm(build(network, 3, 10, 0, scale.width)), Split(x, y), one, 0)
+                break
+            except ModelError:  # rounding at a kink of ReLU is at times taken for a loss that mixes examples: other images
+                x = torch.rand(x.shape, generator=draw)
         times.append(time.process_time() - began)
     return {**made, "private": max(0.0, times[1] - times[0]) / 2 / len(x)}
 

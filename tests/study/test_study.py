@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hauberk.core import progress
-from hauberk.core.errors import DataError, UsageError
+from hauberk.core.errors import DataError, ModelError, UsageError
 from hauberk.core.rng import derive_seed
 from hauberk.report import lock
 from hauberk.report.report import Report
@@ -341,6 +341,24 @@ def test_defences_are_set_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
     assert found.n == 2 and "variance-prior" in found.threat
     sent = next(line for line in lines if line[0].startswith("DP-SGD, gradients"))
     assert sent[1:6] == private[1:6] and sent[6] != private[6]
+
+
+def test_a_defence_that_refuses_the_network_costs_its_row_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> str:
+        raise ModelError("the loss mixes examples")
+
+    rows = [Defended("standard", smoothed), Defended("odd", refuse), Defended("odd, sent", refuse, None, "odd")]
+    monkeypatch.setattr(effects, "ROWS", [*rows, Defended("adversarial training", smoothed)])
+    monkeypatch.setattr(effects, "_figures", lambda *_: {
+        "clean": [1, 2], "robust": [1, 2], "tpr": [0.1, 0.0, 0.2], "fpr": 0.1, "auc": [0.5, 0.4, 0.6], "fidelity": [1, 2],
+        "ece": 0.1,
+    })
+    chosen = settings.Settings(dataclasses.replace(TINY, plain_epochs=1), "small-cnn", (0.0, 0.3), 0.3)
+    found = effects.side_effects(chosen, Shelf(tmp_path, {}), read_images("sklearn:digits", 64, 24, 0))
+    lines = found.evidence[0].rows  # type: ignore[union-attr]
+    assert [line[0] for line in lines] == ["standard", "odd", "odd, sent", "adversarial training"]
+    assert lines[1][1:] == lines[2][1:] == ("-",) * 9 and lines[3][1] != "-"
+    assert "odd does not take this network: the loss mixes examples" in found.notes
 
 
 @pytest.mark.slow  # five trainings of three models each; the row by row machinery is tried above

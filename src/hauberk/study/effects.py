@@ -13,6 +13,7 @@ from torch import nn
 from hauberk.assets.extraction.substitute import substitute
 from hauberk.core import progress
 from hauberk.core.data import Split
+from hauberk.core.errors import ModelError
 from hauberk.core.finding import Finding, Interval, Status, Table
 from hauberk.core.kinds import MembershipScores
 from hauberk.core.rng import derive_seed
@@ -48,10 +49,18 @@ def side_effects(settings: Settings, shelf: Shelf, images: Images) -> Finding:
     knows it would; extraction by a student of the answers to held-out images; inversion by the gradients of held-out images.
     """
     held: dict[str, dict[str, Any]] = {}
+    refused: dict[str, str] = {}
     for row in progress.track(ROWS, "defences", len(ROWS)):
         progress.say(row.name)
-        held[row.name] = _measured(settings, shelf, images, row)
-    lines = [_line(settings, row.name, held[row.name]) for row in ROWS]
+        if row.same in refused:
+            continue
+        try:
+            held[row.name] = _measured(settings, shelf, images, row)
+        except ModelError as error:  # a defence that does not take this network costs its row, not the hours of the others
+            refused[row.name] = f"{row.name} does not take this network: {error.problem}"[:300]
+    lines = [
+        _line(settings, row.name, held[row.name]) if row.name in held else (row.name, *["-"] * (len(COLUMNS) - 1)) for row in ROWS
+    ]
     psnr = held["adversarial training"]["psnr"]
     mean, span = mean_interval(psnr)
     base = mean_interval(held["standard"]["psnr"])[0]
@@ -69,6 +78,7 @@ def side_effects(settings: Settings, shelf: Shelf, images: Images) -> Finding:
             "non-members resolve, with its 95 % interval; other intervals: Wilson's for shares, resampled images for PSNR",
             "where gradients are changed before they are sent, inversion alone differs: the model is the same; the row of DP-SGD "
             "alone shares its gradients as they are, which its training never does",
+            *refused.values(),
             *([] if settings.network == "small-cnn" else ["DP-SGD trains with group in place of batch normalisation"]),
         ],
     )
