@@ -16,6 +16,7 @@ from test_html import hostile_report
 from hauberk.core.errors import UsageError
 from hauberk.core.finding import Finding, Status
 from hauberk.report.folder import write_folder
+from hauberk.report.html import render
 from hauberk.report.lock import command, lock_toml
 from hauberk.report.report import Report
 
@@ -118,6 +119,15 @@ def test_a_lock_without_a_plan_says_so_and_keeps_seed_and_preset() -> None:
     assert tomllib.loads(lock_toml(report)) == {"hauberk": "0.1.0", "run": {"seed": 7, "preset": "quick"}}
     assert "came as Python objects" in lock_toml(report)
     assert command(report) == "hauberk.assess(model, data, threat, preset='quick', seed=7)"
+
+
+def test_a_run_that_names_its_own_command_is_repeated_by_it() -> None:
+    again = "hauberk study robustness-privacy --data mnist.npz"
+    report = Report([], {"seed": 7, "command": again, "study": {"name": "robustness-privacy"}})
+    assert command(report) == again and f"Run it again with: {again}" in lock_toml(report)
+    page = render(report)
+    assert again in page and "Python objects" not in page and "<h1>robustness-privacy</h1>" in page
+    assert command(Report([], {"command": ["rm"]})) == "hauberk.assess(model, data, threat)"
 
 
 def test_a_hostile_plan_is_toml() -> None:

@@ -177,6 +177,8 @@ def _how(report: Report) -> str:
             "plan.lock.toml in this folder holds the plan, the seed and the versions: run the command in this folder. "
             "The same versions and seed give the same figures."
         )
+    if lock.own_command(report):
+        return "The same command, versions and seed give the same figures; what this folder keeps is taken up."
     return "Model and data came as Python objects. With the same objects, versions and seed, this call gives the same figures."
 
 

@@ -53,6 +53,12 @@ def runs_again(report: Report) -> bool:
     return bool(report.plan.get("model")) and bool(report.plan.get("data"))
 
 
+def own_command(report: Report) -> str:
+    """Return the command that the run itself names, as a study does; empty where it names none."""
+    named = report.scope.get("command")
+    return line(named, 1200) if isinstance(named, str) else ""
+
+
 def command(report: Report, place: str = LOCK) -> str:
     """Return what runs the assessment again.
 
@@ -62,6 +68,8 @@ def command(report: Report, place: str = LOCK) -> str:
     """
     if runs_again(report):
         return f"hauberk assess {shlex.quote(place)}{_elsewhere(place)}"
+    if own_command(report):
+        return own_command(report)
     said = [f"{key}={report.scope[key]!r}" for key in ("preset", "seed") if isinstance(report.scope.get(key), (str, int))]
     return f"hauberk.assess({', '.join(['model', 'data', 'threat', *(line(one, 80) for one in said)])})"
 
@@ -152,7 +160,9 @@ def _is_python(text: str) -> bool:
 
 def _remarks(report: Report) -> list[str]:
     told = [f"Written by hauberk: what was run. In this folder, run it again with: {command(report)}"]
-    if not runs_again(report):
+    if not runs_again(report) and own_command(report):
+        told = [f"Written by hauberk: what was run. Run it again with: {own_command(report)}"]
+    elif not runs_again(report):
         told = ["Written by hauberk: what was run. Model and data came as Python objects: give them to hauberk.assess again."]
     for key in ("model", "data"):
         part = report.scope.get(key)

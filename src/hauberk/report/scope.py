@@ -24,7 +24,7 @@ def groups(scope: Mapping[str, Any]) -> list[tuple[str, list[Row]]]:
     plain: list[Row] = []
     made = []
     for key, value in scope.items():
-        if key in ("versions", "notices") or value in (None, "", [], {}):
+        if key in ("versions", "notices", "command") or value in (None, "", [], {}):
             continue
         if isinstance(value, Mapping):
             made.append((_title(key), _rows(value)))
@@ -54,7 +54,7 @@ def model_name(report: Report) -> str:
     planned = report.plan.get("model")
     # The name that the writer of the plan gave comes first.
     named: Any = {"name": planned.get("name")} if isinstance(planned, Mapping) else None
-    for table in (named, report.scope.get("model"), planned):
+    for table in (named, report.scope.get("model"), planned, report.scope.get("study")):
         if isinstance(table, str) and table.strip():
             return line(table, 120)
         if isinstance(table, Mapping):

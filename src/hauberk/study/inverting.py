@@ -20,8 +20,23 @@ Defence = Callable[[Mapping[str, Tensor], int], Mapping[str, Tensor]]
 FIGURES = ("psnr", "mse", "ssim", "fmse", "loss", "gradient_norm")
 
 
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How a reconstruction is looked for.
+
+    Arguments:
+        iterations: of the search.
+        seed: of its start.
+        tv: weight of the total variation.
+    """
+
+    iterations: int
+    seed: int
+    tv: float = 1e-3
+
+
 def invert(
-    shelf: Shelf, name: str, module: nn.Module, victims: Pair, *, iterations: int, seed: int, defence: Defence | None = None,
+    shelf: Shelf, name: str, module: nn.Module, victims: Pair, search: Search, *, defence: Defence | None = None,
     known: tuple[str, float] | None = None,
 ) -> tuple[dict[str, Any], Tensor]:
     """Return the figures of each image, and the reconstructions, of one start of the search on one model.
@@ -34,8 +49,7 @@ def invert(
         name: under which they are kept.
         module: whose gradients are shared, in evaluation mode.
         victims: images (n, ...) and labels.
-        iterations: of the search.
-        seed: of its start.
+        search: how it is looked for.
         defence: changes gradients before they are shared: `(gradients, index of the client) -> gradients`; None shares them
             unchanged.
         known: name and strength of that defence, as an adversary knows them who adapts to it (`seen_through`); None takes what
@@ -43,7 +57,7 @@ def invert(
     """
     x, y = victims
 
-    def search() -> dict[str, Tensor]:
+    def look() -> dict[str, Tensor]:
         updates, told = [], []
         for at in range(len(x)):
             update = client_update(module, x[at : at + 1], y[at : at + 1])
@@ -56,11 +70,12 @@ def invert(
                 told.append(at)
         found = torch.full_like(x, 0.5)
         if updates:
-            made = inverting_gradients(module, updates, steps=iterations, seed=derive_seed(seed, "inversion"))
+            seed = derive_seed(search.seed, "inversion")
+            made = inverting_gradients(module, updates, steps=search.iterations, tv=search.tv, seed=seed)
             found[torch.tensor(told)] = made.x.detach().reshape(len(told), *x.shape[1:]).to(found)
         return {"x": found}
 
-    found = shelf.tensors(f"inverted-{name}", search)["x"].to(x)
+    found = shelf.tensors(f"inverted-{name}", look)["x"].to(x)
 
     def judge() -> dict[str, Any]:
         close = closeness(module, x, found, y=y)

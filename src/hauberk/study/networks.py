@@ -87,29 +87,42 @@ class Residual(nn.Module):
         return scores
 
 
-_BUILD: dict[str, Callable[[int, int], nn.Module]] = {
-    "small-cnn": lambda channels, classes: SmallCNN(channels, classes),
-    "resnet18": lambda channels, classes: Residual(
-        Block, (2, 2, 2, 2), (64, 64, 128, 256, 512), channels=channels, classes=classes
-    ),
-    "preact-resnet18": lambda channels, classes: Residual(
-        PreActBlock, (2, 2, 2, 2), (64, 64, 128, 256, 512), channels=channels, classes=classes
-    ),
+LEAST = 8  # channels, however narrow
+
+
+def _residual(
+    block: type[Block] | type[PreActBlock], counts: tuple[int, ...], widths: tuple[int, ...]
+) -> Callable[[int, int, float], nn.Module]:
+    def build(channels: int, classes: int, share: float) -> nn.Module:
+        kept = widths if share == 1 else tuple(max(LEAST, round(share * width)) for width in widths)
+        return Residual(block, counts, kept, channels=channels, classes=classes)
+
+    return build
+
+
+_RESIDUAL = {
+    "resnet18": _residual(Block, (2, 2, 2, 2), (64, 64, 128, 256, 512)),
+    "preact-resnet18": _residual(PreActBlock, (2, 2, 2, 2), (64, 64, 128, 256, 512)),
     # Depth 34 is 3 stages of (34 - 4) / 6 blocks (Zagoruyko and Komodakis 2016, arXiv:1605.07146).
-    "wrn-34-10": lambda channels, classes: Residual(
-        PreActBlock, (5, 5, 5), (16, 160, 320, 640), channels=channels, classes=classes
-    ),
+    "wrn-34-10": _residual(PreActBlock, (5, 5, 5), (16, 160, 320, 640)),
 }
-NETWORKS = tuple(_BUILD)
+NETWORKS = ("small-cnn", *_RESIDUAL)
 
 
-def build(network: str, channels: int, classes: int, seed: int) -> nn.Module:
-    """Return an untrained network; the global random state stays as it is."""
+def build(network: str, channels: int, classes: int, seed: int, width: float = 1.0) -> nn.Module:
+    """Return an untrained network; the global random state stays as it is.
+
+    Arguments:
+        network: one of `NETWORKS`.
+        channels: of an image.
+        classes: scores returned.
+        seed: of the weights.
+        width: share of its channels that a residual network keeps, at least 8 of each stage; small-cnn keeps all.
+    """
+    if network not in _RESIDUAL:
+        return SmallCNN(channels, classes, seed=seed).eval()
     with isolated(seed):
-        made = _BUILD[network](channels, classes)
-    if isinstance(made, SmallCNN):
-        made = SmallCNN(channels, classes, seed=seed)
-    return made.eval()
+        return _RESIDUAL[network](channels, classes, width).eval()
 
 
 def parameters(module: nn.Module) -> int:

@@ -10,12 +10,14 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
+import hauberk
 from hauberk.core import progress
 from hauberk.core.errors import DataError, UsageError
 from hauberk.core.files import refuse_unwritable, write_whole
 from hauberk.report.words import plural
 
 STUDY = "study.json"
+FORMAT = 2  # raise it whenever the same settings would make other parts, or parts are written otherwise
 
 
 class Shelf:
@@ -23,17 +25,23 @@ class Shelf:
 
     Arguments:
         folder: made where there is none.
-        settings: what the study is run on; parts of other settings are not taken up.
+        settings: what the study is run on; parts of other settings, or made by another version, are not taken up.
 
     Raises:
-        UsageError: for a folder that cannot be written, or holds the parts of another study.
+        UsageError: for a folder that cannot be written, or holds the parts of another study or another version.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder = folder
         refuse_unwritable(folder / STUDY)
-        plain = json.loads(json.dumps(settings))
+        plain = {"made by": f"Hauberk {hauberk.__version__}, parts of format {FORMAT}", **json.loads(json.dumps(settings))}
         held = self._read(STUDY)
+        if held is not None and held.get("made by") != plain["made by"]:
+            raise UsageError(
+                f"the parts in {folder} were made by {str(held.get('made by', 'an earlier version'))[:80]}",
+                want=f"{plain['made by']}, so that no table mixes what two versions made",
+                fix="Choose another --output, or delete the folder to make all parts again",
+            )
         if held is not None and held != plain:
             odd = sorted(key for key in {*held, *plain} if held.get(key) != plain.get(key))
             raise UsageError(
@@ -91,6 +99,7 @@ class Shelf:
     def _tell(self) -> None:
         """Say what is taken up, where something is."""
         parts = {path.name for path in (*self.folder.glob("*.json"), *self.folder.glob("*.safetensors"))} - {STUDY}
+        self.taken_up = [f"{plural(len(parts), 'part')} kept from before: the time told is that of the rest"] if parts else []
         broken = any(self.folder.glob("*.checkpoint"))
         if parts or broken:
             half = ", and a training that was broken off" if broken else ""

@@ -17,7 +17,6 @@ from hauberk.study.images import Images
 from hauberk.study.settings import Settings
 from hauberk.study.shelf import Shelf
 
-BATCH = 128
 LEVELS = 10
 
 
@@ -78,18 +77,18 @@ def model_of(settings: Settings, shelf: Shelf, images: Images, eps: float) -> nn
     scale, name = settings.scale, model_name(eps)
     data = Split(*images.train)
     # One start for all radii: what differs between two models is how they were trained.
-    model = images.network(settings.network, derive_seed(settings.seed, "weights")).to(settings.device)
+    model = images.network(settings.network, derive_seed(settings.seed, "weights"), scale.width).to(settings.device)
     epochs = scale.epochs if eps else scale.plain_epochs
     callbacks: list[Callback] = [Keeping(shelf, name, chosen_epochs(epochs, scale.over_epochs))]
     loss: Loss = cross_entropy
     if eps:
-        growing = Growing(eps, scale.attack_steps, epochs * -(-len(data) // BATCH) // 2, settings.path)
+        growing = Growing(eps, scale.attack_steps, epochs * -(-len(data) // scale.batch) // 2, settings.path)
         callbacks.append(growing)
         loss = growing.loss
     checkpoint = shelf.path(f"{name}.checkpoint")
 
     def train() -> None:
-        plan = Schedule(epochs=epochs, batch_size=BATCH, seed=derive_seed(settings.seed, "order"), checkpoint=checkpoint)
+        plan = Schedule(epochs=epochs, batch_size=scale.batch, seed=derive_seed(settings.seed, "order"), checkpoint=checkpoint)
         fit(model, data, loss=loss, schedule=plan, callbacks=callbacks)
 
     trained = shelf.weights(name, model, train)
@@ -103,7 +102,7 @@ def at_epoch(settings: Settings, shelf: Shelf, images: Images, name: str, epoch:
     Raises:
         DataError: where its weights are gone.
     """
-    module = images.network(settings.network, 0).to(settings.device)
+    module = images.network(settings.network, 0, settings.scale.width).to(settings.device)
     held = shelf.tensors(f"{name}-epoch-{epoch}", _not_kept(name, epoch))
     module.load_state_dict(held)
     return module.eval()
@@ -120,6 +119,11 @@ def _not_kept(name: str, epoch: int) -> Callable[[], dict[str, Tensor]]:
 
 
 @torch.no_grad()
+def answers(module: nn.Module, x: Tensor) -> Tensor:
+    """Return the class that a model gives each sample, shape (n,)."""
+    return torch.cat([module(some).argmax(1) for some in x.split(500)])
+
+
 def accuracy(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Return which samples a model gets right, shape (n,), bool."""
-    return torch.cat([module(some).argmax(1) == labels for some, labels in zip(x.split(500), y.split(500), strict=True)])
+    return answers(module, x) == y
