@@ -90,6 +90,7 @@ def membership(
     from hauberk.cli.watch import Watcher
     from hauberk.core.validate import validate
     from hauberk.planned import naming_the_call, prepare
+    from hauberk.privacy.membership.matching import Like
     from hauberk.privacy.membership.signals import asked_once
     from hauberk.report.words import line
 
