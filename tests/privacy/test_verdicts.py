@@ -153,16 +153,19 @@ def test_the_advice_runs_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.Mo
             continue
         y = torch.arange(40) % 2
         with isolated(0):
-            model = nn.Linear(20, 2)
-        data = Data(Split(noise(40), y), Split(noise(40, seed=1), y))
-        before = model.weight.detach().clone()
+            model = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 2))
+        sex = {"sex": (torch.arange(40) % 5 == 0).long()}
+        data = Data(Split(noise(40), y, sex), Split(noise(40, seed=1), y, sex))
+        before = model[0].weight.detach().clone()
         made: dict[str, object] = {"hauberk": hauberk, "model": model, "data": data, "threat": Linf(0.1)}
         exec(command, made)
         if "served" in made:  # a defence of the answers leaves the model as it was
             answers = made["served"].scores(data.test.tensors()[0])  # type: ignore[attr-defined]
-            assert len(answers.unique()) <= 21 < 40 and torch.equal(before, model.weight.detach())
+            assert len(answers.unique()) <= 21 < 40 and torch.equal(before, model[0].weight.detach())
             continue
-        assert not model.training and not torch.equal(before, model.weight.detach())
+        trained = made.get("narrow", model)  # a copy with a bottleneck, or the model itself
+        assert isinstance(trained, nn.Sequential) and not trained.training
+        assert not torch.equal(before, trained[0].weight.detach())
 
 
 def test_a_shift_of_the_whole_split_does_not_excuse_members_that_stand_out() -> None:

@@ -366,7 +366,6 @@ def test_a_defence_that_refuses_the_network_costs_its_row_alone(tmp_path: Path, 
     assert "odd does not take this network: the loss mixes examples" in found.notes
 
 
-@pytest.mark.slow  # five trainings of three models each; the row by row machinery is tried above
 def test_what_the_adversary_knows_is_what_is_done_to_the_gradients() -> None:
     gradients = {"a": torch.randn(100, 200, generator=torch.Generator().manual_seed(0))}  # root mean square 1, norm 141
     for row in ROWS:
@@ -382,6 +381,7 @@ def test_what_the_adversary_knows_is_what_is_done_to_the_gradients() -> None:
             assert float((sent - clipped).std()) == pytest.approx(strength, rel=0.03)
 
 
+@pytest.mark.slow  # five trainings of three models each; the row by row machinery is tried above
 def test_every_defence_trains(tmp_path: Path) -> None:
     chosen = settings.Settings(dataclasses.replace(TINY, references=2), "small-cnn", (0.0, 0.3), 0.3)
     found = effects.side_effects(chosen, Shelf(tmp_path, {}), read_images("sklearn:digits", 64, 24, 0))

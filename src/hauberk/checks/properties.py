@@ -31,7 +31,8 @@ HIGH, LOW = 0.75, 0.25  # the shares that are told apart
 FEW = 50  # records in a draw below which a property is left out
 ADVICE = (
     Advice("Train on a draw in which the groups have shares that anybody may know, such as equal ones",
-           "draw = torch.multinomial(1 / groups.bincount().float()[groups], len(groups), replacement=True); "
+           "import torch; (group,) = list(data.train.groups.values())[:1]; "
+           "draw = torch.multinomial(1 / group.bincount().float()[group], len(group), replacement=True); "
            "hauberk.fit(model, hauberk.Split(*data.train.take(draw)), epochs=10)"),
     Advice("Give out labels alone, and the weights to nobody: what is not seen cannot be read", "", "AML.M0002"),
 )
