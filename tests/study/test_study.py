@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from hauberk.assets.extraction.substitute import substitute
 from hauberk.core import progress
 from hauberk.core.errors import DataError, ModelError, UsageError
 from hauberk.core.rng import derive_seed
@@ -329,6 +331,7 @@ def test_defences_are_set_side_by_side(tmp_path: Path, monkeypatch: pytest.Monke
     names = ("standard", "DP-SGD", "standard, gradients pruned to a tenth", "DP-SGD, gradients clipped and noised as in training")
     rows = sorted((row for row in ROWS if row.name in names), key=lambda row: names.index(row.name))
     monkeypatch.setattr(effects, "ROWS", [*rows, Defended("adversarial training", smoothed)])
+    monkeypatch.setattr(effects, "substitute", functools.partial(substitute, epochs=1))
     scale = dataclasses.replace(TINY, references=2, seeds=1)
     chosen = settings.Settings(scale, "small-cnn", (0.0, 0.3), 0.3)
     images = read_images("sklearn:digits", 64, 24, 0)
