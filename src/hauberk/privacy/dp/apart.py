@@ -2,12 +2,14 @@
 
 The gradients of a few real examples together are compared with those of each alone, the first time a loss is used and again
 every 150 steps, and that of a whole batch with those of its halves: there are losses that mix from some number of examples on,
-such as the mean of the 64 greatest. What the passes leave in buffers and parameters is compared as well.
+such as the mean of the 64 greatest. Gradients that differ in single precision are looked at again in float64 (`rounding.py`).
+What the passes leave in buffers and parameters is compared as well.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ from hauberk.core.errors import ModelError, UsageError
 from hauberk.core.train import Loss
 from hauberk.privacy.dp.draws import Even
 from hauberk.privacy.dp.engine.trial import answers
+from hauberk.privacy.dp.rounding import Doubt, norm, single, stands
 
 EVERY = 150  # steps from one look to the next
 FIRST, LATER = 8, 3  # examples looked at
@@ -62,13 +65,21 @@ class Watch:
         whole = torch.randperm(min(most or len(x), len(x)), generator=draw).to(x.device)
         before = _fingerprints(self.model)
         with self._aside() as again:
-            def slopes(rows: Tensor) -> tuple[bool, list[Tensor]]:
+            def slopes(rows: Tensor) -> tuple[float, list[Tensor]]:
                 return self._slopes(lambda: loss(self.model, x[rows], y[rows]), again)
 
+            def settled(found: float | Doubt | None) -> float | None:
+                if not isinstance(found, Doubt):
+                    return found
+                why = stands(found, loss, self.model, self.parameters, x, y) if single(self.model, x) else "in float64"
+                if why:
+                    raise _mixing(found.number, f"{found.how}; {why}")
+                return found.usual
+
             try:
-                usual = self._compare(slopes, picks, again)
+                usual = settled(self._compare(slopes, picks, again))
                 if usual is not None and len(whole) > len(picks):
-                    self._halves(slopes, whole, usual)
+                    settled(self._halves(slopes, whole, usual))
             finally:
                 self._same_parameters(before)
         self._last, self._due = loss, step + EVERY
@@ -152,73 +163,80 @@ class Watch:
                     want="a model that keeps the examples of a batch apart", fix="Take the operation over the batch out",
                 )
 
-    def _slopes(self, loss: Callable[[], Tensor], again: Callable[[], None]) -> tuple[bool, list[Tensor]]:
+    def _slopes(self, loss: Callable[[], Tensor], again: Callable[[], None]) -> tuple[float, list[Tensor]]:
+        """Return the loss, NaN where that or the gradient is not finite, and the gradient."""
         with rng.isolated(0, self.parameters[0].device), Even(), torch.enable_grad():
             value = one_number(loss())
             found = torch.autograd.grad(value, self.parameters, allow_unused=True)
         again()
         made = [torch.zeros(()) if one is None else one.detach() for one in found] or [torch.zeros(())]
-        return bool(value.isfinite().all()) and bool(_size(made).isfinite()), made
+        return float(value.detach()) if bool(value.isfinite().all() and norm(made).isfinite()) else math.nan, made
 
-    def _halves(self, slopes: Callable[[Tensor], tuple[bool, list[Tensor]]], rows: Tensor, usual: float) -> None:
+    def _halves(self, slopes: Callable[[Tensor], tuple[float, list[Tensor]]], rows: Tensor, usual: float) -> Doubt | None:
         """Compare the gradient of a batch with those of its halves; `usual` is the norm that one example's has."""
-        good, left = slopes(rows)
-        if not good:
-            return  # an example that is not finite; the batch is looked at another time
+        value, left = slopes(rows)
+        if math.isnan(value):
+            return None  # an example that is not finite; the batch is looked at another time
         scale = usual * (len(rows) if self.reduction == "sum" else 1)
-        scale = max(scale, float(_size(left)))
+        scale, parts = max(scale, float(norm(left))), []
         for half in rows.split(len(rows) - len(rows) // 2):
-            good, made = slopes(half)
-            if not good:
+            part, made = slopes(half)
+            if math.isnan(part):
                 raise _mixing(len(rows), "although that of a half of them is not finite")
-            scale = max(scale, float(_size(made)))
+            scale = max(scale, float(norm(made)))
             share = 1.0 if self.reduction == "sum" else len(half) / len(rows)
+            parts.append((half, share, part))
             left = [a - b * share for a, b in zip(left, made, strict=True)]
-        away = float(_size(left))
-        if away > _tolerance(left[0]) * scale + torch.finfo(left[0].dtype).tiny ** 0.5:
-            raise _mixing(len(rows), f"from those of its halves by {away:.3g}, where an example's has a norm of {usual:.3g}")
+        away, tolerance = float(norm(left)), _tolerance(left[0])
+        if away <= tolerance * scale + torch.finfo(left[0].dtype).tiny ** 0.5:
+            return None
+        how = f"from those of its halves by {away:.3g}, where an example's has a norm of {usual:.3g}"
+        return Doubt(len(rows), how, rows, value, parts, scale, usual, tolerance)
 
     def _compare(
-        self, slopes: Callable[[Tensor], tuple[bool, list[Tensor]]], picks: Tensor, again: Callable[[], None]
-    ) -> float | None:
+        self, slopes: Callable[[Tensor], tuple[float, list[Tensor]]], picks: Tensor, again: Callable[[], None]
+    ) -> float | Doubt | None:
         """Compare the gradient of a few examples with those of each alone; return one example's norm, if that is known."""
-        def alone(row: Tensor) -> tuple[bool, list[Tensor]]:
+        def alone(row: Tensor) -> tuple[Tensor, float, list[Tensor]]:
             try:
-                return slopes(row)
+                return row, *slopes(row)
             except (RuntimeError, ValueError, IndexError, TypeError):
                 again()
             try:  # there are models that drop a first dimension of 1
-                good, made = slopes(row.repeat(2))
+                value, made = slopes(row.repeat(2))
             except (RuntimeError, ValueError, IndexError, TypeError) as error:
                 raise ModelError(
                     f"the loss cannot be computed for one example alone ({str(error)[:150]})",
                     want="a loss of any batch, also of one", fix=_MIXED,
                 ) from error
-            return good, [one / 2 for one in made] if self.reduction == "sum" else made
+            return row.repeat(2), value, [one / 2 for one in made] if self.reduction == "sum" else made
 
-        good, whole = slopes(picks)
+        value, whole = slopes(picks)
         total: list[Tensor] = []
-        size, kept = 0.0, []
+        size, kept, found = 0.0, [], []
         for row in picks.split(1):
-            fine, made = alone(row)
-            if fine:
+            rows, one_value, made = alone(row)
+            if not math.isnan(one_value):
                 kept.append(row)
-                size += float(_size(made))
+                found.append((rows, one_value))
+                size += float(norm(made))
                 total = made if not total else [a + b for a, b in zip(total, made, strict=True)]
-            elif good:
+            elif not math.isnan(value):
                 raise _mixing(len(picks), "although the loss of one of them alone is not finite")
-        if not good:
+        if math.isnan(value):
             if len(kept) < 2 or len(kept) == len(picks):
                 return None  # an example that is not finite adds nothing in the step; the others are looked at another time
-            good, whole = slopes(torch.cat(kept))
-            if not good:
+            value, whole = slopes(torch.cat(kept))
+            if math.isnan(value):
                 return None
         share = 1.0 if self.reduction == "sum" else 1 / len(kept)
-        away = float(_size([a - b * share for a, b in zip(whole, total, strict=True)]))
-        least = torch.finfo(whole[0].dtype).tiny ** 0.5
-        if away > _tolerance(whole[0]) * size * share + least:
-            raise _mixing(len(kept), f"by {away:.3g}, where those of each alone have a norm of {size * share:.3g} together")
-        return size / len(kept)
+        away = float(norm([a - b * share for a, b in zip(whole, total, strict=True)]))
+        tolerance, scale, usual = _tolerance(whole[0]), size * share, size / len(kept)
+        if away <= tolerance * scale + torch.finfo(whole[0].dtype).tiny ** 0.5:
+            return usual
+        how = f"by {away:.3g}, where those of each alone have a norm of {scale:.3g} together"
+        parts = [(rows, share / (len(rows) if self.reduction == "sum" else 1), one) for rows, one in found]
+        return Doubt(len(kept), how, torch.cat(kept), value, parts, scale, usual, tolerance)
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[Callable[[], None]]:
@@ -286,10 +304,6 @@ def _fingerprints(model: nn.Module) -> dict[str, Tensor]:
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype and bool(torch.isclose(one, other, 0, 0, equal_nan=True).all())
-
-
-def _size(parts: Sequence[Tensor]) -> Tensor:
-    return torch.stack([torch.linalg.vector_norm(one, dtype=torch.float64).cpu() for one in parts]).norm()
 
 
 def _tolerance(like: Tensor) -> float:
