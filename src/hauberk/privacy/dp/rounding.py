@@ -56,8 +56,8 @@ def single(model: nn.Module, x: Tensor) -> bool:
 def stands(doubt: Doubt, loss: Loss, model: nn.Module, parameters: Sequence[Parameter], x: Tensor, y: Tensor) -> str:
     """Return why a doubt stands after the same passes in float64, or "" where rounding was all.
 
-    Two gradients, the parameters and one pass are held in float64, nothing afterwards; the model is as it was. On a device without
-    float64 it is run on the CPU.
+    Two gradients, the parameters and one pass are held in float64, nothing afterwards; the model is as it was. Where a device has
+    no float64 it runs on the CPU.
 
     Arguments:
         doubt: what was found.
