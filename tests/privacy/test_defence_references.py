@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -56,6 +57,18 @@ def exposed(members: list[float], others: list[float]) -> Exposure:
 def pair(n: int, seed: int) -> Pair:
     draw = torch.Generator().manual_seed(seed)
     return torch.rand(n, 10, generator=draw), torch.randint(0, 3, (n,), generator=draw)
+
+
+@dataclasses.dataclass
+class Hiding:
+    """The answers of a module with their confidence turned upside down."""
+
+    module: nn.Module
+    access: Access = Access.SCORE
+    outputs: str = "logits"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return -self.module(x).detach()
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +299,10 @@ class TestReferences:
         assert mute is not None and mute(other, members, others).access is Access.LABEL
         assert output_defence(other, plain) is None
         assert output_defence(answering(model, lambda s, _: s, name="secret"), plain) is None
+        # The same model twice is no defence; a predictor that holds it, and answers something else, is one that nobody knows.
+        same = output_defence(Target(model), plain)
+        assert same is not None and same(other, members, others) is other
+        assert output_defence(Target(Hiding(model)), plain) is None and output_defence(plain, Target(Hiding(model))) is None
         # MemGuard again: the same bound, labels kept, a key and a classifier of its own.
         guard = output_defence(memguard(model, members, others, distortion=0.3, steps=10, key=b"owner"), plain)
         assert guard is not None

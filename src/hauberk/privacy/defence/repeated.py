@@ -14,7 +14,9 @@ from hauberk.core import progress, rng
 from hauberk.core.access import Access
 from hauberk.core.data import Split
 from hauberk.core.errors import DataError, ModelError
+from hauberk.core.predictors import ModulePredictor
 from hauberk.core.target import Target, as_target
+from hauberk.io.sklearn_models import SklearnPredictor
 from hauberk.privacy.defence.outputs import Answering, Protect, labels_alone
 from hauberk.privacy.membership.matching import retrainable
 from hauberk.privacy.membership.references import References, halves_of
@@ -142,8 +144,11 @@ def output_defence(defended: Target, plain: Target) -> Protect | None:
         if inner is None or outer is None:
             return None
         made = _after(inner, outer)
-    elif predictor is not plain.predictor and (retrainable(plain) is None or retrainable(defended) is not retrainable(plain)):
-        return None
+    elif predictor is not plain.predictor:
+        # One model twice: a predictor of another kind around it may answer anything.
+        known = all(type(one.predictor) in (ModulePredictor, SklearnPredictor) for one in (plain, defended))
+        if not known or retrainable(defended) is not retrainable(plain):
+            return None
     return _after(made, _mute) if defended.access < Access.SCORE <= plain.access else made
 
 
