@@ -169,3 +169,28 @@ def test_a_plan_names_them(tmp_path: Path) -> None:
     assert planned.data.canaries is not None and len(planned.data.canaries) == 40
     finding = run_check(CARD, planned.target, planned.data, Settings())
     assert finding.status is not Status.ERROR and finding.n == 20
+
+
+class Broken(nn.Module):
+    """A model that answers NaN to some inputs."""
+
+    def __init__(self, model: nn.Module, at: Tensor) -> None:
+        super().__init__()
+        self.model, self.at = model, at
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).masked_fill((x[:, None] == self.at).all(2).any(1)[:, None], math.nan)  # type: ignore[no-any-return]
+
+
+def test_one_answer_of_nan_does_not_hide_the_others() -> None:
+    planting = plant_canaries(records(200, 0), count=20, kind="noise", classes=3)
+    x, y = planting.canaries.tensors()
+    planted = planting.canaries.groups["planted"].bool()
+    for side in (planted, ~planted):
+        found = run(Broken(Rule(Split(x[planted], y[planted]), 20.0), x[side][:1]), planting.canaries)
+        assert found.status is Status.FAIL and found.n == 20 - int(side is planted)
+        assert any(note.startswith("1 canaries that the model answers with NaN") for note in found.notes)
+    found = run(Broken(Rule(Split(x[planted], y[planted]), 0.0), x[planted][:3]), planting.canaries)
+    assert found.status is Status.PASS and found.n == 17
+    lost = run(Broken(Rule(Split(x[planted], y[planted]), 20.0), x[planted][:16]), planting.canaries)
+    assert lost.status is Status.NOT_RUN and "4 canaries are marked as planted and answered" in lost.reason

@@ -247,6 +247,21 @@ class TestVerdict:
             wrong += not span.low <= 0 <= span.high
         assert wrong <= 8  # P(more than 8 of 60 at one in twenty) = .002
 
+    def test_fewer_attacks_are_no_defence(self) -> None:
+        """The best of eleven attacks that find nothing beats that of two by chance: no change, and a true one is still seen."""
+
+        def scores(dice: np.random.Generator, count: int, up: float = 0.0) -> list[MembershipScores]:
+            return [MembershipScores(*(torch.from_numpy(dice.normal(mean, 1, 200)) for mean in (up, 0.0))) for _ in range(count)]
+
+        wrong = seen = 0
+        for seed in range(30):
+            dice = np.random.default_rng(seed)
+            many, few = scores(dice, 11), scores(dice, 2)
+            fewer, more = (change_of(*sides, seed=seed, draws=200).interval for sides in ((many, few), (few, many)))
+            wrong += (fewer.high < 0) + (more.low > 0)
+            seen += change_of([*many, *scores(dice, 1, 1.5)], few, seed=seed, draws=200).interval.high < 0
+        assert wrong <= 5 and seen == 30  # P(more than 5 of 60 at one in forty) = .004
+
 
 class TestReferences:
     def test_every_one_repeats_the_whole_procedure_on_half_of_the_records(self) -> None:

@@ -48,12 +48,16 @@ def canary_exposure(context: Context) -> Finding:
     x, y = canaries.tensors()
     planted = canaries.groups.get("planted", torch.ones_like(y)).bool()
     _look_in_train(context, canaries, planted)
+    logits = context.target.logits(x).double().cpu()
+    told = ~logits.isnan().any(1)
+    if not bool(told.all()):  # one of them would make a number of no comparison
+        context.note(f"{int((~told).sum())} canaries that the model answers with NaN are left out")
+    place, logits, y, planted = told.nonzero()[:, 0], logits[told], y.cpu()[told], planted.cpu()[told]
     count, spare = int(planted.sum()), int((~planted).sum())
     if count < FEW:
-        raise NotRun(f"{count} canaries are marked as planted; at least {FEW} are needed")
-    logits = context.target.logits(x).double().cpu()
-    losses = cross_entropy(logits, y.cpu())
-    by_label = label_exposures(logits, y.cpu())
+        raise NotRun(f"{count} canaries are marked as planted and answered; at least {FEW} are needed")
+    losses = cross_entropy(logits, y)
+    by_label = label_exposures(logits, y)
     if spare >= FEW:
         bits = exposures(losses[planted], losses[~planted])
         size, among = spare + 1, f"{spare} spare canaries drawn alike"
@@ -77,7 +81,7 @@ def canary_exposure(context: Context) -> Finding:
     context.note("canaries that are trained on more often than a record, or stranger than one, are exposed more than records are")
     order = np.argsort(-bits, kind="stable")[:8]
     places = planted.nonzero()[:, 0]
-    rows = [(int(places[k]), int(y[places[k]]), f"{float(losses[places[k]]):.3g}", f"{bits[k]:.2f}") for k in order]
+    rows = [(int(place[places[k]]), int(y[places[k]]), f"{float(losses[places[k]]):.3g}", f"{bits[k]:.2f}") for k in order]
     return context.finding(
         f"the {count} canaries planted have {value:.2f} bits of exposure among {among}; {chance:.2f} are chance (p = {p:.2g})",
         value=value, n=count, interval=interval, threat=THREAT, status=status,

@@ -158,13 +158,13 @@ def _played(
 ) -> tuple[Tensor, float]:
     """Return what the participant draws of the class, which the other one holds or nobody does, and the joint accuracy."""
     x, y = records
-    place = next(module.parameters())
     order = torch.randperm(len(y), generator=generator(seed, "participants"))
     honest, own = order[0::2], order[1::2]
     own = own[y[own] != label]
     honest = honest if held else honest[y[honest] != label]
     wrong = int(y[own].mode().values)  # what the adversary calls what it makes: a class of its own
     shared = redrawn(module, seed)
+    place = next(shared.parameters())  # of single precision where the model has less
     sent: list[Tensor] = []
 
     def rounds() -> Iterator[nn.Module]:

@@ -210,8 +210,8 @@ def _trainer(context: Context, owner: Split) -> Trainer:
         held_rows = torch.cat(list(draws)).unique()
         x, y = pool.take(held_rows)
         index = [torch.searchsorted(held_rows, rows).to(held.device) for rows in draws]
-        own = dataclasses.replace(schedule, seed=derive_seed(seed, number))
-        fit_stacked(made, x.to(held.device, held.dtype), y.to(held.device), index, schedule=own)
+        own, exact = dataclasses.replace(schedule, seed=derive_seed(seed, number)), next(made[0].parameters()).dtype
+        fit_stacked(made, x.to(held.device, exact), y.to(held.device), index, schedule=own)
         return list(made)
 
     return Trainer(trained, schedule.epochs, cost, f"trained for {schedule.epochs} epochs with Adam, where a pilot fits "

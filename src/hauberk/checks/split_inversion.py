@@ -22,6 +22,7 @@ from hauberk.core.picture import picture
 from hauberk.core.rng import derive_seed, generator
 from hauberk.core.stats import mean_interval, wilson
 from hauberk.core.target import Target, evaluating
+from hauberk.privacy.inversion.client import widened
 from hauberk.privacy.inversion.trial import scalar_bounds
 from hauberk.privacy.membership.matching import operations
 from hauberk.privacy.model_inversion import decoder_inversion, feature_inversion
@@ -98,8 +99,8 @@ def split_inversion(context: Context) -> Finding:
     kind = context.data.modality
     if kind not in RECOGNISED or not context.data.test.x.take(torch.arange(1)).is_floating_point():
         raise NotRun(f"the data is {kind}, neither images nor tables of numbers")
-    module = context.target.module
-    private, auxiliary = _sides(context)
+    module = widened(context.target.module)  # no decoder learns in half precision
+    private, auxiliary = _sides(context, module)
     try:
         chosen = places(module, private[:2])[-context.settings.scaled(1, 3, 3) :]
     except (HauberkError, RuntimeError, AttributeError, TypeError) as error:
@@ -197,7 +198,7 @@ def _hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
-def _sides(context: Context) -> tuple[Tensor, Tensor]:
+def _sides(context: Context, module: nn.Module) -> tuple[Tensor, Tensor]:
     """Return the inputs to win back and the adversary's own, from the test split; no input is on both sides."""
     test = context.data.test
     n = min(context.settings.scaled(20, 50, 200), len(test) // 3)
@@ -209,7 +210,7 @@ def _sides(context: Context) -> tuple[Tensor, Tensor]:
     kept = auxiliary[~torch.isin(fingerprints(auxiliary), fingerprints(private))]
     if len(kept) < REHEARSED + FEW:
         raise NotRun(f"{len(kept)} test samples are left for the adversary; at least {REHEARSED + FEW} are needed")
-    place = next(context.target.module.parameters(), private)
+    place = next(module.parameters(), private)
     return private.to(place), kept.to(place)
 
 
@@ -250,7 +251,7 @@ def _invert(
     target: Target, context: Context, layer: str, private: Tensor, auxiliary: Tensor
 ) -> tuple[Reconstruction, str, int] | None:
     """Return what comes back by the attack that does better on inputs of the adversary's own, which the decoder never saw."""
-    module, settings, called = target.module, context.settings, layer
+    module, settings, called = widened(target.module), context.settings, layer
     bounds: tuple[float, float] | None = scalar_bounds(context.data.bounds)
     scale = Scaled(module, auxiliary) if context.data.modality == "tabular" else None
     if scale is not None:  # else the widest column is all that counts in a squared error

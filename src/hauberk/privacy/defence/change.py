@@ -24,7 +24,8 @@ class Change:
     Arguments:
         fpr: the false-positive rate: 0.1 %, or the lowest that leaves ten false alarms, at most one half.
         plain, defended: the largest true-positive rate there over the attacks.
-        interval: of the difference, by resampling records; the strongest attack on either side is chosen anew in each sample.
+        interval: of the difference, by resampling records; the strongest attack on either side is chosen anew in each sample,
+            and where one side was attacked in more ways than the other, what that choice wins by chance is allowed for.
     """
 
     fpr: float
@@ -45,7 +46,9 @@ def change_of(
     """Return the change of the largest true-positive rate over attacks, its percentile interval paired over records.
 
     The records of both sides are drawn with replacement, the same ones for all attacks on both models, and thresholds, rates and
-    the choice of the strongest are made anew in each of the draws: so the interval allows for that choice.
+    the choice of the strongest are made anew in each of the draws: so the interval allows for that choice where it is one of as
+    many on both sides. The best of more attacks is better by chance alone: against the side that has fewer, as where scores are
+    denied, the interval reaches as far as that of any one attack of the others, at a confidence divided among them (Bonferroni).
 
     Arguments:
         plain, defended: scores of the same members and non-members, in one order, by at least one attack each.
@@ -62,8 +65,13 @@ def change_of(
         np.concatenate([np.ones((1, n), dtype=np.int64), dice.multinomial(n, np.full(n, 1 / n), draws)])
         for n in (members, others)
     ]
-    best = [np.max([_rates(one, counts[0], counts[1], allowed) for one in side], 0) for side in (plain, defended)]
-    low, high = np.quantile((best[1] - best[0])[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
+    rates = [np.stack([_rates(one, counts[0], counts[1], allowed) for one in side]) for side in (plain, defended)]
+    best, tail = [one.max(0) for one in rates], (1 - confidence) / 2
+    low, high = np.quantile((best[1] - best[0])[1:], [tail, 1 - tail])
+    if len(plain) > len(defended):
+        high = max(high, np.quantile(best[1] - rates[0], 1 - tail / len(plain), axis=1).min())
+    elif len(defended) > len(plain):
+        low = min(low, np.quantile(rates[1] - best[0], tail / len(defended), axis=1).max())
     return Change(fpr, float(best[0][0]), float(best[1][0]), Interval(float(low), float(high), "bootstrap, paired", confidence))
 
 

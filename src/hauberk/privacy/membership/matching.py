@@ -60,7 +60,7 @@ def operations(module: nn.Module, x: Tensor) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    copied = copy.deepcopy(module).to("cpu")
+    copied = copy.deepcopy(module).to("cpu", torch.float32)
     with torch.no_grad(), evaluating(copied), counter:
         copied(x[:1].detach().cpu().float())
     return max(counter.get_total_flops(), sum(one.numel() for one in module.parameters()))

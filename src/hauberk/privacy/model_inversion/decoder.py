@@ -140,10 +140,10 @@ def _ridge(rows: Tensor, goal: Tensor) -> Tensor:
     # A weight decay far below the noise of any data, which only picks one solution where there are many.
     if wide <= n:
         gram = rows.T @ rows
-        slack = 1e-12 * gram.diagonal().mean().clamp_min(1e-300)
+        slack = (1e-12 * gram.diagonal().mean()).clamp_min(1e-300)  # of features that never change, too
         return torch.linalg.solve(gram + slack * torch.eye(wide).to(gram), rows.T @ goal)
     gram = rows @ rows.T
-    slack = 1e-6 * gram.diagonal().mean().clamp_min(1e-300)  # fewer inputs than features: an exact fit would be by heart
+    slack = (1e-6 * gram.diagonal().mean()).clamp_min(1e-300)  # fewer inputs than features: an exact fit would be by heart
     return rows.T @ torch.linalg.solve(gram + slack * torch.eye(n).to(gram), goal)
 
 
