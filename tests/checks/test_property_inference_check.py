@@ -103,8 +103,9 @@ def test_what_cannot_be_told_is_not_run() -> None:
 
     assert "cannot be trained anew" in run(answers, data, "quick").reason
     halves = Data(data.test, Split(data.train.x, data.train.y), classes=2)  # type: ignore[union-attr]
-    found = run(perceptron(), halves, "quick")
-    assert found.n == 8 and isinstance(found.evidence[0], Table) and found.evidence[0].rows[0][-1] == "–"
+    for model in (perceptron(), perceptron().half()):  # what is trained like it has single precision
+        found = run(model, halves, "quick")
+        assert found.n == 8 and isinstance(found.evidence[0], Table) and found.evidence[0].rows[0][-1] == "–"
 
 
 def test_answers_alone_tell_a_shift_and_nothing_where_there_is_none() -> None:

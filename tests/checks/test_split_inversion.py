@@ -13,6 +13,8 @@ from hauberk.checks.engine import run_check
 from hauberk.checks.split_inversion import places
 from hauberk.core.finding import Gallery, Status, Table
 from hauberk.methods import load_methods
+from hauberk.privacy.model_inversion import decoder_inversion
+from hauberk.privacy.model_inversion.decoder import features_at
 
 CARD = load_methods().get("privacy/split-inversion", "check")
 
@@ -134,3 +136,20 @@ def test_models_of_another_make_are_no_error(digits: Data) -> None:
 
     assert run(Fixed(), digits).status is Status.NOT_RUN
     assert run(Named(), digits).status is Status.NOT_RUN
+
+
+def test_half_precision_hands_over_as_much(digits: Data) -> None:
+    for preset in ("quick", "standard"):
+        found = run(narrow(64).half(), digits, preset)
+        assert found.status is Status.WARN and found.value is not None and found.value > 0.9
+
+
+def test_features_that_never_change_hand_over_the_mean() -> None:
+    """They leave the decoder's linear part nothing to solve for: it answered NaN, and the check had no figure."""
+    model = nn.Sequential(seeded(nn.Linear, 4, 3), nn.Threshold(100.0, 7.0), seeded(nn.Linear, 3, 2)).eval()
+    x = torch.randn(700, 4, generator=torch.Generator().manual_seed(0)).clamp(-4, 4)
+    table = Data(Split(x, torch.arange(700) % 2), bounds=(-4.0, 4.0), classes=2)
+    found = run(model, table, "standard")
+    assert found.status is Status.PASS and found.value == 0
+    made = decoder_inversion(model, features_at(model, x[:3], "1"), layer="1", auxiliary=x, epochs=0)
+    assert torch.allclose(made.x, x.mean(0).expand(3, -1), atol=1e-6)
