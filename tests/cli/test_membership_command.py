@@ -68,6 +68,13 @@ def test_a_run_that_was_broken_off_goes_on(hauberk: Run, shop: Path, tmp_path: P
     assert run.exit_code == 2 and "of another training (lr differ)" in run.stderr
 
 
+def test_options_of_references_are_not_dropped_in_silence(hauberk: Run, shop: Path) -> None:
+    run = hauberk(*call(shop, "--defence", "labels", "--epochs", 3, "--n", 40))
+    assert run.exit_code == 2 and "--epochs is given without --references" in run.stderr
+    run = hauberk(*call(shop, "--defence", "labels", "--references", 2, "--n", 40))
+    assert run.exit_code == 0 and "references train for" in run.stderr, run.stderr
+
+
 def test_labels_alone_choose_their_own_attacks(hauberk: Run, shop: Path) -> None:
     run = hauberk(*call(shop, "--access", "label", "--n", 40, "--output-format", "json"))
     assert run.exit_code == 0, run.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from hauberk.cli.console import remark
 from hauberk.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ def judged(text: str, target: Target, sides: tuple[Records, Records], wanted: Li
     defended = around(target, *sides)
     repeated = None
     if wanted.count:
-        made, _ = references_like(target, *sides, wanted)
+        made, said = references_like(target, *sides, wanted)
+        if said:
+            remark(said)
         repeated = Repeated(made, around)
     return judge_defence(target, defended, *sides, references=repeated, copies=8, seed=wanted.seed)
 

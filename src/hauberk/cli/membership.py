@@ -70,6 +70,8 @@ def membership(
         raise UsageError(f"--references is {references}", want="an even number: models come in pairs, on complementary halves")
     if keep is not None and not references:
         raise UsageError("--keep is given without --references", want="references to keep", fix="Add --references 16")
+    if epochs is not None and not references:
+        raise UsageError("--epochs is given without --references", want="references to train", fix="Add --references 16")
     if not 0 < lr < math.inf:
         raise UsageError(f"--lr is {lr:g}", want="a learning rate above 0, such as 0.001")
     if defence:
