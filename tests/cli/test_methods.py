@@ -107,6 +107,15 @@ def test_a_method_of_another_kind_is_named_with_its_import(name: str, kind: str,
     )
 
 
+@pytest.mark.parametrize(("name", "typed"), [
+    ("rmia", "hauberk membership PLAN --attack rmia --references 4\n"),
+    ("gap-membership", "hauberk membership PLAN --attack gap-membership\n"), ("dlg", "hauberk invert PLAN --attack dlg\n"),
+])
+def test_explain_names_the_command_that_runs_a_method(name: str, typed: str) -> None:
+    """Attacks on membership and on gradients have commands of their own."""
+    assert typed in call("explain", name)[1]
+
+
 def test_explain_names_the_nearest() -> None:
     assert call("explain", "pgdd") == (2, "", "error: there is no method called 'pgdd'. Did you mean 'pgd'?\n")
 

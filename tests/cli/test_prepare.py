@@ -282,6 +282,25 @@ def test_what_a_check_advises_in_python_runs_as_printed(tmp_path: Path, monkeypa
     torch.use_deterministic_algorithms(False)
 
 
+def test_advice_for_the_shell_names_the_plan() -> None:
+    """A command that takes a plan is given the locked one, quoted; where model and data are objects, PLAN stands for it."""
+    known, own = Report([], {}, {"model": {"path": "a.py:b"}, "data": {"test": "c.npz"}}), Report([], {}, {})
+    place = "my report/plan.lock.toml"
+    assert steps("hauberk invert --defence private=0.1", known, place) == [
+        ("$", f"hauberk invert '{place}' --defence private=0.1")
+    ]
+    assert steps("hauberk fuzz", known) == [("$", "hauberk fuzz plan.lock.toml")]
+    assert steps("hauberk membership PLAN --references 4", known, place)[0][1] == f"hauberk membership '{place}' --references 4"
+    assert steps("hauberk invert --defence private=0.1", own) == [("$", "hauberk invert PLAN --defence private=0.1")]
+    assert steps("hauberk assess --preset thorough", known) == [
+        ("$", "hauberk assess plan.lock.toml --preset thorough --output ../again")
+    ]
+    for command in ("hauberk calibrate --epsilon 3", "hauberk scan FILE", "hauberk assess a.toml --seed 1", "pip install x"):
+        assert steps(command, known) == [("$", command)]
+    advised = {one.command for card in load_methods().cards("check") for one in card.facts["advice"] if one.command}
+    assert not [said for one in advised for _, said in steps(one, known) if "PLAN" in said.split()]
+
+
 def test_a_plan_is_loaded_for_python(folder: Path) -> None:
     """`load_plan` gives target, module, data and the threat, with the bounds of the data; what is no module is told."""
     (folder / "plan.toml").write_text(

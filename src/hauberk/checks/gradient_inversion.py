@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from hauberk.checks.context import Context, NotRun
+from hauberk.checks.gradients import ADVICE as ADVICE_ON_GRADIENTS
 from hauberk.checks.gradients import THREAT, WHERE
 from hauberk.core.access import Access
 from hauberk.core.errors import DataError, ModelError
@@ -22,8 +23,8 @@ from hauberk.privacy.inversion.trial import Trial, attempt, scalar_bounds
 RECOGNISED = 20.0  # dB: a digit or a face can be told
 NEARER = 3.0  # dB, half the squared error: how much nearer than a guess without the gradient a sample must come back
 ADVICE = (
-    Advice("See what a defence on the gradient would do", "hauberk invert --defence private=0.1"),
-    Advice("Where gradients are shared, clip and noise them per sample, and send sums over many: find the noise",
+    *ADVICE_ON_GRADIENTS,
+    Advice("Clip gradients and noise them per sample: find the noise that a budget asks for",
            "hauberk calibrate --epsilon 3 --delta 1e-5 --n 60000 --batch 256 --epochs 20"),
 )
 

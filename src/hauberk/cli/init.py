@@ -128,7 +128,7 @@ def _write(
         *label,
         f"bounds = {ends}".ljust(37) + "# lowest and highest input",
         '# groups = ["sex"]                   # columns that name groups of people: fairness checks need them',
-        '# canaries = "canaries.npz"          # planted in training to see what it learns by heart: plant_canaries',
+        '# canaries = "canaries.npz"          # planted before training: hauberk.privacy.inference.plant_canaries',
         "",
         "[threat]                             # what the adversary may change; write [[threat]] for several",
         'norm = "linf"'.ljust(37) + "# linf, l2, l1 or l0",

@@ -103,7 +103,8 @@ def invert(
     if about:
         told["model"] = about
     if output is not None:
-        told["report"] = str(_write(output, trial, card, defence, told, samples.bounds, samples.modality == "image"))
+        told["report"] = str(_write(output, trial, card, defence, told, samples.bounds, samples.modality == "image",
+                                    (target.name, samples.name, settings.seed)))
     typer.echo(json.dumps(told, indent=1) if output_format is options.Format.JSON else describe(trial, told))
 
 
@@ -223,9 +224,10 @@ def _need_logits(target: Target, x: Any, classes: int) -> None:
 
 
 def _write(
-    output: Path, trial: Trial, card: Card, defence: str, told: dict[str, Any], bounds: Any, image: bool
+    output: Path, trial: Trial, card: Card, defence: str, told: dict[str, Any], bounds: Any, image: bool,
+    names: tuple[str, str, int],
 ) -> Path:
-    from hauberk.checks.gradient_inversion import trial_gallery, trial_table
+    from hauberk.checks.gradient_inversion import ADVICE, trial_gallery, trial_table
     from hauberk.core.finding import Finding, Interval, Status
     from hauberk.privacy.inversion.trial import ADVERSARIES
     from hauberk.report.report import Report
@@ -250,7 +252,8 @@ def _write(
         better="lower", threat=f"an adversary who sees what each client sends; defence: {defence or 'none'}"
         + (f"; {ADVERSARIES[strongest.adversary]}" if defence else ""),
         access="GRADIENT", summary=f"{share['rate']:.1%} of {told['n']} samples come back at 20 dB or better", evidence=evidence,
-        notes=notes, tags=card.tags,
+        notes=notes, tags=card.tags, advice=ADVICE if share["rate"] else (),
     )
-    scope = {"method": card.name, "defence": defence or "none", "adversary": strongest.adversary}
+    about = {"model": {"name": names[0]}, "data": {"name": names[1]}, "access": "gradient", "seed": names[2]}
+    scope = {**about, "method": card.name, "defence": defence or "none", "adversary": strongest.adversary}
     return Report([finding], scope).to_html(output)

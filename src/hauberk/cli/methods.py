@@ -86,7 +86,7 @@ def _explained(card: Card) -> str:
     if card.kind == "check":
         parts.append(f"Run it\n  hauberk assess PLAN --select {card.name}")
     else:
-        shell = f"  hauberk attack {card.name} --model MODEL --data DATA --threat linf:8/255\n" if card.kind == "attack" else ""
+        shell = _typed(card)
         parts.append(f"Run it\n{shell}  in Python:\n    {card.import_line}\n    {card.call}")
     advice = [_advice(one) for one in card.facts.get("advice", ())]
     if advice:
@@ -97,6 +97,16 @@ def _explained(card: Card) -> str:
             advice.append("  In Python, first:" + "".join(f"\n    {prompt} {step}" for prompt, step in given))
         parts.append("When it does not pass\n" + "\n".join(advice))
     return "\n\n".join(parts)
+
+
+def _typed(card: Card) -> str:
+    """Return the line of the shell that runs a method, where a command does."""
+    if card.kind == "attack":
+        return f"  hauberk attack {card.name} --model MODEL --data DATA --threat linf:8/255\n"
+    if card.kind == "inference":
+        given = " --references 4" if "references" in card.options else ""
+        return f"  hauberk membership PLAN --attack {card.name}{given}\n"
+    return f"  hauberk invert PLAN --attack {card.name}\n" if card.facts.get("sees") == "update" else ""
 
 
 def _limits(card: Card) -> str:

@@ -15,6 +15,7 @@ from hauberk.report.words import line
 
 LOCK = "plan.lock.toml"
 _PROGRAMS = ("hauberk", "pip", "python")
+_PLANNED = ("assess", "diagnose", "fuzz", "invert", "membership")  # commands whose first argument is a plan
 
 
 def lock_toml(report: Report) -> str:
@@ -77,7 +78,8 @@ def command(report: Report, place: str = LOCK) -> str:
 def steps(command: str, report: Report | None = None, place: str = LOCK) -> list[tuple[str, str]]:
     """Return a command as the lines to type: each with its prompt, `$` for the shell and `>>>` for Python.
 
-    `hauberk assess --…` needs a plan: it gets the locked one where it can be run again, and becomes a call in Python where not.
+    A command that needs a plan gets the locked one where it can be run again; where not, `hauberk assess --…` becomes a call in
+    Python, and another is left with PLAN to fill in.
 
     Arguments:
         command: one command of the shell, or Python statements with `; ` between them.
@@ -86,9 +88,11 @@ def steps(command: str, report: Report | None = None, place: str = LOCK) -> list
     """
     if not command:
         return []
-    if command.startswith("hauberk assess --"):
-        known = report is not None and runs_again(report)
-        command = with_plan(command, place) if known else _call(command)
+    known = report is not None and runs_again(report)
+    if command.startswith("hauberk assess --") and not known:
+        command = _call(command)
+    else:
+        command = with_plan(command, place if known else "PLAN")
     if command.split(" ")[0] in _PROGRAMS:
         return [("$", command)]
     parts = command.split("; ")
@@ -96,11 +100,14 @@ def steps(command: str, report: Report | None = None, place: str = LOCK) -> list
 
 
 def with_plan(command: str, place: str) -> str:
-    """Return a command `hauberk assess --…` with the plan that it needs; any other as it is."""
-    head = "hauberk assess "
-    if not command.startswith(f"{head}--"):
+    """Return a command that takes a plan and names none, or PLAN, with the plan that it needs; any other as it is."""
+    program, _, rest = command.partition(" ")
+    name, _, rest = rest.partition(" ")
+    given = rest.partition(" ")[0]
+    if program != "hauberk" or name not in _PLANNED or not (given in ("", "PLAN") or given.startswith("--")):
         return command
-    return f"{head}{shlex.quote(place)} {command.removeprefix(head)}{_elsewhere(place)}"
+    rest = rest.removeprefix("PLAN").strip()
+    return " ".join(filter(None, ("hauberk", name, shlex.quote(place), rest))) + (_elsewhere(place) if name == "assess" else "")
 
 
 def preamble(commands: Sequence[str], report: Report | None = None, place: str = LOCK) -> list[tuple[str, str]]:

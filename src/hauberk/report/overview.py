@@ -130,7 +130,8 @@ def headline(report: Report) -> tuple[str, str]:
         return "Look closer", said
     if not ran:
         return "Nothing was measured", rest.strip()
-    return "Nothing was found", f"All {plural(ran, 'check')} that ran pass, under the threats named below.{rest}"
+    passed = f"All {ran} checks that ran pass" if ran > 1 else "The one check that ran passes"
+    return "Nothing was found", f"{passed}, under the threats named below.{rest}"
 
 
 def answer(finding: Finding) -> str:
