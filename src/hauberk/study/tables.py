@@ -20,7 +20,8 @@ LEARNT = 0.1
 THREAT = "an honest but curious server: sees one client's gradient of one image, knows its label and the model"
 TAGS = ("aisec:information-leakage", "atlas:AML.T0024.001", "owasp:ML03", "nist:NISTAML.032")
 ADVICE = (
-    Advice("Train with differential privacy: a clipped and noised gradient shows no single image", "make_private(model, …)"),
+    Advice("Train with differential privacy: a clipped and noised gradient shows no single image; find the noise",
+           "hauberk calibrate --epsilon 3 --delta 1e-5 --n 60000 --batch 256 --epochs 20"),
     Advice("Send sums over many clients alone, by secure aggregation"),
 )
 COLUMNS = (
