@@ -29,6 +29,16 @@ def test_samples_are_shown_beside_their_reconstructions(hauberk: Run, shop: Path
     assert noisy["defence"] == "private=10" and noisy["means"]["psnr"]["mean"] < told["means"]["psnr"]["mean"]
 
 
+def test_two_samples_of_which_none_came_back_are_no_pass(hauberk: Run, shop: Path) -> None:
+    run = hauberk(
+        "invert", shop / "plan.toml", "--n", 2, "-o", "steps=2", "--defence", "private=10", "--output", "leak", "--output-format",
+        "json",
+    )
+    assert run.exit_code == 0 and json.loads(run.stdout)["at_20_dB"]["rate"] == 0
+    told = json.loads((Path("leak") / "report.json").read_text(encoding="utf-8"))["findings"][0]
+    assert told["status"] == "warn" and any("as many as 66% might" in note for note in told["notes"])
+
+
 def test_the_table_in_words(hauberk: Run, shop: Path) -> None:
     run = hauberk("invert", shop / "plan.toml", "--n", 2, "--batch", 2, "--local-steps", 2, "-o", "steps=3")
     assert run.exit_code == 0, run.stderr

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from hauberk.core.target import Target
     from hauberk.privacy.inversion.trial import Trial
 
+DECIDED = 0.1  # the upper end of the interval below which "none came back" is said to be so
+
 
 @command
 def invert(
@@ -246,8 +248,16 @@ def _write(
         notes.append(f"the figure is that of the {strongest.adversary} adversary, whose mean PSNR is the higher of both")
     if "model" in told:
         notes.append(told["model"])
+    # Of two samples none may come back where two of three would: too few to call it nothing.
+    few = not share["rate"] and share["high"] > DECIDED
+    if few:
+        notes.append(
+            f"none came back, but as many as {share['high']:.0%} might of more samples: undecided until --n is large enough to "
+            f"bring that below {DECIDED:.0%}"
+        )
     finding = Finding(
-        "privacy/gradient-inversion", "privacy", inspect.cleandoc(card.question), Status.WARN if share["rate"] else Status.PASS,
+        "privacy/gradient-inversion", "privacy", inspect.cleandoc(card.question),
+        Status.WARN if share["rate"] or few else Status.PASS,
         value=share["rate"], unit="rate", n=told["n"], interval=Interval(share["low"], share["high"], "wilson", 0.95),
         better="lower", threat=f"an adversary who sees what each client sends; defence: {defence or 'none'}"
         + (f"; {ADVERSARIES[strongest.adversary]}" if defence else ""),
