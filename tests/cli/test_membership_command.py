@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 from typer.testing import Result
 
+from hauberk.cli.membership import conclusion
+from hauberk.core.kinds import MembershipScores
+from hauberk.privacy.membership import MembershipReport
 from hauberk.privacy.membership.kept import Kept
 
 Run = Callable[..., Result]
@@ -118,3 +122,17 @@ def test_what_cannot_be_is_refused(hauberk: Run, shop: Path) -> None:
     ):
         run = hauberk(*arguments)
         assert run.exit_code == 2 and told in run.stderr, run.stderr
+
+
+def test_the_words_follow_the_figures() -> None:
+    draws = torch.Generator().manual_seed(0)
+    sides = [torch.randn(100, generator=draws).double() for _ in range(2)]
+    told = conclusion(MembershipReport({"loss-membership": MembershipScores(sides[0] + 9, sides[1])}), 600, 0).splitlines()
+    assert told[0].startswith("verdict  records are given away: loss-membership recognises 100.0%")
+    assert told[1:3] == [
+        "note     100 non-members cannot resolve 0.1 %: columns below 1.00% repeat that rate",
+        "next     who trains models like it tells more: add --references 16",
+    ]
+    assert told[3].endswith("hauberk calibrate --epsilon 3 --delta 1e-5 --n 600 --batch 256 --epochs 20")
+    told = conclusion(MembershipReport({"lira": MembershipScores(*sides)}), 600, 16).splitlines()
+    assert len(told) == 2 and told[0].startswith("verdict  no record is surely given away: lira")

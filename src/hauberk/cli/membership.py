@@ -127,8 +127,38 @@ def membership(
         for word, said in (("model", target.name), ("plan", source), ("records", sides)):
             typer.echo(f"{word:<8} {line(said)}")
         typer.echo("\n" + describe(found.evidence(position, labels)))
+        typer.echo("\n" + conclusion(found, len(samples.train), references))
         if output is not None:
             typer.echo(f"\nkept: {output}")
+
+
+def conclusion(found: MembershipReport, trained: int, references: int) -> str:
+    """Return the verdict of `assess` on the main attack, what the records cannot resolve, and the next step."""
+    from hauberk.checks.privacy import verdict
+    from hauberk.core.finding import Status
+
+    exposed, others = found.found[found.main], len(found.scores[found.main].non_members)
+    words = {
+        Status.PASS: "no record is surely given away", Status.FAIL: "records are given away",
+        Status.WARN: "something is given away, or the two splits differ",
+    }
+    grade = Status.WARN if found.broken else verdict(exposed, found.blind)
+    span = exposed.tpr_interval
+    lines = [
+        f"verdict  {words[grade]}: {found.main} recognises {exposed.tpr:.1%} [{span.low:.1%}, {span.high:.1%}] of the members at "
+        f"{exposed.fpr:.2%} false alarms"
+    ]
+    if exposed.fpr > 1e-3:
+        lines.append(f"note     {others:,} non-members cannot resolve 0.1 %: columns below {exposed.fpr:.2%} repeat that rate")
+    if not references:
+        lines.append("next     who trains models like it tells more: add --references 16")
+    if grade is not Status.PASS:
+        size = min(256, trained)
+        lines.append(
+            "next     find the noise of private training: hauberk calibrate --epsilon 3 --delta 1e-5 "
+            f"--n {trained} --batch {size} --epochs 20"
+        )
+    return "\n".join(lines)
 
 
 def run(
