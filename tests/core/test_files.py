@@ -82,6 +82,8 @@ import os, signal, sys
 from pathlib import Path
 from hauberk.core import files
 place, ending, kind = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+if ending != signal.SIGKILL:
+    signal.signal(ending, signal.SIG_DFL)  # under nohup a hang-up is ignored, and nobody is ended
 if kind == "named":
     files._unnamed = lambda folder: None
 with files.whole_file(place) as file:

@@ -40,7 +40,8 @@ def membership(
         help="Attacks by name (hauberk list --kind inference); the first is the main one; repeatable, or a comma list. Left out: "
         "variance-prior, lira and rmia with --references, and those that need none.", rich_help_panel=_HOW)] = None,
     references: Annotated[int, typer.Option(
-        help="Models of the same architecture to train on halves of the records; even, 0 for none.", rich_help_panel=_HOW, min=0,
+        help="Models of the same architecture to train on halves of the records; even. 0: none, or four with --defence.",
+        rich_help_panel=_HOW, min=0,
     )] = 0,
     defence: Annotated[str, typer.Option(
         help="Try a change of the answers, against adversaries who know it: labels, rounding=DIGITS, top-k=K or "
