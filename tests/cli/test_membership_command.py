@@ -13,7 +13,9 @@ from torch import nn
 from typer.testing import Result
 
 from hauberk.cli.membership import conclusion
+from hauberk.core.finding import Interval
 from hauberk.core.kinds import MembershipScores
+from hauberk.core.roc import roc
 from hauberk.privacy.membership import MembershipReport
 from hauberk.privacy.membership.kept import Kept
 
@@ -136,3 +138,12 @@ def test_the_words_follow_the_figures() -> None:
     assert told[3].endswith("hauberk calibrate --epsilon 3 --delta 1e-5 --n 600 --batch 256 --epochs 20")
     told = conclusion(MembershipReport({"lira": MembershipScores(*sides)}), 600, 16).splitlines()
     assert len(told) == 2 and told[0].startswith("verdict  no record is surely given away: lira")
+    # A shift of the whole split that a classifier without the model sees, and one member in five that only the model tells.
+    others = torch.randn(2000, generator=draws).double()
+    members = torch.randn(2000, generator=draws).double() + 1.2
+    shift, spread = roc(members.numpy(), others.numpy()), Interval(0.75, 0.85, "range")
+    members = torch.cat([members[:1600] - 0.4, members[1600:] + 20])
+    alone = shift.auc, spread
+    for blind, words in ((alone, "something is given away"), ((*alone, shift), "records are given away")):
+        report = MembershipReport({"lira": MembershipScores(members, others)}, blind=blind)
+        assert conclusion(report, 600, 16).startswith(f"verdict  {words}")

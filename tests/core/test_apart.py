@@ -199,10 +199,14 @@ def test_classes_of_a_file_are_found_again(source: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(sys, "path", [*sys.path])
     model, _ = from_code(source if source.startswith("shelf") else f"shelf/{source}")
     _, x, y, index = made(1)
+    before = weights_of(copy.deepcopy(model))
+    here = pickle.loads(train_alone(Lone(copy.deepcopy(model), x, y, index[0], 0, SCHEDULE, 0.01, False)))
     post = pickle.dumps(Lone(model, x, y, index[0], 0, SCHEDULE, 0.01, False))
     for name in [type(model).__module__, "shelf.parts", "shelf", "parts"]:  # as in a process that never saw it
         sys.modules.pop(name, None)
     put_weights(model, pickle.loads(train_alone(pickle.loads(post))))
+    found = weights_of(model)
+    assert all(torch.equal(one, here[name]) and not torch.equal(one, before[name]) for name, one in found.items())
     for name in [type(model).__module__, "shelf.parts", "shelf", "parts"]:
         sys.modules.pop(name, None)
 

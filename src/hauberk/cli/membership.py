@@ -201,14 +201,15 @@ def run(
         slices[name] = (data.train.groups[name][index], data.test.groups[name][outside])
         words[name] = data.group_names.get(name, ())
     assert again is not None
-    area, spread, _ = blind_auc(sides[0][0], sides[1][0], seed=seed, labels=(sides[0][1], sides[1][1]))
+    blind = blind_auc(sides[0][0], sides[1][0], seed=seed, labels=(sides[0][1], sides[1][1]))
+    area, spread, _ = blind
     if spread.low > 0.5:
         remark(
             f"the two splits differ in themselves: a classifier that never saw the model tells them apart with an area of "
             f"{area:.3f}; part of every figure is that difference"
         )
     dealt = dealt_anew(again, *sides, seed=seed)
-    return MembershipReport(scores, slices, words, seed, dealt, (area, spread)), index, sides[0][1]
+    return MembershipReport(scores, slices, words, seed, dealt, blind), index, sides[0][1]
 
 
 def chosen_sides(data: Data, n: int, seed: int) -> tuple[tuple[Records, Records], Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from hauberk.core.errors import DataError
 from hauberk.core.finding import Curve, Evidence, Interval, Table, plain_values
 from hauberk.core.kinds import MembershipScores
-from hauberk.core.roc import auc_interval, roc
+from hauberk.core.roc import Roc, auc_interval, roc
 from hauberk.core.stats import Floats, benjamini_hochberg
 from hauberk.privacy.membership.measure import Exposure, exposure, shuffled_auc
 
@@ -64,7 +64,7 @@ class MembershipReport:
     words: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     seed: int = 0
     dealt: MembershipScores | None = None
-    blind: tuple[float, Interval] | None = None
+    blind: tuple[float, Interval] | tuple[float, Interval, Roc] | None = None
 
     def __post_init__(self) -> None:
         sizes = {(len(one.members), len(one.non_members)) for one in self.scores.values()}
@@ -219,7 +219,7 @@ class MembershipReport:
             area, reach = self.leak
             rows.append((f"{self.main}, run on sides dealt at random", f"{area:.3f}", f"{reach.low:.3f} to {reach.high:.3f}"))
         if self.blind is not None:
-            alone, sure = self.blind
+            alone, sure, *_ = self.blind
             rows.append(("inputs and labels alone, without the model", f"{alone:.3f}", f"{sure.low:.3f} to {sure.high:.3f}"))
         return Table("Control: .5 is right", ("control", "AUC", "95 % range (99.9 % of a run)"), rows)
 
